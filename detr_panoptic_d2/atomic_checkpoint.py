@@ -1,0 +1,140 @@
+"""Checkpoints that survive a crash at any moment."""
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+_TEMPORARY = ".tmp"
+
+
+class AtomicCheckpointerMixin:
+    """Put before fvcore's ``Checkpointer`` (or a child of it) in the list of bases.
+
+    Files are written under a temporary name, flushed to the disk and only then renamed, so that a
+    checkpoint is whole or not there, and ``last_checkpoint`` names only whole ones. A checkpoint
+    that is broken all the same (a full or faulty disk) is passed over for the one before.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``{name}.pth`` and make it the one that resuming starts from.
+
+        Args:
+            name: file name without suffix.
+            kwargs: further data to save.
+        """
+        if self._write(name, kwargs):
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_untagged(self, name: str, **kwargs: Any) -> None:
+        """As :meth:`save`, but resuming does not start from this one."""
+        self._write(name, kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that resuming starts from."""
+        target = Path(self.save_dir, "last_checkpoint")
+        with atomic_file(target, "w") as f:
+            f.write(last_filename_basename)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Load the newest whole checkpoint of ``save_dir``, or else the weights in ``path``.
+
+        Raises:
+            RuntimeError: there are checkpoints to resume from, but none is whole.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        return self.load(self._newest_whole())
+
+    def _write(self, name: str, extra: dict[str, Any]) -> bool:
+        if not self.save_dir or not self.save_to_disk:
+            return False
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(extra)
+        target = Path(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", target)
+        with atomic_file(target, "wb") as f:
+            torch.save(data, f)
+        return True
+
+    def _newest_whole(self) -> str:
+        """The same on every process: what the main process finds."""
+        choice = None
+        if comm.is_main_process():
+            choice = newest_whole_checkpoint(self.save_dir, self.get_checkpoint_file())
+        choice = comm.all_gather(choice)[0]
+        if choice is None:
+            raise RuntimeError(
+                f"No checkpoint in {self.save_dir} can be read. Remove the folder, or train "
+                "without --resume, to start anew."
+            )
+        return choice
+
+
+class atomic_file:
+    """Open a file for writing that appears under its name only when all of it is on the disk.
+
+    Left by an exception, it removes what was written and leaves an older file as it was.
+
+    Args:
+        path: the file to write.
+        mode: "w" (UTF-8) or "wb".
+    """
+
+    def __init__(self, path: str | os.PathLike, mode: str = "w"):
+        self._path = Path(path)
+        self._temporary = self._path.with_name(self._path.name + _TEMPORARY)
+        self._mode = mode
+
+    def __enter__(self):
+        encoding = None if "b" in self._mode else "utf-8"
+        self._file = open(self._temporary, self._mode, encoding=encoding)
+        return self._file
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        if kind is None:
+            os.replace(self._temporary, self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def newest_whole_checkpoint(folder: str, tagged: str) -> str | None:
+    """Find the checkpoint to resume from; broken ones are named in a warning.
+
+    Args:
+        folder: where the checkpoints are.
+        tagged: the one that ``last_checkpoint`` names; tried first, then the others from the
+            newest to the oldest. Checkpoints of the best result are not among them.
+
+    Returns:
+        A path, or None if none is whole.
+    """
+    others = [p for p in Path(folder).glob("*.pth") if not p.name.startswith("model_best")]
+    others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in dict.fromkeys([Path(tagged), *others]):
+        problem = _what_is_broken(path)
+        if problem is None:
+            return str(path)
+        logger.warning("Checkpoint %s cannot be used (%s); trying the one before.", path, problem)
+    return None
+
+
+def _what_is_broken(path: Path) -> str | None:
+    """torch.save writes zip files with a checksum per entry: what is wrong with this one?"""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as e:
+        return str(e)
+    return f"bad checksum in {broken}" if broken else None

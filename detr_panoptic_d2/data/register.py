@@ -1,0 +1,154 @@
+"""Registration of a user's own panoptic data, in Detectron2's standard COCO panoptic form."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from .panoptic_json import load_panoptic_json, panoptic_dicts, panoptic_metadata, read_panoptic_json
+
+# Arguments of the sets registered here, by name.
+_registered: dict[str, dict[str, str | None]] = {}
+
+
+def register_panoptic(
+    name: str,
+    image_root: str | os.PathLike,
+    panoptic_root: str | os.PathLike,
+    panoptic_json: str | os.PathLike,
+    *,
+    instances_json: str | os.PathLike | None = None,
+) -> None:
+    """Register a data set in COCO panoptic format under ``name``.
+
+    The json is read and checked at once, the list of images is built on first use. Relative paths
+    are relative to the current directory. Registering a name again with the same arguments does
+    nothing.
+
+    Args:
+        name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        image_root: folder of the images; the json's ``images`` give the names in it.
+        panoptic_root: folder of the panoptic PNGs.
+        panoptic_json: annotation file. Its ``categories`` need ``id``, ``name`` and ``isthing``;
+            ``color`` is optional.
+        instances_json: COCO instance annotations of the same images, for instance AP.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: the json is not in the format, or the name is taken.
+    """
+    arguments = {
+        "image_root": _plain_path(image_root),
+        "panoptic_root": _plain_path(panoptic_root),
+        "panoptic_json": _plain_path(panoptic_json),
+        "instances_json": None if instances_json is None else _plain_path(instances_json),
+    }
+    if is_registered(name, arguments):
+        return
+    for key in ("image_root", "panoptic_root"):
+        if not PathManager.isdir(arguments[key]):
+            raise FileNotFoundError(f"Data set '{name}': {key} '{arguments[key]}' is no folder.")
+    if instances_json is not None and not PathManager.isfile(arguments["instances_json"]):
+        raise FileNotFoundError(
+            f"Data set '{name}': instances_json '{arguments['instances_json']}' does not exist."
+        )
+    paths = {key: arguments[key] for key in ("image_root", "panoptic_root", "panoptic_json")}
+    content = read_panoptic_json(arguments["panoptic_json"])
+    metadata = panoptic_metadata(content.get("categories"), arguments["panoptic_json"])
+    panoptic_dicts(content, metadata, **paths)
+    loader = functools.partial(load_panoptic_json, **paths)
+    register_with_metadata(name, loader, metadata, **arguments)
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register every item of ``cfg.DATASETS.REGISTER``.
+
+    An item is a mapping with the arguments of :func:`register_panoptic`, relative paths being
+    relative to the current directory::
+
+        DATASETS:
+          REGISTER:
+            - {name: mine_train, image_root: mine/train, panoptic_root: mine/panoptic_train,
+               panoptic_json: mine/panoptic_train.json}
+          TRAIN: ("mine_train",)
+
+    Raises:
+        ValueError: an item is no such mapping; otherwise as :func:`register_panoptic`.
+    """
+    required = {"name", "image_root", "panoptic_root", "panoptic_json"}
+    for index, item in enumerate(cfg.DATASETS.REGISTER):
+        where = f"DATASETS.REGISTER[{index}]"
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
+        if missing := required - item.keys():
+            raise ValueError(f"{where} lacks {sorted(missing)}.")
+        if unknown := item.keys() - required - {"instances_json"}:
+            raise ValueError(
+                f"{where} has unknown keys {sorted(unknown)}; it takes {sorted(required)} and, "
+                "optionally, 'instances_json'."
+            )
+        for key, value in item.items():
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
+        register_panoptic(**item)
+
+
+def is_registered(name: str, arguments: Mapping[str, str | None]) -> bool:
+    """Whether the set is registered with these arguments.
+
+    Raises:
+        ValueError: the name is taken by another set.
+    """
+    if name not in DatasetCatalog.list():
+        return False
+    if _registered.get(name) == arguments:
+        return True
+    other = _registered.get(name, "arguments that this package does not know")
+    raise ValueError(
+        f"Data set name '{name}' is already registered with {other}. Choose another name, or call "
+        f"DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
+    )
+
+
+def register_with_metadata(
+    name: str,
+    loader: Callable[[], list[dict]],
+    metadata: dict[str, Any],
+    *,
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    instances_json: str | None = None,
+) -> None:
+    """Enter a set in Detectron2's two catalogs.
+
+    Args:
+        name: of the set.
+        loader: callable without arguments that gives the dataset dicts.
+        metadata: from :func:`panoptic_metadata`.
+        image_root: see :func:`register_panoptic`, also for the other paths.
+    """
+    DatasetCatalog.register(name, loader)
+    paths = {
+        "image_root": image_root,
+        "panoptic_root": panoptic_root,
+        "panoptic_json": panoptic_json,
+    }
+    if instances_json is not None:
+        metadata = {**metadata, "json_file": instances_json}
+    MetadataCatalog.get(name).set(
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+        **paths,
+        **metadata,
+    )
+    _registered[name] = {**paths, "instances_json": instances_json}
+
+
+def _plain_path(path: str | os.PathLike) -> str:
+    return os.path.expanduser(os.fspath(path))

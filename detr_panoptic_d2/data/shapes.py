@@ -1,0 +1,298 @@
+"""The built-in data set: coloured shapes before a sky and a ground, in COCO panoptic format.
+
+Circles, squares and triangles are things, sky and ground stuff. Images are made by seed, each one
+from its own random stream, so that the same arguments always give the same files.
+"""
+
+import colorsys
+import functools
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .panoptic_json import load_panoptic_json, panoptic_metadata
+from .register import is_registered, register_with_metadata
+
+logger = logging.getLogger(__name__)
+
+# Ids have gaps on purpose: code that takes an id for a position shows.
+CATEGORIES = [
+    {"id": 3, "name": "circle", "isthing": 1, "color": [214, 48, 49]},
+    {"id": 7, "name": "square", "isthing": 1, "color": [241, 196, 15]},
+    {"id": 12, "name": "triangle", "isthing": 1, "color": [155, 48, 200]},
+    {"id": 20, "name": "sky", "isthing": 0, "color": [116, 185, 255]},
+    {"id": 31, "name": "ground", "isthing": 0, "color": [46, 125, 70]},
+]
+_SHAPES, _SKY, _GROUND = CATEGORIES[:3], CATEGORIES[3], CATEGORIES[4]
+# One hue per shape, each +- _HUE_RANGE.
+_HUES = {"circle": 0.0, "square": 0.14, "triangle": 0.80}
+_HUE_RANGE = 0.05
+# Radius of a shape as a share of the image's side.
+_RADIUS = (0.09, 0.20)
+# A shape that would hide more than this leaves of another one is rejected.
+_MIN_VISIBLE = 0.35
+_MAX_SHAPES = 4
+
+# Changes whenever the same arguments would give other files.
+_VERSION = 1
+_STAMP = "stamp.json"
+# Images and seed of each registered split. The recipe of the demo is chosen on "tune".
+_SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
+
+
+@dataclass(frozen=True)
+class ShapesPaths:
+    """Where a split lies."""
+
+    image_root: str
+    panoptic_root: str
+    panoptic_json: str
+
+    @classmethod
+    def of(cls, root: str | os.PathLike, split: str) -> "ShapesPaths":
+        """Return the paths of a split, made or not."""
+        folder = os.path.join(os.fspath(root), split)
+        return cls(
+            os.path.join(folder, "images"),
+            os.path.join(folder, "panoptic"),
+            os.path.join(folder, "panoptic.json"),
+        )
+
+
+def register_shapes(root: str | os.PathLike | None = None) -> None:
+    """Register ``shapes_panoptic_train`` (2000 images), ``_val`` (100) and ``_tune`` (100).
+
+    Nothing is written; a split is made when it is first loaded.
+
+    Args:
+        root: folder of the splits. Default: ``shapes_panoptic`` in ``DETECTRON2_DATASETS``, which
+            itself is ``datasets`` if not set.
+
+    Raises:
+        ValueError: the names are registered already, with another root.
+    """
+    if root is None:
+        datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+        root = os.path.join(datasets, "shapes_panoptic")
+    metadata = panoptic_metadata(CATEGORIES, "shapes_panoptic")
+    for split, (num_images, seed) in _SPLITS.items():
+        name = f"shapes_panoptic_{split}"
+        paths = vars(ShapesPaths.of(root, split))
+        if is_registered(name, {**paths, "instances_json": None}):
+            continue
+        loader = functools.partial(_load, root, split, num_images, seed)
+        register_with_metadata(name, loader, metadata, **paths)
+
+
+def _load(root: str | os.PathLike, split: str, num_images: int, seed: int) -> list[dict]:
+    return load_panoptic_json(**vars(make_shapes(root, split, num_images, seed=seed)))
+
+
+def make_shapes(
+    root: str | os.PathLike, split: str, num_images: int, *, size: int = 96, seed: int
+) -> ShapesPaths:
+    """Write a split of the data set, or find it complete.
+
+    The split's folder appears in one step when all is written; an interrupted run leaves none, and
+    several processes may call this at once. A split made with other arguments is replaced.
+
+    Args:
+        root: folder of the splits; made if need be.
+        split: name of the split's folder.
+        num_images: how many.
+        size: side of the square images in pixels.
+        seed: of the random streams; image i of a seed is the same in every split.
+
+    Raises:
+        ValueError: ``num_images`` or ``size`` are too small.
+        FileExistsError: something else has the folder's name.
+    """
+    if num_images < 1 or size < 16:
+        raise ValueError(f"num_images={num_images}, size={size}: at least 1 and 16 are needed.")
+    stamp = {"version": _VERSION, "num_images": num_images, "size": size, "seed": seed}
+    folder, paths = Path(root) / split, ShapesPaths.of(root, split)
+    if _stamp_of(folder) == stamp:
+        return paths
+    logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{split}-", dir=folder.parent))
+    try:
+        new = work / "new"
+        _write_split(new, num_images, size, seed)
+        (new / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+        _move_into_place(new, folder, work / "old", stamp)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return paths
+
+
+def _stamp_of(folder: Path) -> dict | None:
+    """Return the arguments that a split was made with, None if there is none.
+
+    Raises:
+        FileExistsError: the folder was not made here.
+    """
+    if not folder.exists():
+        return None
+    try:
+        return json.loads((folder / _STAMP).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise FileExistsError(
+            f"'{folder}' exists and is no data set made by make_shapes. Choose another root or "
+            "move it away."
+        ) from None
+
+
+def _move_into_place(new: Path, folder: Path, old: Path, stamp: dict) -> None:
+    """Rename ``new`` to ``folder``, unless another process has made the same in the meantime."""
+    if _stamp_of(folder) == stamp:
+        return
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if _stamp_of(folder) != stamp:
+            raise
+
+
+def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:
+    images, annotations = [], []
+    for kind in ("images", "panoptic"):
+        (folder / kind).mkdir(parents=True)
+    for index in range(num_images):
+        pixels, ids, segments = render(np.random.default_rng((seed, index)), size)
+        file_name, image_id = f"{index:06d}.png", index + 1
+        Image.fromarray(pixels).save(folder / "images" / file_name, compress_level=1)
+        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+        Image.fromarray(rgb).save(folder / "panoptic" / file_name)
+        images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
+        annotations.append(
+            {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+        )
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "panoptic.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """Draw one image.
+
+    Args:
+        rng: source of everything random.
+        size: side in pixels.
+
+    Returns:
+        (ndarray, ndarray, list[dict]): uint8 RGB image (size, size, 3), int32 segment ids
+        (size, size), and COCO panoptic ``segments_info`` with dataset category ids.
+    """
+    grid = np.mgrid[:size, :size].astype(np.float32) / size
+    is_ground, image = _background(rng, grid)
+    labels = is_ground.astype(np.int32)  # 0 sky, 1 ground, then the shapes
+    categories = [_SKY, _GROUND]
+    full_areas: list[int] = []
+    wanted = rng.integers(1, _MAX_SHAPES + 1)
+    for _ in range(5 * _MAX_SHAPES):
+        if len(full_areas) == wanted:
+            break
+        category, mask, colors = _shape(rng, grid)
+        candidate = np.where(mask, len(categories), labels)
+        visible = np.bincount(candidate.reshape(-1), minlength=len(categories) + 1)[2:]
+        if (visible < _MIN_VISIBLE * np.array([*full_areas, mask.sum()])).any():
+            continue
+        labels = candidate
+        categories.append(category)
+        full_areas.append(int(mask.sum()))
+        image = np.where(mask[..., None], colors, image)
+    image = image * rng.uniform(0.85, 1.1) + rng.normal(0, 0.035, image.shape)
+    pixels = (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
+    return pixels, *_segments(labels, categories)
+
+
+def _background(rng: np.random.Generator, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ground's mask (size, size) and the colours (size, size, 3) of both."""
+    y, x = grid
+    horizon = rng.uniform(0.35, 0.65)
+    for waves in rng.uniform(0.5, 4.0, 3):
+        phase = rng.uniform(0, 2 * math.pi)
+        horizon = horizon + 0.08 / (1 + waves) * np.sin(2 * math.pi * waves * x + phase)
+    is_ground = y > horizon
+
+    sky = _hsv(rng.uniform(0.54, 0.62), rng.uniform(0.25, 0.6), rng.uniform(0.75, 0.95))
+    clouds = _texture(rng, grid, (0.5, 2.5), (1.0, 5.0))
+    sky_image = sky + 0.25 * y[..., None] + 0.07 * clouds[..., None]
+    ground = _hsv(rng.uniform(0.26, 0.40), rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6))
+    grass = _texture(rng, grid, (6.0, 16.0), (6.0, 16.0))
+    ground_image = ground * (1 + 0.30 * grass[..., None])
+    return is_ground, np.where(is_ground[..., None], ground_image, sky_image)
+
+
+def _texture(
+    rng: np.random.Generator,
+    grid: np.ndarray,
+    across: tuple[float, float],
+    down: tuple[float, float],
+) -> np.ndarray:
+    """Return three plane waves multiplied, within -1 and 1; frequencies are waves per side."""
+    y, x = grid
+    value = np.ones_like(x)
+    for _ in range(3):
+        fx, fy, phase = rng.uniform(*across), rng.uniform(*down), rng.uniform(0, 2 * math.pi)
+        value = value * np.sin(2 * math.pi * (rng.choice((-1, 1)) * fx * x + fy * y) + phase)
+    return value
+
+
+def _shape(rng: np.random.Generator, grid: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Return category, mask (size, size) and colours (size, size, 3) of a random shape."""
+    category = _SHAPES[rng.integers(len(_SHAPES))]
+    radius, angle = rng.uniform(*_RADIUS), rng.uniform(0, 2 * math.pi)
+    centre = rng.uniform(0.6 * radius, 1 - 0.6 * radius, 2)
+    y, x = grid[0] - centre[0], grid[1] - centre[1]
+    if category["name"] == "circle":
+        mask = x * x + y * y < radius * radius
+    else:
+        # A regular polygon: on the inner side of each edge.
+        corners = 4 if category["name"] == "square" else 3
+        normals = angle + 2 * math.pi / corners * np.arange(corners)
+        inner = radius * math.cos(math.pi / corners)
+        mask = np.all([x * math.cos(a) + y * math.sin(a) < inner for a in normals], axis=0)
+    hue = _HUES[category["name"]] + rng.uniform(-_HUE_RANGE, _HUE_RANGE)
+    color = _hsv(hue % 1.0, rng.uniform(0.7, 1.0), rng.uniform(0.6, 1.0))
+    shading = 1 + 0.8 * (x * math.cos(angle) + y * math.sin(angle))
+    return category, mask, color * shading[..., None]
+
+
+def _segments(labels: np.ndarray, categories: list[dict]) -> tuple[np.ndarray, list[dict]]:
+    """Give every label its id, a colour close to its category's, and describe it."""
+    ids = np.zeros_like(labels)
+    segments = []
+    for label, category in enumerate(categories):
+        mask = labels == label
+        if not mask.any():
+            continue
+        red, green, blue = category["color"]
+        segment_id = red + 256 * green + 65536 * (blue - label)
+        ids[mask] = segment_id
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        x, y = int(columns[0]), int(rows[0])
+        segments.append(
+            {
+                "id": segment_id,
+                "category_id": category["id"],
+                "iscrowd": 0,
+                "area": int(mask.sum()),
+                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+            }
+        )
+    return ids, segments
+
+
+def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32)

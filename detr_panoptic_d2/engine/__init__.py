@@ -1,0 +1,18 @@
+"""Training: trainer, set-up of a job, optimizer, checkpoints."""
+
+from ..atomic_checkpoint import AtomicCheckpointerMixin, atomic_file
+from .launch import launch_job
+from .optimizer import build_optimizer
+from .setup import merged_cfg, setup_cfg, setup_job
+from .trainer import PanopticTrainer
+
+__all__ = [
+    "AtomicCheckpointerMixin",
+    "PanopticTrainer",
+    "atomic_file",
+    "build_optimizer",
+    "launch_job",
+    "merged_cfg",
+    "setup_cfg",
+    "setup_job",
+]

@@ -1,0 +1,117 @@
+"""From command line arguments to a config and a running job, for every tool."""
+
+import argparse
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_detr_panoptic_config
+from ..config_files import get_config_file
+from ..data.metadata import num_classes
+from ..data.register import register_from_config
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE = __name__.split(".")[0]
+
+
+def merged_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Merge a config file and ``KEY VALUE`` pairs into the defaults. Nothing else happens.
+
+    Args:
+        config_file: a path, or the name of a config that comes with the package. "": none.
+        opts: flat list of keys and values.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    if config_file:
+        cfg.merge_from_file(resolve_config_file(config_file))
+    cfg.merge_from_list(opts or [])
+    return cfg
+
+
+def resolve_config_file(config_file: str) -> str:
+    """Return the path of a config given by path or by the name it has in the package.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    return config_file if Path(config_file).is_file() else str(get_config_file(config_file))
+
+
+def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Make the frozen config that a model can be built from.
+
+    Registers the data sets of ``DATASETS.REGISTER``, fills in ``MODEL.DETR.NUM_CLASSES`` where it
+    is -1, and takes the CPU where there is no GPU.
+
+    Args:
+        config_file, opts: see :func:`merged_cfg`.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        ValueError: a data set is not known or has another number of classes than the model.
+    """
+    cfg = merged_cfg(config_file, opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.info("No GPU was found: running on the CPU (MODEL.DEVICE cpu).")
+        cfg.MODEL.DEVICE = "cpu"
+    register_from_config(cfg)
+    _fit_num_classes(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def setup_job(args: argparse.Namespace) -> CfgNode:
+    """Set up config, logging, seeds and the output folder of a training or evaluation.
+
+    Args:
+        args: what Detectron2's ``default_argument_parser`` returns.
+    """
+    if args.config_file:
+        args.config_file = resolve_config_file(args.config_file)
+    output_dir = merged_cfg(args.config_file, args.opts).OUTPUT_DIR
+    if comm.is_main_process():
+        os.makedirs(output_dir, exist_ok=True)
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name=_PACKAGE, abbrev_name="detr")
+    cfg = setup_cfg(args.config_file, args.opts)
+    default_setup(cfg, args)
+    return cfg
+
+
+def _fit_num_classes(cfg: CfgNode) -> None:
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if name not in DatasetCatalog.list():
+            similar = difflib.get_close_matches(name, DatasetCatalog.list())
+            hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
+            raise ValueError(
+                f"DATASETS.TRAIN or TEST names '{name}', which is not a registered data set.{hint} "
+                "Own data sets go into DATASETS.REGISTER of the config, or are registered in "
+                "Python with register_panoptic."
+            )
+        count = num_classes(MetadataCatalog.get(name))
+        if cfg.MODEL.DETR.NUM_CLASSES == -1:
+            cfg.MODEL.DETR.NUM_CLASSES = count
+            logger.info("MODEL.DETR.NUM_CLASSES is %d, from data set '%s'.", count, name)
+        elif count != cfg.MODEL.DETR.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set '{name}' "
+                f"has {count} classes, things and stuff together. Set MODEL.DETR.NUM_CLASSES to "
+                f"{count}, or to -1 to have it filled in."
+            )
+    if cfg.MODEL.DETR.NUM_CLASSES < 1:
+        raise ValueError(
+            "MODEL.DETR.NUM_CLASSES is -1, and neither DATASETS.TRAIN nor DATASETS.TEST names a "
+            "data set to take it from."
+        )

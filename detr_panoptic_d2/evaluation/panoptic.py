@@ -1,0 +1,210 @@
+"""Panoptic quality, streamed: memory does not grow with the data set."""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.utils import comm
+from panopticapi.evaluation import PQStat, PQStatCat, pq_compute_single_core
+from panopticapi.utils import id2rgb
+from PIL import Image
+from tabulate import tabulate
+
+from ..atomic_checkpoint import atomic_file
+from .truth import PanopticTruth
+
+logger = logging.getLogger(__name__)
+
+_GROUPS = {"": None, "_th": True, "_st": False}
+
+
+class PanopticEvaluator(COCOPanopticEvaluator):
+    """``COCOPanopticEvaluator`` for large, partial and unusual sets; the same numbers.
+
+    - Each prediction is written to ``output_dir/panoptic`` (same relative name as the truth's
+      PNG) and compared with panopticapi at once. What the processes exchange at the end are lines
+      of json; an image that came up twice counts once.
+    - A set without things, without stuff or with nothing but void gives NaN for what cannot be
+      computed, where panopticapi divides by zero.
+    - Per-class results are returned as ``PQ-<class>``.
+
+    Args:
+        dataset_name: a registered panoptic data set.
+        output_dir: where ``panoptic/*.png`` and ``predictions.json`` (COCO's result format) go;
+            None: nothing is kept. Without a common file system each machine has its own PNGs.
+        truth: the annotations, if they are loaded already.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        truth: PanopticTruth | None = None,
+    ):
+        super().__init__(dataset_name, output_dir)
+        self._truth = truth or PanopticTruth(dataset_name)
+        self._temporary = tempfile.mkdtemp(prefix="panoptic_eval") if output_dir is None else None
+        self._folder = Path(output_dir or self._temporary)
+        self._lines_file = self._folder / f"predictions.rank{comm.get_rank()}.jsonl"
+        self._lines = None
+
+    def reset(self) -> None:
+        self._close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lines = open(self._lines_file, "w", encoding="utf-8")  # noqa: SIM115
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Write and compare predictions.
+
+        Args:
+            inputs: with ``image_id`` and ``file_name``.
+            outputs: with ``panoptic_seg``: int map H x W and list of segments with contiguous
+                ``category_id``.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            ids, segments = output["panoptic_seg"]
+            ids = ids.cpu().numpy()
+            image_id = image["image_id"]
+            name = self._truth.png_name(image_id)
+            if ids.shape != self._truth.png_size(image_id):
+                raise ValueError(
+                    f"{image['file_name']} is {ids.shape[0]} x {ids.shape[1]} (height x width), "
+                    f"but its annotation {name} is "
+                    "{} x {}.".format(*self._truth.png_size(image_id))
+                )
+            path = self._folder / "panoptic" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path, "wb") as f:
+                Image.fromarray(id2rgb(ids)).save(f, format="PNG")
+            annotation = {
+                "image_id": image_id,
+                "file_name": name,
+                "segments_info": [
+                    {
+                        "id": s["id"],
+                        "category_id": self._truth.dataset_ids[s["category_id"]],
+                    }
+                    for s in segments
+                ],
+            }
+            counts = self._compare(annotation)
+            self._lines.write(json.dumps({"annotation": annotation, "counts": counts}) + "\n")
+        self._lines.flush()
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Return ``{"panoptic_seg": {"PQ": ..., "PQ-<class>": ...}}``, percent, on rank 0."""
+        self._close()
+        lines = self._lines_file.read_text(encoding="utf-8").splitlines()
+        gathered = comm.gather(lines)
+        self._lines_file.unlink()
+        results = None
+        if comm.is_main_process():
+            results = self._summarize(itertools.chain(*gathered))
+        if self._temporary:
+            shutil.rmtree(self._temporary)
+        return results
+
+    def _close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def _compare(self, annotation: dict[str, Any]) -> list[list[float]]:
+        """Return rows of category id, sum of IoU, TP, FP, FN of one prediction on the disk."""
+        # panopticapi writes areas into the segments of the prediction.
+        predicted = [dict(s) for s in annotation["segments_info"]]
+        pair = (
+            self._truth.scored_annotation(annotation["image_id"]),
+            {**annotation, "segments_info": predicted},
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            stat = pq_compute_single_core(
+                0,
+                [pair],
+                self._truth.folder,
+                self._folder / "panoptic",
+                self._truth.categories,
+            )
+        return [
+            [category, float(s.iou), s.tp, s.fp, s.fn] for category, s in stat.pq_per_cat.items()
+        ]
+
+    def _summarize(self, lines: Iterable[str]) -> dict[str, dict[str, float]]:
+        stat, annotations = PQStat(), {}
+        for line in lines:
+            record = json.loads(line)
+            image_id = record["annotation"]["image_id"]
+            if image_id in annotations:
+                logger.warning("Image id %r was predicted twice; it counts once.", image_id)
+                continue
+            annotations[image_id] = record["annotation"]
+            for category, iou, tp, fp, fn in record["counts"]:
+                one = PQStatCat()
+                one.iou, one.tp, one.fp, one.fn = iou, tp, fp, fn
+                stat.pq_per_cat[category] += one
+        missing = len(self._truth.annotations.keys() - annotations.keys())
+        if missing:
+            logger.warning(
+                "PQ is over %d images: %d of %s were not predicted.",
+                len(annotations),
+                missing,
+                self._truth.json_file,
+            )
+        if self._output_dir:
+            with atomic_file(self._folder / "predictions.json") as f:
+                json.dump({**self._truth.json, "annotations": list(annotations.values())}, f)
+        return {"panoptic_seg": self._results(stat)}
+
+    def _results(self, stat: PQStat) -> dict[str, float]:
+        results, rows = {}, []
+        for suffix, isthing in _GROUPS.items():
+            mean, count = _average(stat, self._truth.categories, isthing)
+            results.update({f"{key}{suffix}": value for key, value in mean.items()})
+            rows.append(
+                [
+                    {"": "All", "_th": "Things", "_st": "Stuff"}[suffix],
+                    *mean.values(),
+                    count,
+                ]
+            )
+        headers = ["", "PQ", "SQ", "RQ", "#categories"]
+        table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", stralign="center")
+        logger.info("Panoptic Evaluation Results:\n%s", table)
+        if any(row[-1] == 0 for row in rows):
+            logger.info(
+                "NaN: the images have no segments of that kind, neither true nor predicted."
+            )
+        for name, dataset_id in zip(self._truth.class_names, self._truth.dataset_ids, strict=True):
+            results[f"PQ-{name}"] = _of_class(stat[dataset_id])["PQ"]
+        return results
+
+
+def _average(
+    stat: PQStat, categories: dict[int, dict], isthing: bool | None
+) -> tuple[dict[str, float], int]:
+    """Mean over the classes that occur (Kirillov et al. 2019, section 4.2), and their number."""
+    chosen = [c for c, info in categories.items() if isthing in (None, info["isthing"] == 1)]
+    occurring = [s for s in (_of_class(stat[c]) for c in chosen) if not math.isnan(s["PQ"])]
+    if not occurring:
+        return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan), 0
+    mean = {key: float(np.mean([s[key] for s in occurring])) for key in ("PQ", "SQ", "RQ")}
+    return mean, len(occurring)
+
+
+def _of_class(s: PQStatCat) -> dict[str, float]:
+    """PQ, SQ and RQ in percent; NaN for a class that does not occur."""
+    total = s.tp + 0.5 * s.fp + 0.5 * s.fn
+    if total == 0:
+        return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan)
+    sq = 100 * s.iou / s.tp if s.tp else 0.0
+    return {"PQ": 100 * s.iou / total, "SQ": sq, "RQ": 100 * s.tp / total}

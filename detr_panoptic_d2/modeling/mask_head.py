@@ -1,0 +1,201 @@
+"""Box-attention maps and the FPN-style mask head of DETR (Carion et al. 2020, section 4.4).
+
+Shapes: B images, P (image, query) pairs, C channels, M attention heads; h x w is the size of
+res5, H2 x W2 that of res2, at which masks come out.
+"""
+
+import math
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+MASK_HEAD_REGISTRY = Registry("MASK_HEAD")
+MASK_HEAD_REGISTRY.__doc__ = """
+Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's output shapes and called
+as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`MaskHeadSmallConv`.
+"""
+
+
+def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``.
+
+    Raises:
+        KeyError: if no such head is registered; the message lists those that are.
+    """
+    name = cfg.MODEL.DETR.MASK_HEAD.NAME
+    if name not in MASK_HEAD_REGISTRY:
+        known = ", ".join(sorted(k for k, _ in MASK_HEAD_REGISTRY))
+        raise KeyError(
+            f"MODEL.DETR.MASK_HEAD.NAME is {name!r}, but the registered mask heads are: {known}"
+        )
+    return MASK_HEAD_REGISTRY.get(name)(cfg, input_shape)
+
+
+class BoxAttentionMap(nn.Module):
+    """Multi-head attention of object queries over the encoded image: weights only, no values."""
+
+    def __init__(self, hidden_dim: int, nheads: int):
+        super().__init__()
+        self.nheads = nheads
+        self.q_linear = nn.Linear(hidden_dim, hidden_dim)
+        self.k_linear = nn.Linear(hidden_dim, hidden_dim)
+        self.scale = (hidden_dim / nheads) ** -0.5
+        for linear in (self.q_linear, self.k_linear):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, padding: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            queries: B x N x C decoder outputs.
+            memory: B x C x h x w encoder output.
+            padding: B x h x w bool, True on padded cells; None if there are none.
+
+        Returns:
+            B x N x M x h x w. The softmax runs over heads and cells together, as in the released
+            models: the M maps of one query sum to 1.
+        """
+        size = memory.shape[-2:]
+        q = self.q_linear(queries).unflatten(-1, (self.nheads, -1)).transpose(1, 2)
+        k = self.k_linear(memory.flatten(2).transpose(1, 2))
+        k = k.unflatten(-1, (self.nheads, -1)).permute(0, 2, 3, 1)
+        logits = ((q * self.scale) @ k).transpose(1, 2)
+        if padding is not None:
+            logits = logits.masked_fill(padding.flatten(1)[:, None, None, :], float("-inf"))
+        weights = logits.flatten(2).softmax(-1)
+        return weights.view(*logits.shape[:3], *size)
+
+
+@MASK_HEAD_REGISTRY.register()
+class MaskHeadSmallConv(nn.Module):
+    """Five 3x3 convolutions that grow the attention maps from res5 to res2, FPN style.
+
+    The sum of the layers is DETR's, but what only depends on the image is computed once per image:
+    a convolution is linear, so on [image | attention] and on (upsampled + adapter) it is the
+    sum of an image part and a query part.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        hidden_dim: int,
+        nheads: int,
+        fpn_channels: list[int],
+        chunk_bytes: int = 256 * 2**20,
+        use_checkpoint: bool = False,
+    ):
+        """
+        Args:
+            hidden_dim: C, channels of the projected res5; a multiple of 64.
+            nheads: M, channels of the attention maps.
+            fpn_channels: channels of res4, res3 and res2.
+            chunk_bytes: memory that one chunk of queries may take at inference.
+            use_checkpoint: recompute activations in the backward pass, chunk by chunk.
+        """
+        super().__init__()
+        if hidden_dim % 64:
+            raise ValueError(
+                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: {type(self).__name__} divides it by up "
+                "to 64, so it must be a multiple of 64"
+            )
+        self.hidden_dim = hidden_dim
+        self.chunk_bytes = chunk_bytes
+        self.use_checkpoint = use_checkpoint
+        dim = hidden_dim + nheads
+        widths = [dim, hidden_dim // 2, hidden_dim // 4, hidden_dim // 8, hidden_dim // 16]
+        self.lay1, self.gn1 = _conv(dim, dim), _group_norm(dim)
+        self.lay2, self.gn2 = _conv(dim, widths[1]), _group_norm(widths[1])
+        self.lay3, self.gn3 = _conv(widths[1], widths[2]), _group_norm(widths[2])
+        self.lay4, self.gn4 = _conv(widths[2], widths[3]), _group_norm(widths[3])
+        self.lay5, self.gn5 = _conv(widths[3], widths[4]), _group_norm(widths[4])
+        self.out_lay = _conv(widths[4], 1)
+        self.adapter1 = _conv(fpn_channels[0], widths[1], kernel_size=1)
+        self.adapter2 = _conv(fpn_channels[1], widths[2], kernel_size=1)
+        self.adapter3 = _conv(fpn_channels[2], widths[3], kernel_size=1)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {
+            "hidden_dim": cfg.MODEL.DETR.HIDDEN_DIM,
+            "nheads": cfg.MODEL.DETR.NHEADS,
+            "fpn_channels": [input_shape[f].channels for f in ("res4", "res3", "res2")],
+            "chunk_bytes": int(cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB * 2**20),
+            "use_checkpoint": cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD,
+        }
+
+    def forward(
+        self,
+        src_proj: torch.Tensor,
+        attention: torch.Tensor,
+        image_index: torch.Tensor,
+        fpn_features: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        Args:
+            src_proj: B x C x h x w, the projected res5.
+            attention: P x M x h x w maps of the wanted (image, query) pairs.
+            image_index: P integers, the image of each pair.
+            fpn_features: res4, res3, res2; each B x C_i x H_i x W_i.
+
+        Returns:
+            P x H2 x W2 mask logits.
+        """
+        weight = self.lay1.weight[:, : self.hidden_dim]
+        image = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
+        adapters = (self.adapter1, self.adapter2, self.adapter3)
+        image += [adapter(f) for adapter, f in zip(adapters, fpn_features, strict=True)]
+        chunk = self._chunk_size(image[-1])
+        if torch.is_grad_enabled():
+            if not self.use_checkpoint:
+                return self._query_part(attention, image_index, *image)
+            masks = [
+                checkpoint(self._query_part, a, i, *image, use_reentrant=False)
+                for a, i in zip(attention.split(chunk), image_index.split(chunk), strict=True)
+            ]
+        else:
+            masks = [
+                self._query_part(a, i, *image)
+                for a, i in zip(attention.split(chunk), image_index.split(chunk), strict=True)
+            ]
+        return torch.cat(masks)
+
+    def _chunk_size(self, finest: torch.Tensor) -> int:
+        """Pairs whose activations at the finest level fit into ``chunk_bytes``."""
+        per_pair = 4 * finest[0].numel() * finest.element_size()
+        return max(1, self.chunk_bytes // per_pair)
+
+    def _query_part(self, attention, image_index, image1, *adapted):
+        """Mask logits P x H2 x W2 of some pairs, given the per-image parts."""
+        x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
+        x = F.relu(self.gn1(x + _per_pair(image1, image_index)))
+        x = F.relu(self.gn2(self.lay2(x)))
+        stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
+        for (conv, norm), image in zip(stages, adapted, strict=True):
+            x = F.interpolate(x, size=image.shape[-2:], mode="nearest")
+            x = F.relu(norm(conv(x + _per_pair(image, image_index))))
+        return self.out_lay(x)[:, 0]
+
+
+def _per_pair(image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """The image's rows for each pair; a single image broadcasts instead of being copied."""
+    return image if image.shape[0] == 1 else image[image_index]
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """8 groups as in DETR, or as many as a narrow model allows."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)

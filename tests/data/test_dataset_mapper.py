@@ -1,0 +1,299 @@
+import logging
+import pickle
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import BoxMode
+from detectron2.utils import logger as d2_logger
+from PIL import Image
+
+from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.data import PanopticDatasetMapper
+from detr_panoptic_d2.data.dataset_mapper import build_augmentations, read_image
+from detr_panoptic_d2.data.masks import panoptic_png_to_ids, segments_to_masks
+from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
+
+
+def _cfg(sizes=(8,), max_size=1333, flip="none", crop=False):
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN = cfg.INPUT.CROP.RESIZE_MIN_SIZES = list(sizes)
+    cfg.INPUT.MIN_SIZE_TEST = sizes[-1]
+    cfg.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST = max_size
+    cfg.INPUT.RANDOM_FLIP = flip
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.PROB = crop, 1.0
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", [5, 9]
+    return cfg
+
+
+@pytest.fixture
+def first(small_set):
+    return load_panoptic_json(**small_set.paths)[0]
+
+
+def _tight(mask):
+    y, x = torch.nonzero(mask, as_tuple=True)
+    return [x.min().item(), y.min().item(), x.max().item(), y.max().item()]
+
+
+def test_training_targets(small_set, first):
+    out = PanopticDatasetMapper(_cfg(), is_train=True)(first)
+    assert set(out) == {"file_name", "image_id", "height", "width", "image", "instances"}
+    assert out["image"].shape == (3, 8, 12) and out["image"].dtype == torch.uint8
+    expected = np.asarray(Image.open(first["file_name"]))[:, :, ::-1].transpose(2, 0, 1)
+    np.testing.assert_array_equal(out["image"].numpy(), expected)
+    instances = out["instances"]
+    assert instances.gt_classes.tolist() == [0, 1] and instances.gt_classes.dtype == torch.int64
+    assert instances.gt_boxes.tensor.tolist() == [[2, 0, 11, 7], [4, 2, 7, 4]]
+    np.testing.assert_array_equal(instances.gt_masks.tensor[0].numpy(), small_set.ids == 70000)
+    assert instances.gt_masks.tensor[1].sum() == 12
+
+
+def test_dict_is_not_changed_and_mapper_pickles(first):
+    before = pickle.dumps(first)
+    mapper = pickle.loads(pickle.dumps(PanopticDatasetMapper(_cfg(flip="horizontal", crop=True))))
+    np.random.seed(3)
+    one = mapper(first)
+    np.random.seed(3)
+    two = mapper(first)
+    assert pickle.dumps(first) == before
+    assert torch.equal(one["image"], two["image"])
+    assert torch.equal(one["instances"].gt_masks.tensor, two["instances"].gt_masks.tensor)
+
+
+def test_test_mode(first):
+    cfg = _cfg(sizes=(16,), flip="horizontal", crop=True)
+    out = PanopticDatasetMapper(cfg, is_train=False)(first)
+    assert set(out) == {"file_name", "image_id", "height", "width", "image"}
+    assert out["image"].shape == (3, 16, 24) and (out["height"], out["width"]) == (8, 12)
+    with_truth = PanopticDatasetMapper(cfg, is_train=False, with_targets=True)(first)
+    assert with_truth["instances"].gt_masks.tensor.shape == (2, 16, 24)
+    assert with_truth["instances"].gt_boxes.tensor[1].tolist() == [8, 4, 15, 9]
+
+
+def test_box_stage_has_no_masks(first):
+    cfg = _cfg()
+    cfg.MODEL.MASK_ON = False
+    instances = PanopticDatasetMapper(cfg)(first)["instances"]
+    assert not instances.has("gt_masks") and len(instances) == 2
+
+
+def test_crowd_void_and_absent_are_no_targets(small_set, first):
+    small_set.ids[7, 2:] = 123
+    small_set.ids[:, 0] = 9999
+    small_set.save_ids("0.png")
+    extra = {"category_id": 2, "isthing": False}
+    first["segments_info"] += [
+        {"id": 123, "iscrowd": 1, **extra},
+        {"id": 55, "iscrowd": 0, **extra},
+    ]
+    instances = PanopticDatasetMapper(_cfg())(first)["instances"]
+    assert instances.gt_classes.tolist() == [0, 1]
+    assert (
+        not instances.gt_masks.tensor[:, 7].any() and not instances.gt_masks.tensor[:, :, 0].any()
+    )
+
+
+def test_findings_are_warned_of_once(small_set, first, caplog, monkeypatch):
+    monkeypatch.setattr(d2_logger, "_LOG_COUNTER", type(d2_logger._LOG_COUNTER)())
+    small_set.ids[:, 0] = 9999
+    small_set.save_ids("0.png")
+    first["segments_info"].append({"id": 55, "category_id": 2, "isthing": False})
+    mapper = PanopticDatasetMapper(_cfg())
+    with caplog.at_level(logging.WARNING):
+        mapper(first), mapper(first)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2 and all("0.png" in text for text in texts)
+    assert "9999" in texts[0] and "segment 55" in texts[1]
+
+
+def test_all_void_and_all_crowd(small_set, first):
+    first["segments_info"] = []
+    instances = PanopticDatasetMapper(_cfg())(first)["instances"]
+    assert len(instances) == 0 and instances.gt_masks.tensor.shape == (0, 8, 12)
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+
+
+def test_masks_and_boxes_follow_the_image(small_set, first):
+    colors = {0: (10, 200, 30), 70000: (250, 20, 60), 300: (90, 90, 255)}
+    image = np.zeros((80, 120, 3), np.uint8)
+    ids = np.kron(small_set.ids, np.ones((10, 10), np.uint32))
+    for segment_id, color in colors.items():
+        image[ids == segment_id] = color
+    small_set.ids = ids
+    small_set.save_ids("0.png")
+    Image.fromarray(image).save(first["file_name"])
+    first.update(height=80, width=120)
+    cfg = _cfg(sizes=(60, 80, 100), flip="horizontal", crop=True)
+    cfg.INPUT.CROP.SIZE, cfg.INPUT.FORMAT = [30, 60], "RGB"
+    mapper = PanopticDatasetMapper(cfg)
+    np.random.seed(0)
+    sizes = set()
+    for _ in range(25):
+        out = mapper(first)
+        instances = out["instances"]
+        sizes.add(tuple(out["image"].shape[1:]))
+        assert instances.image_size == tuple(out["image"].shape[1:])
+        assert instances.gt_masks.tensor.flatten(1).any(1).all()
+        assert instances.gt_masks.tensor.sum(0).max() <= 1
+        for row in range(len(instances)):
+            mask = instances.gt_masks.tensor[row]
+            color = colors[(70000, 300)[instances.gt_classes[row]]]
+            shown = out["image"].permute(1, 2, 0)[mask].double().median(0).values
+            assert torch.allclose(shown, torch.tensor(color).double(), atol=25)
+            assert instances.gt_boxes.tensor[row].tolist() == _tight(mask)
+    assert len(sizes) > 5
+
+
+def test_more_than_255_segments(small_set, first):
+    rng = np.random.default_rng(0)
+    known = rng.choice(np.arange(1, 1 << 24), 400, replace=False)
+    small_set.ids = np.kron(known.reshape(20, 20), np.ones((4, 4), int)).astype(np.uint32)
+    small_set.save_ids("0.png")
+    Image.new("RGB", (80, 80)).save(first["file_name"])
+    first.update(height=80, width=80)
+    first["segments_info"] = [{"id": int(i), "category_id": n % 3} for n, i in enumerate(known)]
+    instances = PanopticDatasetMapper(_cfg(sizes=(160,)))(first)["instances"]
+    masks, boxes, _ = segments_to_masks(np.kron(small_set.ids, np.ones((2, 2), int)), known)
+    np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), masks)
+    np.testing.assert_array_equal(instances.gt_boxes.tensor.numpy(), boxes)
+    assert instances.gt_classes.tolist() == [n % 3 for n in range(400)]
+
+
+def test_augmentations_of_the_config():
+    cfg = _cfg(sizes=(480, 512, 800), flip="horizontal", crop=True)
+    flip, apply, resize = build_augmentations(cfg, True)
+    assert isinstance(flip, T.RandomFlip) and isinstance(apply, T.RandomApply)
+    assert list(resize.short_edge_length) == [480, 512, 800] and resize.max_size == 1333
+    assert len(build_augmentations(_cfg(), True)) == 1
+    assert len(build_augmentations(cfg, False)) == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1"])
+def test_image_modes(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    grey = Image.new("RGB", (4, 3), (255, 255, 255))
+    grey.convert(mode).save(tmp_path / f"a.{suffix}")
+    image = read_image(tmp_path / f"a.{suffix}", "BGR")
+    assert image.shape == (3, 4, 3) and image.dtype == np.uint8 and (image == 255).all()
+
+
+def test_16_bit_is_scaled(tmp_path):
+    values = np.array([[0, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", "RGB")[0, :, 1].tolist() == [0, 1, 128, 255]
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="f.tif.*float32"):
+        read_image(tmp_path / "f.tif", "RGB")
+
+
+def test_bad_images(tmp_path, first):
+    with pytest.raises(FileNotFoundError, match="none.jpg"):
+        read_image(tmp_path / "none.jpg", "BGR")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:2000])
+    (tmp_path / "page.jpg").write_text("<html>")
+    for name in ("cut.jpg", "page.jpg"):
+        with pytest.raises(OSError, match=name):
+            read_image(tmp_path / name, "BGR")
+
+
+def test_size_mismatches(small_set, first):
+    mapper = PanopticDatasetMapper(_cfg())
+    with pytest.raises(SizeMismatchError, match="a.png.*12 wide and 8 high.*13 wide and 8 high"):
+        mapper({**first, "width": 13})
+    small_set.ids = small_set.ids.T
+    small_set.save_ids("0.png")
+    with pytest.raises(SizeMismatchError, match="0.png.*8 wide and 12 high.*a.png.*upright"):
+        mapper(first)
+    (small_set.panoptic_root / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match="0.png"):
+        mapper(first)
+
+
+def test_exif_rotation_is_applied(small_set, first):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (8, 12)).save(first["file_name"], exif=exif)
+    assert PanopticDatasetMapper(_cfg())(first)["image"].shape == (3, 8, 12)
+
+
+def test_one_pixel_and_long_images(small_set, first):
+    for height, width in ((1, 1), (5, 1200)):
+        Image.new("RGB", (width, height)).save(first["file_name"])
+        small_set.ids = np.full((height, width), 70000, np.uint32)
+        small_set.save_ids("0.png")
+        cfg = _cfg(sizes=(16,), max_size=600, flip="horizontal", crop=True)
+        out = PanopticDatasetMapper(cfg)({**first, "height": height, "width": width})
+        assert len(out["instances"]) == 1 and max(out["image"].shape[1:]) <= 600
+
+
+def test_duplicate_segment_and_no_truth(first):
+    mapper = PanopticDatasetMapper(_cfg())
+    with pytest.raises(ValueError, match="0.png.*300 is listed twice"):
+        mapper({**first, "segments_info": first["segments_info"] + first["segments_info"][1:]})
+    with pytest.raises(ValueError, match="a.png.*neither"):
+        mapper({"file_name": first["file_name"]})
+
+
+def test_instance_annotations(first):
+    mask = np.zeros((8, 12), np.uint8)
+    mask[1:4, 2:6] = 1
+    box = {"bbox": [2, 1, 4, 3], "bbox_mode": BoxMode.XYWH_ABS}
+    polygon = [[2, 1, 6, 1, 6, 4, 2, 4]]
+    annotations = [
+        {**box, "category_id": 5, "segmentation": polygon, "iscrowd": 0},
+        {**box, "category_id": 6, "segmentation": mask_util.encode(np.asfortranarray(mask))},
+        {**box, "category_id": 7, "segmentation": polygon, "iscrowd": 1},
+    ]
+    dataset_dict = {"file_name": first["file_name"], "annotations": annotations}
+    before = pickle.dumps(dataset_dict)
+    instances = PanopticDatasetMapper(_cfg(sizes=(16,)))(dataset_dict)["instances"]
+    assert pickle.dumps(dataset_dict) == before
+    assert instances.gt_classes.tolist() == [5, 6]
+    assert instances.gt_boxes.tensor.tolist() == [[4, 2, 12, 8]] * 2
+    assert instances.gt_masks.tensor.sum((1, 2)).tolist() == [48, 48]
+
+    cfg = _cfg()
+    cfg.MODEL.MASK_ON = False
+    boxes_only = PanopticDatasetMapper(cfg)(dataset_dict)["instances"]
+    assert not boxes_only.has("gt_masks")
+    assert boxes_only.gt_boxes.tensor.tolist() == [[2, 1, 6, 4]] * 2
+    empty = PanopticDatasetMapper(_cfg())({**dataset_dict, "annotations": []})["instances"]
+    assert len(empty) == 0 and empty.gt_masks.tensor.shape == (0, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("sample", "parts"),
+    [
+        ("coco_panoptic_sample", ("val2017", "panoptic_val2017", "panoptic_val2017.json")),
+        ("pennfudan_panoptic", ("val", "panoptic_val", "panoptic_val.json")),
+    ],
+)
+def test_real_data(sample_data, sample, parts):
+    root = sample_data(sample)
+    dicts = load_panoptic_json(*(str(root / part) for part in parts))
+    cfg = _cfg(sizes=(200, 240), flip="horizontal", crop=True)
+    cfg.INPUT.CROP.SIZE = [100, 200]
+    train = PanopticDatasetMapper(cfg)
+    np.random.seed(0)
+    for dataset_dict in dicts[:4]:
+        instances = train(dataset_dict)["instances"]
+        assert len(instances) > 0 and instances.gt_masks.tensor.flatten(1).any(1).all()
+
+    plain = PanopticDatasetMapper(
+        augmentations=[], image_format="BGR", with_targets=True, with_masks=True
+    )(dicts[0])["instances"]
+    infos = [s for s in dicts[0]["segments_info"] if not s["iscrowd"]]
+    ids = panoptic_png_to_ids(dicts[0]["pan_seg_file_name"])
+    masks, boxes, _ = segments_to_masks(ids, np.array([s["id"] for s in infos]))
+    np.testing.assert_array_equal(plain.gt_masks.tensor.numpy(), masks)
+    np.testing.assert_array_equal(plain.gt_boxes.tensor.numpy(), boxes)
+    assert plain.gt_classes.tolist() == [s["category_id"] for s in infos]

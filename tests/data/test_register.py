@@ -1,0 +1,205 @@
+import json
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
+
+from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.data import (
+    dataset_ids,
+    register_from_config,
+    register_panoptic,
+    thing_class_ids,
+)
+from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+
+def test_metadata_and_dicts(small_set):
+    register_panoptic("small", **small_set.paths)
+    metadata = MetadataCatalog.get("small")
+    assert dataset_ids(metadata) == [50, 4, 9]
+    assert thing_class_ids(metadata) == [1]
+    assert metadata.thing_dataset_id_to_contiguous_id == {4: 1}
+    assert metadata.thing_classes == metadata.stuff_classes == ["road", "car", "tree"]
+    assert metadata.thing_colors[1] == [0, 0, 142]
+    assert len({tuple(color) for color in metadata.stuff_colors}) == 3
+    assert metadata.evaluator_type == "coco_panoptic_seg"
+    assert not hasattr(metadata, "json_file")
+
+    first, second = DatasetCatalog.get("small")
+    assert first["file_name"] == str(small_set.image_root / "sub/a.png")
+    assert second["file_name"].endswith("b.tif")
+    assert (first["image_id"], first["height"], first["width"]) == (10, 8, 12)
+    road, car = first["segments_info"]
+    assert (road["category_id"], road["isthing"]) == (0, False)
+    assert (car["category_id"], car["isthing"]) == (1, True)
+
+
+def test_same_again_is_nothing_and_other_is_an_error(small_set):
+    register_panoptic("small", **small_set.paths)
+    register_panoptic("small", **small_set.paths)
+    other = {**small_set.paths, "image_root": str(small_set.panoptic_root)}
+    with pytest.raises(ValueError, match="'small' is already registered"):
+        register_panoptic("small", **other)
+    with pytest.raises(ValueError, match="coco_2017_val_panoptic"):
+        register_panoptic("coco_2017_val_panoptic", **small_set.paths)
+
+
+def test_instances_json(small_set, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.json"):
+        register_panoptic("s", **small_set.paths, instances_json=tmp_path / "nothing.json")
+    (tmp_path / "instances.json").write_text("{}")
+    register_panoptic("s", **small_set.paths, instances_json=tmp_path / "instances.json")
+    assert MetadataCatalog.get("s").json_file == str(tmp_path / "instances.json")
+
+
+@pytest.mark.parametrize("isthing", [0, 1])
+def test_one_kind_only(small_set, isthing):
+    for category in small_set.content["categories"]:
+        category["isthing"] = isthing
+    small_set.save()
+    register_panoptic("one_kind", **small_set.paths)
+    assert thing_class_ids(MetadataCatalog.get("one_kind")) == ([0, 1, 2] if isthing else [])
+    segments = DatasetCatalog.get("one_kind")[0]["segments_info"]
+    assert all(segment["isthing"] is bool(isthing) for segment in segments)
+
+
+def test_string_image_ids_sizes_missing_and_image_without_annotation(small_set):
+    content = small_set.content
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "frame_1"
+    del content["images"][0]["height"], content["images"][0]["width"]
+    del content["annotations"][1]
+    small_set.save()
+    register_panoptic("strings", **small_set.paths)
+    (only,) = DatasetCatalog.get("strings")
+    assert only["image_id"] == "frame_1" and "height" not in only
+
+
+def _edit(path, value):
+    """Return a function that sets ``content[path...]`` to a value."""
+
+    def edit(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return edit
+
+
+SEGMENT = ("annotations", 0, "segments_info", 0)
+BAD_CONTENT = {
+    "no categories": (_edit(("categories",), []), "'categories'"),
+    "no isthing": (lambda c: c["categories"][1].pop("isthing"), '"isthing": 1'),
+    "isthing 2": (_edit(("categories", 1, "isthing"), 2), "isthing"),
+    "no name": (lambda c: c["categories"][1].pop("name"), "'name'"),
+    "text category id": (_edit(("categories", 1, "id"), "4"), "integer 'id'"),
+    "duplicate category": (_edit(("categories", 1, "id"), 50), "has the id 50"),
+    "bad color": (_edit(("categories", 1, "color"), [0, 0, 256]), "0 to 255"),
+    "duplicate image": (_edit(("images", 1, "id"), 10), "image 10 is listed twice"),
+    "no images": (lambda c: c.pop("images"), "'images'"),
+    "bad height": (_edit(("images", 0, "height"), 0), "'height' is 0"),
+    "list as image id": (_edit(("images", 0, "id"), [1]), "integer or a string"),
+    "unknown image": (_edit(("annotations", 1, "image_id"), 99), "image 99.*no such image"),
+    "annotated twice": (_edit(("annotations", 1, "image_id"), 10), "image 10 is listed twice"),
+    "no annotations": (_edit(("annotations",), []), "no annotations"),
+    "no segments_info": (lambda c: c["annotations"][0].pop("segments_info"), "segments_info"),
+    "unknown category": (_edit((*SEGMENT, "category_id"), 77), "0.png.*category_id 77"),
+    "segment id 0": (_edit((*SEGMENT, "id"), 0), "segment id 0"),
+    "segment id 2^24": (_edit((*SEGMENT, "id"), 1 << 24), "segment id 16777216"),
+    "segment twice": (_edit((*SEGMENT, "id"), 300), "300 is listed twice"),
+    "absolute image": (_edit(("images", 0, "file_name"), "/etc/passwd"), "leads out"),
+    "parent image": (_edit(("images", 0, "file_name"), "sub/../../x.png"), "leads out"),
+    "windows parent": (_edit(("images", 0, "file_name"), "..\\x.png"), "leads out"),
+    "drive": (_edit(("annotations", 0, "file_name"), "C:\\x.png"), "leads out"),
+    "parent png": (_edit(("annotations", 0, "file_name"), "../x.png"), "leads out"),
+    "no file name": (lambda c: c["images"][0].pop("file_name"), "no 'file_name'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONTENT)
+def test_bad_content_is_named(small_set, case):
+    edit, message = BAD_CONTENT[case]
+    edit(small_set.content)
+    small_set.save()
+    with pytest.raises(ValueError, match=message) as error:
+        register_panoptic("bad", **small_set.paths)
+    assert "panoptic.json" in str(error.value)
+    assert "bad" not in DatasetCatalog.list() and "bad" not in MetadataCatalog.list()
+
+
+def test_bad_files(small_set, tmp_path):
+    paths = small_set.paths
+    with pytest.raises(FileNotFoundError, match="none.json"):
+        register_panoptic("bad", **{**paths, "panoptic_json": tmp_path / "none.json"})
+    with pytest.raises(FileNotFoundError, match="image_root.*elsewhere"):
+        register_panoptic("bad", **{**paths, "image_root": tmp_path / "elsewhere"})
+    for text in ("<html>", "[1]"):
+        small_set.panoptic_json.write_text(text)
+        with pytest.raises(ValueError, match="panoptic.json"):
+            register_panoptic("bad", **paths)
+
+
+def test_missing_first_image(small_set):
+    register_panoptic("gone", **small_set.paths)
+    (small_set.image_root / "sub/a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="a.png"):
+        DatasetCatalog.get("gone")
+
+
+def test_from_config(small_set, tmp_path):
+    item = {"name": "from_yaml", **small_set.paths}
+    (tmp_path / "c.yaml").write_text(json.dumps({"DATASETS": {"REGISTER": [item]}}))
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "c.yaml"))
+    (tmp_path / "dumped.yaml").write_text(cfg.dump())
+    cfg.merge_from_file(str(tmp_path / "dumped.yaml"))
+    register_from_config(cfg)
+    register_from_config(cfg)
+    assert len(DatasetCatalog.get("from_yaml")) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_root": None}, "'image_root' is None"),
+        ({"images": "x"}, r"unknown keys \['images'\]"),
+    ],
+)
+def test_from_config_errors(small_set, change, message):
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.DATASETS.REGISTER = [{"name": "n", **small_set.paths, **change}]
+    with pytest.raises(ValueError, match=message):
+        register_from_config(cfg)
+    cfg.DATASETS.REGISTER = [{"name": "n"}]
+    with pytest.raises(ValueError, match=r"REGISTER\[0\] lacks"):
+        register_from_config(cfg)
+    cfg.DATASETS.REGISTER = ["n"]
+    with pytest.raises(ValueError, match="mapping"):
+        register_from_config(cfg)
+
+
+def test_coco_sample_equals_detectron2(sample_data):
+    root = sample_data("coco_panoptic_sample")
+    image_root, panoptic_root = str(root / "val2017"), str(root / "panoptic_val2017")
+    panoptic_json = str(root / "panoptic_val2017.json")
+    register_panoptic("coco_sample", image_root, panoptic_root, panoptic_json)
+    ours, coco = MetadataCatalog.get("coco_sample"), MetadataCatalog.get("coco_2017_val_panoptic")
+    for key in ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"):
+        assert ours.get(key) == coco.get(key)
+    assert ours.thing_classes == coco.thing_classes
+    expected = load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, coco.as_dict())
+    for mine, theirs in zip(DatasetCatalog.get("coco_sample"), expected, strict=True):
+        assert {key: mine[key] for key in theirs} == theirs
+
+
+def test_pennfudan(sample_data):
+    root = sample_data("pennfudan_panoptic")
+    dicts = load_panoptic_json(
+        str(root / "val"), str(root / "panoptic_val"), str(root / "panoptic_val.json")
+    )
+    assert len(dicts) == 42

@@ -1,0 +1,145 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+
+from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.engine.reproducible import (
+    PositionBatchSampler,
+    SeededDataset,
+    build_train_loader,
+    seed_everything,
+    seeded,
+)
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_seeded_puts_the_states_back():
+    seed_everything(1)
+    expected = [draw(), draw()]
+    seed_everything(1)
+    first = draw()
+    with seeded(1, 2):
+        inside = draw()
+    assert [first, draw()] == expected
+    with seeded(1, 2):
+        assert draw() == inside
+    with seeded(2, 1):
+        assert draw() != inside
+
+
+def batches(count, *, start=0, wide=None, size=7, batch_size=3):
+    sampler = PositionBatchSampler(
+        lambda seed: TrainingSampler(size, seed=seed), batch_size, 5, wide
+    )
+    sampler.start = start
+    return list(itertools.islice(sampler, count))
+
+
+@pytest.mark.parametrize("wide", [None, [True, False, True, False, True, True, False]])
+def test_starts_anywhere(wide):
+    whole = batches(20, wide=wide)
+    for start in (1, 7, 13):
+        assert batches(20 - start, start=start, wide=wide) == whole[start:]
+
+
+def test_every_image_once_per_epoch():
+    indices = [index for batch in batches(7) for _, _, index in batch]
+    for epoch in range(3):
+        assert sorted(indices[7 * epoch : 7 * epoch + 7]) == list(range(7))
+
+
+def test_shapes_are_kept_apart():
+    wide = [True, False, True, False, True, True, False]
+    for batch in batches(20, wide=wide):
+        assert len({wide[index] for _, _, index in batch}) == 1
+
+
+def test_processes_share_the_batch(monkeypatch):
+    whole = batches(4, batch_size=4)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        parts.append(batches(4, batch_size=2))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert sorted(first + second) == sorted(batch)
+
+
+class NoisyMapper:
+    def __call__(self, d):
+        return {**d, "noise": draw()} if d["index"] != 3 else None
+
+
+def items(workers, start, count):
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    dicts = [{"index": i} for i in range(7)]
+    sampler = PositionBatchSampler(lambda seed: TrainingSampler(7, seed=seed), 2, 5)
+    sampler.start = start
+    loader = torch.utils.data.DataLoader(
+        SeededDataset(DatasetFromList(dicts), NoisyMapper()),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    return list(itertools.islice(loader, count))
+
+
+def test_augmentation_depends_on_the_position_only():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    whole = items(0, 0, 8)
+    assert torch.equal(state, torch.get_rng_state())
+    assert items(2, 0, 8) == whole
+    assert items(2, 3, 5) == whole[3:]
+    # The image that the mapper turns down is replaced.
+    assert all(d["index"] != 3 for batch in whole for d in batch)
+    assert len({d["noise"] for batch in whole for d in batch}) == 16
+
+
+def test_mapper_that_takes_nothing():
+    dataset = SeededDataset(DatasetFromList([{"index": 3}]), NoisyMapper())
+    with pytest.raises(RuntimeError, match="turned down"):
+        dataset[1, 0, 0]
+
+
+@pytest.fixture
+def cfg(panoptic_set, scene):
+    panoptic_set("loader_set", [scene] * 3)
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.DATASETS.TRAIN = ("loader_set",)
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "name", ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
+)
+def test_detectron2_samplers(cfg, name):
+    cfg.DATALOADER.SAMPLER_TRAIN = name
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.7
+    loader = build_train_loader(cfg, dict)
+    for batch in itertools.islice(loader, 3):
+        assert [set(d) >= {"file_name", "segments_info"} for d in batch] == [True, True]
+
+
+def test_loader_errors(cfg, monkeypatch):
+    cfg.DATALOADER.SAMPLER_TRAIN = "Best"
+    with pytest.raises(ValueError, match="'Best'; known are TrainingSampler"):
+        build_train_loader(cfg, dict)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    with pytest.raises(ValueError, match="IMS_PER_BATCH 2 .* multiple of their number, 4"):
+        build_train_loader(cfg, dict)

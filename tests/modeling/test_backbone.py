@@ -1,0 +1,434 @@
+import importlib.util
+import re
+import sys
+import urllib.error
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from torch import nn
+from torchvision import models
+
+from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.modeling.backbone import LEVELS, RenamedBackbone, check_backbone
+
+needs_timm = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="timm is not installed"
+)
+
+
+def make_cfg(builder, *options):
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = builder
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS)
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def build(builder, *options):
+    torch.manual_seed(0)
+    return build_backbone(make_cfg(builder, *options))
+
+
+def build_timm(name, *options):
+    return build("build_timm_backbone", "MODEL.DETR.BACKBONE.MODEL_NAME", name, *options)
+
+
+def build_torchvision(name, *options):
+    return build("build_torchvision_backbone", "MODEL.DETR.BACKBONE.MODEL_NAME", name, *options)
+
+
+def assert_true_shapes(backbone, size, rounding="ceil"):
+    """The features have the channels and the strides of ``output_shape()``."""
+    check_backbone(backbone)
+    with torch.no_grad():
+        outputs = backbone.eval()(torch.rand(2, 3, *size))
+    assert list(outputs) == list(LEVELS)
+    for level, shape in backbone.output_shape().items():
+        if rounding == "ceil":
+            expected = [-(-side // shape.stride) for side in size]
+        else:
+            expected = [side // shape.stride for side in size]
+        assert outputs[level].shape == (2, shape.channels, *expected)
+        assert outputs[level].is_contiguous()
+
+
+def strides(backbone):
+    return [backbone.output_shape()[level].stride for level in LEVELS]
+
+
+def load_torchvision_weights(backbone, network):
+    """Copy a torchvision network into Detectron2's ResNet by name."""
+    state = {}
+    for key, value in network.state_dict().items():
+        if key.startswith("fc.") or key.endswith("num_batches_tracked"):
+            continue
+        key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
+        key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
+        key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
+        key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        state[key] = value
+    backbone.load_state_dict(state)
+
+
+def randomize_norms(module):
+    for part in module.modules():
+        if hasattr(part, "running_var"):
+            part.running_mean.normal_(std=0.1)
+            part.running_var.uniform_(0.5, 1.5)
+            part.weight.data.uniform_(0.2, 0.6)
+            part.bias.data.normal_(std=0.1)
+
+
+def torchvision_features(network, images):
+    x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    outputs = []
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        x = layer(x)
+        outputs.append(x)
+    return outputs
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_detr_resnet_equals_torchvision(dilation, size):
+    torch.manual_seed(0)
+    network = models.resnet50(replace_stride_with_dilation=[False, False, dilation == 2]).eval()
+    randomize_norms(network)
+    backbone = build("build_detr_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", dilation).eval()
+    load_torchvision_weights(backbone, network)
+    images = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = torchvision_features(network, images)
+        outputs = backbone(images)
+    for level, feature in zip(LEVELS, expected, strict=True):
+        assert feature.abs().max() > 0.1
+        torch.testing.assert_close(outputs[level], feature, atol=1e-4, rtol=1e-4)
+
+
+def test_detectron2_dc5_is_another_network():
+    options = ("MODEL.RESNETS.RES5_DILATION", 2)
+    ours = build("build_detr_resnet_backbone", *options)
+    theirs = build("build_resnet_backbone", *options)
+    assert ours.res5[0].conv2.dilation == (1, 1)
+    assert theirs.res5[0].conv2.dilation == (2, 2)
+    assert ours.res5[1].conv2.dilation == (2, 2)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("builder", ["build_resnet_backbone", "build_detr_resnet_backbone"])
+def test_detectron2_resnet_shapes(builder, depth):
+    width = 64 if depth == 18 else 256
+    options = ("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.RES2_OUT_CHANNELS", width)
+    assert_true_shapes(build(builder, *options), (65, 97))
+
+
+@pytest.mark.parametrize(
+    ("name", "dilation", "channels"),
+    [
+        ("resnet18", 1, 512),
+        ("resnet50", 2, 2048),
+        ("resnext50_32x4d", 1, 2048),
+        ("wide_resnet50_2", 2, 2048),
+    ],
+)
+def test_torchvision_shapes(name, dilation, channels):
+    backbone = build_torchvision(name, "MODEL.RESNETS.RES5_DILATION", dilation)
+    assert backbone.output_shape()["res5"].channels == channels
+    assert strides(backbone) == [4, 8, 16, 16 if dilation == 2 else 32]
+    assert_true_shapes(backbone, (65, 97))
+
+
+def test_torchvision_keys_are_those_of_the_official_checkpoints():
+    backbone = build_torchvision("resnet50")
+    expected = {
+        f"body.{key}"
+        for key in models.resnet50().state_dict()
+        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
+    }
+    assert set(backbone.state_dict()) == expected
+    assert backbone.body.bn1.eps == 1e-5
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_torchvision_features_are_torchvisions(dilation):
+    torch.manual_seed(0)
+    network = models.resnet50(replace_stride_with_dilation=[False, False, dilation == 2]).eval()
+    randomize_norms(network)
+    backbone = build_torchvision("resnet50", "MODEL.RESNETS.RES5_DILATION", dilation).eval()
+    state = network.state_dict()
+    backbone.load_state_dict({key: state[key[5:]] for key in backbone.state_dict()})
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        expected = torchvision_features(network, images)
+        outputs = backbone(images)
+    for level, feature in zip(LEVELS, expected, strict=True):
+        torch.testing.assert_close(outputs[level], feature, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("freeze_at", [0, 1, 2, 5])
+def test_torchvision_freezing(freeze_at):
+    backbone = build_torchvision(
+        "resnet18", "MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.RESNETS.NORM", "BN"
+    )
+    stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
+    for number, names in enumerate(stages, start=1):
+        parts = [getattr(backbone.body, name) for name in names]
+        trained = {p.requires_grad for part in parts for p in part.parameters()}
+        norms = {type(m) for part in parts for m in part.modules() if hasattr(m, "running_var")}
+        assert trained == {number > freeze_at}
+        assert norms == {FrozenBatchNorm2d if number <= freeze_at else nn.BatchNorm2d}
+
+
+def test_torchvision_group_norm():
+    backbone = build_torchvision("resnet18", "MODEL.RESNETS.NORM", "GN")
+    assert isinstance(backbone.body.bn1, nn.GroupNorm)
+    assert_true_shapes(backbone, (64, 96))
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_torchvision_imagenet_weights(monkeypatch, norm):
+    torch.manual_seed(1)
+    state = models.resnet18().state_dict()
+    state["bn1.running_mean"].fill_(3.0)
+    monkeypatch.setattr(
+        models.ResNet18_Weights, "get_state_dict", lambda self, **options: dict(state)
+    )
+    options = ("MODEL.DETR.BACKBONE.PRETRAINED", True, "MODEL.RESNETS.NORM", norm)
+    backbone = build_torchvision("resnet18", *options)
+    assert torch.equal(backbone.body.bn1.running_mean, state["bn1.running_mean"])
+    assert torch.equal(backbone.body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
+    with pytest.raises(ValueError, match="MODEL.RESNETS.NORM"):
+        build_torchvision("resnet18", *options[:3], "GN")
+
+
+def test_torchvision_offline(monkeypatch):
+    def fail(self, **options):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", fail)
+    with pytest.raises(RuntimeError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
+        build_torchvision("resnet18", "MODEL.DETR.BACKBONE.PRETRAINED", True)
+
+
+def test_torchvision_errors():
+    with pytest.raises(ValueError, match="'resnet51'.*resnet50"):
+        build_torchvision("resnet51")
+    with pytest.raises(ValueError, match="RES5_DILATION.*resnet18"):
+        build_torchvision("resnet18", "MODEL.RESNETS.RES5_DILATION", 2)
+    with pytest.raises(ValueError, match="RES5_DILATION is 3"):
+        build_torchvision("resnet50", "MODEL.RESNETS.RES5_DILATION", 3)
+    cfg = make_cfg("build_torchvision_backbone")
+    with pytest.raises(ValueError, match="4 channels"):
+        build_backbone(cfg, ShapeSpec(channels=4))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        ("convnext_atto", "floor"),
+        ("swin_tiny_patch4_window7_224", "ceil"),
+        ("efficientnet_b0", "ceil"),
+        ("resnet18", "ceil"),
+    ],
+)
+def test_timm_shapes(name, rounding):
+    backbone = build_timm(name)
+    assert backbone.training
+    assert strides(backbone) == [4, 8, 16, 32]
+    for size in ((64, 96), (65, 97), (230, 100)):
+        assert_true_shapes(backbone, size, rounding)
+
+
+@needs_timm
+def test_timm_swin_padding_is_invisible_on_multiples_of_32():
+    backbone = build_timm("swin_tiny_patch4_window7_224").eval()
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        outputs, features = backbone(images), backbone.body(images)
+    for level, feature in zip(LEVELS, features, strict=True):
+        torch.testing.assert_close(outputs[level], feature.permute(0, 3, 1, 2))
+
+
+@needs_timm
+def test_timm_dilated():
+    backbone = build_timm("resnet18", "MODEL.RESNETS.RES5_DILATION", 2)
+    assert strides(backbone) == [4, 8, 16, 16]
+    assert_true_shapes(backbone, (65, 97))
+
+
+@needs_timm
+def test_timm_norms_and_freezing():
+    frozen = build_timm("resnet18", "MODEL.BACKBONE.FREEZE_AT", 0)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
+    assert frozen.body.conv1.weight.requires_grad
+    for name, first_trained in (("resnet18", "layer2.0"), ("convnext_atto", "stages_1.")):
+        backbone = build_timm(name, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "BN")
+        trained = [key for key, p in backbone.body.named_parameters() if p.requires_grad]
+        stuck = [key for key, p in backbone.body.named_parameters() if not p.requires_grad]
+        assert trained[0].startswith(first_trained)
+        assert stuck and all(key.startswith(("conv1", "bn1", "layer1", "stem", "stages_0"))
+                             for key in stuck)  # fmt: skip
+    efficientnet = build_timm(
+        "efficientnet_b0", "MODEL.BACKBONE.FREEZE_AT", 1, "MODEL.RESNETS.NORM", "BN"
+    )
+    trained = [key for key, p in efficientnet.body.named_parameters() if p.requires_grad]
+    assert trained[0].startswith("blocks.1.")
+    assert not isinstance(efficientnet.body.bn1, nn.BatchNorm2d)
+    assert isinstance(efficientnet.body.blocks[1][0].bn1, nn.BatchNorm2d)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", "vit_tiny_patch16_224.*strides .16, 16, 16"),
+        ("hiera_tiny_224", "hiera_tiny_224.*one fixed size"),
+        ("no_such_model", "no_such_model.*list_models"),
+    ],
+)
+def test_timm_errors(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_timm(name)
+
+
+@needs_timm
+def test_timm_offline(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def fail(name, *, pretrained, **options):
+        if pretrained:
+            raise ConnectionError("no route to host")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(RuntimeError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
+        build_timm("resnet18", "MODEL.DETR.BACKBONE.PRETRAINED", True)
+
+
+def test_timm_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'detr_panoptic_d2\[timm\]'"):
+        build_timm("resnet18")
+
+
+def test_renamed_fpn():
+    backbone = build(
+        "build_renamed_backbone",
+        "MODEL.DETR.BACKBONE.MODEL_NAME", "build_resnet_fpn_backbone",
+        "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+        "MODEL.RESNETS.NORM", "BN",
+    )  # fmt: skip
+    assert isinstance(backbone, RenamedBackbone)
+    assert backbone.size_divisibility == backbone.body.size_divisibility == 32
+    assert backbone.padding_constraints == backbone.body.padding_constraints
+    assert strides(backbone) == [4, 8, 16, 32]
+    assert_true_shapes(backbone, (64, 96))
+
+
+SWIN = (
+    "MODEL.DETR.BACKBONE.MODEL_NAME", "build_swin_backbone",
+    "MODEL.DETR.BACKBONE.FEATURES", ["p0", "p1", "p2", "p3"],
+    "MODEL.DETR.BACKBONE.SWIN.EMBED_DIM", 12,
+    "MODEL.DETR.BACKBONE.SWIN.DEPTHS", [1, 1, 2, 1],
+    "MODEL.DETR.BACKBONE.SWIN.NUM_HEADS", [1, 2, 3, 4],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97)])
+def test_renamed_swin(size):
+    backbone = build("build_renamed_backbone", *SWIN)
+    assert backbone.size_divisibility == 0
+    assert [backbone.output_shape()[level].channels for level in LEVELS] == [12, 24, 48, 96]
+    assert_true_shapes(backbone, size)
+
+
+@pytest.mark.parametrize(
+    ("freeze_at", "first_trained"), [(0, "patch_embed"), (1, "layers.0"), (2, "layers.1")]
+)
+def test_swin_freezing(freeze_at, first_trained):
+    backbone = build("build_renamed_backbone", *SWIN, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
+    trained = [key for key, p in backbone.body.named_parameters() if p.requires_grad]
+    assert trained[0].startswith(first_trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "message"),
+    [
+        ("no_such_backbone", ["res2", "res3", "res4", "res5"], "no_such_backbone.*build_resnet"),
+        ("build_renamed_backbone", ["res2", "res3", "res4", "res5"], "wraps one of"),
+        ("build_resnet_backbone", ["p2", "p3", "res4", "res5"], r"FEATURES names \['p2', 'p3'\]"),
+        ("build_resnet_backbone", ["res3", "res4", "res5"], "must name four levels"),
+        ("build_resnet_backbone", ["res5", "res4", "res3", "res2"], "finest first"),
+    ],
+)
+def test_renamed_errors(name, features, message):
+    with pytest.raises(ValueError, match=message):
+        build(
+            "build_renamed_backbone",
+            "MODEL.DETR.BACKBONE.MODEL_NAME", name,
+            "MODEL.DETR.BACKBONE.FEATURES", features,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_narrow_resnet(dilation, norm):
+    backbone = build(
+        "build_narrow_resnet_backbone",
+        "MODEL.RESNETS.RES5_DILATION", dilation,
+        "MODEL.RESNETS.NORM", norm,
+        "MODEL.BACKBONE.FREEZE_AT", 0,
+    )  # fmt: skip
+    assert isinstance(backbone, ResNet) and isinstance(backbone.stem, BasicStem)
+    assert sum(p.numel() for p in backbone.parameters()) < 1_200_000
+    assert [backbone.output_shape()[level].channels for level in LEVELS] == [16, 32, 64, 128]
+    assert strides(backbone) == [4, 8, 16, 16 if dilation == 2 else 32]
+    assert_true_shapes(backbone, (96, 96))
+    assert_true_shapes(backbone, (65, 97))
+
+
+def test_narrow_resnet_trains_every_parameter():
+    backbone = build(
+        "build_narrow_resnet_backbone",
+        "MODEL.RESNETS.NORM", "BN",
+        "MODEL.BACKBONE.FREEZE_AT", 0,
+        "MODEL.DETR.BACKBONE.BLOCKS", [1, 2, 1, 1],
+    )  # fmt: skip
+    sum(feature.mean() for feature in backbone(torch.rand(2, 3, 64, 96)).values()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("WIDTHS", [16, 32, 64], "four positive numbers"),
+        ("BLOCKS", [1, 0, 1, 1], "four positive numbers"),
+        ("WIDTHS", [16, 16, 64, 128], "must change its width"),
+    ],
+)
+def test_narrow_resnet_errors(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        build("build_narrow_resnet_backbone", f"MODEL.DETR.BACKBONE.{key}", value)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        build("build_narrow_resnet_backbone", "MODEL.RESNETS.NORM", "GN")
+
+
+def test_check_backbone_names_what_is_missing():
+    backbone = build("build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"])
+    with pytest.raises(ValueError, match=r"\['res2', 'res3'\].*OUT_FEATURES"):
+        check_backbone(backbone)
+
+
+def test_builders_are_registered():
+    for name in ("detr_resnet", "torchvision", "timm", "renamed", "narrow_resnet", "swin"):
+        assert f"build_{name}_backbone" in BACKBONE_REGISTRY
