@@ -115,7 +115,5 @@ class HungarianMatcher(nn.Module):
         cost_bbox = (boxes - truth).abs().sum(-1)
         cost_giou = -generalized_iou(boxes, truth)
         return (
-            self.cost_class * cost_class
-            + self.cost_bbox * cost_bbox
-            + self.cost_giou * cost_giou
+            self.cost_class * cost_class + self.cost_bbox * cost_bbox + self.cost_giou * cost_giou
         )
