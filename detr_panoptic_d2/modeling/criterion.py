@@ -113,11 +113,11 @@ class SetCriterion(nn.Module):
             targets: the ground truth.
             matches: what :class:`HungarianMatcher` made of them.
         """
+        rows_per_image = matches.target[-1].split(matches.counts)
         truth = [
             masks[rows]
-            for masks, rows in zip(
-                target_masks, matches.target[-1].split(matches.counts), strict=True
-            )
+            for masks, rows in zip(target_masks, rows_per_image, strict=True)
+            if len(rows)
         ]
         truth = [mask for masks in truth for mask in masks]
         chunk = max(1, _PIXELS_PER_CHUNK // (canvas[0] * canvas[1]))

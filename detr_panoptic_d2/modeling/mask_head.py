@@ -94,17 +94,17 @@ class MaskHeadSmallConv(nn.Module):
     ):
         """
         Args:
-            hidden_dim: C, channels of the projected res5; a multiple of 64.
+            hidden_dim: C, channels of the projected res5; a multiple of 16.
             nheads: M, channels of the attention maps.
             fpn_channels: channels of res4, res3 and res2.
             chunk_bytes: memory that one chunk of queries may take at inference.
             use_checkpoint: recompute activations in the backward pass, chunk by chunk.
         """
         super().__init__()
-        if hidden_dim % 64:
+        if hidden_dim % 16:
             raise ValueError(
-                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: {type(self).__name__} divides it by up "
-                "to 64, so it must be a multiple of 64"
+                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: {type(self).__name__} divides it by "
+                "16, so it must be a multiple of 16"
             )
         self.hidden_dim = hidden_dim
         self.chunk_bytes = chunk_bytes
