@@ -10,7 +10,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn import functional as F
@@ -18,8 +18,11 @@ from torchvision.ops import box_convert
 
 from .data.metadata import num_classes as metadata_num_classes
 from .data.metadata import thing_class_ids
-from .inference import Frame, build_panoptic_inference, masks_at_output, semantic_scores
+from .inference import Frame, build_panoptic_inference
+from .instances import best_things, to_instances
+from .mask_ops import semantic_scores
 from .modeling.backbone import check_backbone
+from .modeling.box_head import BoxHead
 from .modeling.criterion import SetCriterion, zero_of
 from .modeling.fold import FoldedCache
 from .modeling.mask_head import BoxAttentionMap, build_mask_head
@@ -50,21 +53,6 @@ class Detections(NamedTuple):
     hs: torch.Tensor
     pred_logits: torch.Tensor
     pred_boxes: torch.Tensor
-
-
-class BoxHead(nn.Module):
-    """The three-layer perceptron that predicts boxes."""
-
-    def __init__(self, hidden_dim: int):
-        super().__init__()
-        widths = [hidden_dim, hidden_dim, 4]
-        self.layers = nn.ModuleList(nn.Linear(hidden_dim, width) for width in widths)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., 4) in [0, 1]."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x).sigmoid()
 
 
 @META_ARCH_REGISTRY.register()
@@ -305,18 +293,21 @@ class PanopticDETR(nn.Module):
 
         Args:
             detections: of the whole batch.
-            image_index, query_index: P indices, grouped by image.
+            image_index, query_index: P indices, grouped by image; best on the host, so that the
+                GPU need not be waited for.
 
         Returns:
             P x H2 x W2 at the resolution of res2.
         """
         batch = detections.src_proj.shape[0]
         counts = torch.bincount(image_index, minlength=batch)
-        start = counts.cumsum(0) - counts
-        slot = torch.arange(len(image_index), device=self.device) - start[image_index]
-        width = len(image_index) if batch == 1 else int(counts.max())
-        wanted = query_index.new_zeros(batch, width)
+        slot = torch.arange(len(image_index), device=counts.device)
+        slot = slot - (counts.cumsum(0) - counts)[image_index]
+        wanted = query_index.new_zeros(batch, int(counts.max()))
         wanted[image_index, slot] = query_index
+        image_index, slot, wanted = (
+            t.to(self.device, non_blocking=True) for t in (image_index, slot, wanted)
+        )
         hs = detections.hs[-1]
         queries = hs.gather(1, wanted[..., None].expand(-1, -1, hs.shape[-1]))
         attention = self.bbox_attention(queries, detections.memory, detections.padding)
@@ -378,60 +369,53 @@ class PanopticDETR(nn.Module):
         out = self.detect(images)
         logits = out.pred_logits[-1]
         scores, labels = logits.float().softmax(-1).max(-1)
-        panoptic = torch.zeros_like(labels, dtype=torch.bool)
+        nothing = torch.zeros_like(labels, dtype=torch.bool)
+        panoptic = instance = nothing
         if self.panoptic_on or self.semantic_on:
             panoptic = self.panoptic_inference.keep(logits)
-        instance = self._instance_queries(scores, labels) if self.instance_on else ~panoptic & False
-        wanted = panoptic | instance if self.mask_head is not None else panoptic
-        image_index, query_index = wanted.nonzero(as_tuple=True)
-        masks = None
-        if len(image_index):
-            masks = self.predict_masks(out, image_index, query_index)
+        if self.instance_on:
+            instance = best_things(scores, labels, self.is_thing, self.max_instances)
+        # What follows chooses queries on the host, after this one transfer.
+        host = torch.stack([scores, labels.float(), panoptic.float(), instance.float()]).cpu()
+        scores, labels = host[0], host[1].long()
+        panoptic, instance = host[2].bool(), host[3].bool()
+        wanted = panoptic | instance
+        masks = [None] * len(batched_inputs)
+        if self.mask_head is not None:
+            pairs = wanted.nonzero(as_tuple=True)
+            masks = self.predict_masks(out, *pairs).split(wanted.sum(1).tolist())
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             size = (int(size[0]), int(size[1]))
             output = (x.get("height", size[0]), x.get("width", size[1]))
             frame = Frame(tuple(images.tensor.shape[-2:]), size, output)
-            here = image_index == i
-            queries = query_index[here]
-            mask = out.src_proj.new_zeros((0, 1, 1)) if masks is None else masks[here]
             result = {}
-            rows = panoptic[i][queries]
-            kept = (mask[rows], scores[i][queries][rows], labels[i][queries][rows])
-            if self.panoptic_on:
-                result["panoptic_seg"] = self.panoptic_inference(*kept, frame)
-            if self.semantic_on:
-                result["sem_seg"] = semantic_scores(*kept, self.num_classes, frame)
+            if self.panoptic_on or self.semantic_on:
+                kept = panoptic[i]
+                chosen = (
+                    _rows(masks[i], kept[wanted[i]]),
+                    scores[i, kept],
+                    labels[i, kept],
+                )
+                if self.panoptic_on:
+                    result["panoptic_seg"] = self.panoptic_inference(*chosen, frame)
+                if self.semantic_on:
+                    result["sem_seg"] = semantic_scores(*chosen, self.num_classes, frame)
             if self.instance_on:
-                chosen = instance[i].nonzero()[:, 0]
-                result["instances"] = self._instances(
-                    out.pred_boxes[-1, i, chosen],
-                    scores[i, chosen],
-                    labels[i, chosen],
-                    mask[instance[i][queries]] if self.mask_head is not None else None,
+                kept = instance[i]
+                result["instances"] = to_instances(
+                    _rows(out.pred_boxes[-1, i], kept),
+                    scores[i, kept].to(self.device),
+                    labels[i, kept].to(self.device),
+                    None if masks[i] is None else _rows(masks[i], kept[wanted[i]]),
                     frame,
                 )
             results.append(result)
         return results
 
-    def _instance_queries(self, scores, labels):
-        """The best ``max_instances`` queries per image whose class is a thing: B x N bool."""
-        thing = self.is_thing[labels]
-        if scores.shape[1] <= self.max_instances:
-            return thing
-        best = (scores * thing).topk(self.max_instances, dim=1).indices
-        return torch.zeros_like(thing).scatter_(1, best, True) & thing
 
-    def _instances(self, boxes, scores, labels, mask_logits, frame) -> Instances:
-        """Instances at the output size, best score first."""
-        order = scores.argsort(descending=True)
-        height, width = frame.output
-        scale = boxes.new_tensor([width, height, width, height])
-        result = Instances(frame.output)
-        result.pred_boxes = Boxes(box_convert(boxes[order].float(), "cxcywh", "xyxy") * scale)
-        result.pred_boxes.clip(frame.output)
-        result.scores = scores[order]
-        result.pred_classes = labels[order]
-        if mask_logits is not None:
-            result.pred_masks = masks_at_output(mask_logits[order], frame)
-        return result
+def _rows(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor on any device by a bool vector on the host, without waiting for it."""
+    if bool(keep.all()):
+        return values
+    return values[keep.nonzero()[:, 0].to(values.device, non_blocking=True)]

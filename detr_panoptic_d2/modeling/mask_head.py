@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .phase_conv import upsampled_conv
+
 MASK_HEAD_REGISTRY = Registry("MASK_HEAD")
 MASK_HEAD_REGISTRY.__doc__ = """
 Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's output shapes and called
@@ -79,7 +81,8 @@ class MaskHeadSmallConv(nn.Module):
 
     The sum of the layers is DETR's, but what only depends on the image is computed once per image:
     a convolution is linear, so on [image | attention] and on (upsampled + adapter) it is the
-    sum of an image part and a query part.
+    sum of an image part and a query part. The query part never makes the upsampled maps: see
+    :mod:`.phase_conv`.
     """
 
     @configurable
@@ -148,45 +151,52 @@ class MaskHeadSmallConv(nn.Module):
         Returns:
             P x H2 x W2 mask logits.
         """
-        weight = self.lay1.weight[:, : self.hidden_dim]
-        image = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
-        adapters = (self.adapter1, self.adapter2, self.adapter3)
-        image += [adapter(f) for adapter, f in zip(adapters, fpn_features, strict=True)]
+        if not len(attention):
+            return src_proj.new_zeros((0, *fpn_features[-1].shape[-2:]))
+        image = self._image_part(src_proj, fpn_features)
+        if torch.is_grad_enabled() and not self.use_checkpoint:
+            return self._query_part(attention, image_index, *image)
+        masks = []
         chunk = self._chunk_size(image[-1])
-        if torch.is_grad_enabled():
-            if not self.use_checkpoint:
-                return self._query_part(attention, image_index, *image)
-            masks = [
-                checkpoint(self._query_part, a, i, *image, use_reentrant=False)
-                for a, i in zip(attention.split(chunk), image_index.split(chunk), strict=True)
-            ]
-        else:
-            masks = [
-                self._query_part(a, i, *image)
-                for a, i in zip(attention.split(chunk), image_index.split(chunk), strict=True)
-            ]
+        for maps, index in zip(attention.split(chunk), image_index.split(chunk), strict=True):
+            if torch.is_grad_enabled():
+                part = checkpoint(self._query_part, maps, index, *image, use_reentrant=False)
+            else:
+                part = self._query_part(maps, index, *image)
+            masks.append(part)
         return torch.cat(masks)
+
+    def _image_part(self, src_proj, fpn_features) -> list[torch.Tensor]:
+        """What the first convolution and those behind the adapters make of the image alone."""
+        weight = self.lay1.weight[:, : self.hidden_dim]
+        parts = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
+        adapters = (self.adapter1, self.adapter2, self.adapter3)
+        layers = (self.lay3, self.lay4, self.lay5)
+        for layer, adapter, feature in zip(layers, adapters, fpn_features, strict=True):
+            parts.append(layer(adapter(feature)))
+        return parts
 
     def _chunk_size(self, finest: torch.Tensor) -> int:
         """Pairs whose activations at the finest level fit into ``chunk_bytes``."""
         per_pair = 4 * finest[0].numel() * finest.element_size()
         return max(1, self.chunk_bytes // per_pair)
 
-    def _query_part(self, attention, image_index, image1, *adapted):
+    def _query_part(self, attention, image_index, *image):
         """Mask logits P x H2 x W2 of some pairs, given the per-image parts."""
+        attention = attention.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
-        x = F.relu(self.gn1(x + _per_pair(image1, image_index)))
-        x = F.relu(self.gn2(self.lay2(x)))
+        x = F.relu(self.gn1(_add_image(x, image[0], image_index)), inplace=True)
+        x = F.relu(self.gn2(self.lay2(x)), inplace=True)
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
-        for (conv, norm), image in zip(stages, adapted, strict=True):
-            x = F.interpolate(x, size=image.shape[-2:], mode="nearest")
-            x = F.relu(norm(conv(x + _per_pair(image, image_index))))
+        for (layer, norm), part in zip(stages, image[1:], strict=True):
+            x = upsampled_conv(x, part.shape[-2:], layer.weight)
+            x = F.relu(norm(_add_image(x, part, image_index)), inplace=True)
         return self.out_lay(x)[:, 0]
 
 
-def _per_pair(image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-    """The image's rows for each pair; a single image broadcasts instead of being copied."""
-    return image if image.shape[0] == 1 else image[image_index]
+def _add_image(x: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """Add to each pair, in place, its image's part; a single image is not copied for it."""
+    return x.add_(image if image.shape[0] == 1 else image[image_index])
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:

@@ -1,0 +1,161 @@
+"""Pure functions on mask logits: resizing without the padding, argmax, binary masks, class scores.
+
+Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W the output image.
+Everything stays on the device of the masks; pixels are never looped over.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# Values of upsampled mask logits held at one time.
+_VALUES_PER_STRIP = 2**25
+
+
+class Frame(NamedTuple):
+    """Where an image lies on the mask grid, all as (height, width) in pixels.
+
+    Attributes:
+        canvas: size of the padded network input, which the mask grid covers.
+        image: size of the image on the canvas, without padding.
+        output: size that results are wanted in.
+    """
+
+    canvas: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]
+
+
+def _source_pixels(size: int, image: int, device: torch.device) -> torch.Tensor:
+    """For each of ``size`` output pixels the nearest of ``image`` network-input pixels."""
+    centre = (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (image / size)
+    return centre.floor().clamp(max=image - 1)
+
+
+def _bilinear_taps(pixels: torch.Tensor, canvas: int, grid: int):
+    """Grid cells and weights that bilinear upsampling from ``grid`` to ``canvas`` cells
+    (``align_corners=False``) uses at the given canvas pixels.
+
+    Returns:
+        lower cell, upper cell (int64) and weight of the upper one (float32), like ``pixels``.
+    """
+    position = ((pixels + 0.5) * (grid / canvas) - 0.5).clamp(min=0)
+    lower = position.floor().clamp(max=grid - 1)
+    upper = (lower + 1).clamp(max=grid - 1)
+    return lower.long(), upper.long(), (position - lower).float()
+
+
+def output_taps(frame: Frame, grid: tuple[int, int], device: torch.device):
+    """Taps of output rows and of output columns on a mask grid of size ``grid``.
+
+    The official code upsamples logits to the network input and takes the nearest of its pixels
+    for each output pixel; here only those pixels are computed, and padding is cropped away.
+    """
+    return [
+        _bilinear_taps(_source_pixels(frame.output[d], frame.image[d], device), frame.canvas[d], g)
+        for d, g in enumerate(grid)
+    ]
+
+
+def resize_strips(mask_logits: torch.Tensor, frame: Frame):
+    """Mask logits at the output size, in strips of rows of bounded memory.
+
+    Args:
+        mask_logits: Q x h x w.
+        frame: sizes of canvas, image and output.
+
+    Yields:
+        (slice of output rows, Q x rows x W float32 logits).
+    """
+    rows, columns = output_taps(frame, mask_logits.shape[-2:], mask_logits.device)
+    mask_logits = mask_logits.float()
+    left, right, weight = columns
+    wide = torch.lerp(mask_logits[:, :, left], mask_logits[:, :, right], weight)
+    height, width = frame.output
+    step = max(1, _VALUES_PER_STRIP // (max(1, len(mask_logits)) * width))
+    top, bottom, weight = rows
+    for start in range(0, height, step):
+        part = slice(start, min(height, start + step))
+        strip = torch.lerp(wide[:, top[part]], wide[:, bottom[part]], weight[part, None])
+        yield part, strip
+
+
+def argmax_at_output(
+    mask_logits: torch.Tensor, frame: Frame, segments: list[list[int]] | None = None
+) -> tuple[torch.Tensor, list[int] | None]:
+    """The query of greatest logit at every output pixel. (A softmax would not change it.)
+
+    Args:
+        mask_logits: Q x h x w, Q > 0.
+        frame: sizes of canvas, image and output.
+        segments: if given, the queries of each segment; the area of each segment's own mask
+            (where any of its queries has a logit of at least 0) is then counted as well.
+
+    Returns:
+        H x W int64 query indices, and the own area of each segment or None.
+    """
+    owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
+    own_area = 0
+    for part, strip in resize_strips(mask_logits, frame):
+        torch.argmax(strip, 0, out=owner[part])
+        if segments is not None:
+            inside = strip >= 0
+            own_area += torch.stack([inside[queries].any(0).sum() for queries in segments])
+    return owner, None if segments is None else own_area.tolist()
+
+
+def reassign(
+    mask_logits: torch.Tensor, frame: Frame, owner: torch.Tensor, lost: list[int], alive: list[int]
+) -> None:
+    """Give the pixels of lost queries to the best living query; changes ``owner`` in place.
+
+    Args:
+        mask_logits: Q x h x w.
+        frame: sizes of canvas, image and output.
+        owner: H x W query indices.
+        lost, alive: query indices.
+    """
+    device = owner.device
+    gone = torch.zeros(len(mask_logits), dtype=torch.bool, device=device)
+    gone[lost] = True
+    alive = torch.as_tensor(alive, device=device)
+    rows, columns = output_taps(frame, mask_logits.shape[-2:], device)
+    y, x = gone[owner].nonzero(as_tuple=True)
+    step = max(1, _VALUES_PER_STRIP // (4 * len(alive)))
+    living = mask_logits[alive].float()
+    for yy, xx in zip(y.split(step), x.split(step), strict=True):
+        top, bottom, weight_y = (t[yy] for t in rows)
+        left, right, weight_x = (t[xx] for t in columns)
+        upper = torch.lerp(living[:, top, left], living[:, top, right], weight_x)
+        lower = torch.lerp(living[:, bottom, left], living[:, bottom, right], weight_x)
+        owner[yy, xx] = alive[torch.lerp(upper, lower, weight_y).argmax(0)]
+
+
+def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """Binary masks Q x H x W (probability above one half) of Q x h x w logits."""
+    masks = torch.empty(
+        (len(mask_logits), *frame.output), dtype=torch.bool, device=mask_logits.device
+    )
+    for part, strip in resize_strips(mask_logits, frame):
+        masks[:, part] = strip > 0
+    return masks
+
+
+def semantic_scores(
+    mask_logits: torch.Tensor,
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    frame: Frame,
+) -> torch.Tensor:
+    """Class scores per pixel: the sum over queries of class probability times mask probability
+    (Cheng et al. 2021, MaskFormer, section 3.4), restricted to the kept queries.
+
+    Returns:
+        K x H x W float32.
+    """
+    scores, labels = scores.to(mask_logits.device), labels.to(mask_logits.device)
+    semantic = mask_logits.new_zeros((num_classes, *frame.output), dtype=torch.float32)
+    for part, strip in resize_strips(mask_logits, frame):
+        semantic[:, part].index_add_(0, labels, strip.sigmoid() * scores[:, None, None])
+    return semantic
