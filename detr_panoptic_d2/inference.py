@@ -24,6 +24,7 @@ Panoptic inference hooks: modules built as ``hook(cfg, thing_ids)`` with two met
 see :class:`DETRPanopticInference`.
 """
 
+
 def build_panoptic_inference(cfg, thing_ids: list[int]) -> nn.Module:
     """Build the hook named by ``cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE``.
 

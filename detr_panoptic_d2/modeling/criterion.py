@@ -8,12 +8,9 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .mask_loss import mask_loss_sums
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
-
-# Full-resolution mask pixels per chunk: bounds the memory of the mask losses.
-_PIXELS_PER_CHUNK = 2**22
 
 
 class SetCriterion(nn.Module):
@@ -120,14 +117,7 @@ class SetCriterion(nn.Module):
             if len(rows)
         ]
         truth = [mask for masks in truth for mask in masks]
-        chunk = max(1, _PIXELS_PER_CHUNK // (canvas[0] * canvas[1]))
-        focal = dice = mask_logits.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(truth), chunk):
-            part = slice(start, start + chunk)
-            sums = checkpoint(
-                _mask_loss_sums, mask_logits[part], truth[part], canvas, use_reentrant=False
-            )
-            focal, dice = focal + sums[0], dice + sums[1]
+        focal, dice = mask_loss_sums(mask_logits, truth, canvas)
         num_boxes = self.num_boxes(targets, focal)
         return {
             "loss_mask": self.weights["loss_mask"] * focal / num_boxes,
@@ -162,59 +152,6 @@ def _process_mean(value: torch.Tensor) -> torch.Tensor:
     value = value.clone()
     torch.distributed.all_reduce(value)
     return value / comm.get_world_size()
-
-
-def _mask_loss_sums(
-    mask_logits: torch.Tensor, truth: list[torch.Tensor], canvas: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over masks of the focal loss (mean over pixels) and of the dice loss.
-
-    Args:
-        mask_logits: p x h x w.
-        truth: p bool masks, each of its own image's size.
-        canvas: (H, W) that the logits are upsampled to and the truth is padded to.
-    """
-    logits = F.interpolate(
-        mask_logits[:, None].float(), size=canvas, mode="bilinear", align_corners=False
-    ).flatten(1)
-    target = logits.new_zeros(len(truth), *canvas)
-    for padded, mask in zip(target, truth, strict=True):
-        padded[: mask.shape[0], : mask.shape[1]] = mask
-    target = target.flatten(1)
-    return sigmoid_focal_loss(logits, target).sum(), dice_loss(logits, target).sum()
-
-
-def sigmoid_focal_loss(
-    logits: torch.Tensor, target: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0
-) -> torch.Tensor:
-    """Focal loss (Lin et al. 2017, eq. 5), mean over the pixels of each mask.
-
-    Args:
-        logits, target: P x pixels.
-        alpha: weight of the foreground; 1 - alpha of the background.
-        gamma: exponent of the focusing term.
-
-    Returns:
-        P losses.
-    """
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    p = logits.sigmoid()
-    miss = p + target - 2 * p * target  # 1 - p on foreground, p on background
-    weight = alpha * target + (1 - alpha) * (1 - target)
-    return (weight * cross_entropy * miss**gamma).mean(1)
-
-
-def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Dice loss (Milletari et al. 2016) with DETR's smoothing of 1.
-
-    Args:
-        logits, target: P x pixels.
-
-    Returns:
-        P losses.
-    """
-    p = logits.sigmoid()
-    return 1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)
 
 
 def zero_of(parameters) -> torch.Tensor:
