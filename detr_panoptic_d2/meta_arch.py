@@ -101,7 +101,7 @@ class PanopticDETR(nn.Module):
             panoptic_on, instance_on, semantic_on: which results inference returns.
             max_instances: most instances per image.
             pad_mixed_sizes: at inference, pad images of different sizes to one canvas.
-            compile_modules: ``torch.compile`` the network's parts.
+            compile_modules: see :meth:`compile_parts`.
         """
         super().__init__()
         check_backbone(backbone)
@@ -141,9 +141,7 @@ class PanopticDETR(nn.Module):
             for p in self.parameters():
                 p.requires_grad_(id(p) in trained)
         if compile_modules:
-            for module in (self.backbone, self.transformer, self.mask_head):
-                if module is not None:
-                    module.compile(dynamic=True)
+            self.compile_parts(dynamic=True)
 
     @classmethod
     def from_config(cls, cfg):
@@ -210,6 +208,19 @@ class PanopticDETR(nn.Module):
     @property
     def device(self):
         return self.pixel_mean.device
+
+    def compile_parts(self, **options) -> None:
+        """Compile backbone, transformer and mask head, in training and at inference.
+
+        Args:
+            options: for ``torch.compile``; with ``dynamic=True`` a change of the image size does
+                not compile anew.
+        """
+        self._folded.clear()
+        self._folded.compile_options = options
+        for module in (self.backbone, self.transformer, self.mask_head):
+            if module is not None:
+                module.compile(**options)
 
     def train(self, mode: bool = True):
         if mode:

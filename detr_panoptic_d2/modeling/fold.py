@@ -128,6 +128,8 @@ class FoldedCache:
     """
 
     def __init__(self) -> None:
+        # Keyword arguments of ``torch.compile`` for the copy; None: it is not compiled.
+        self.compile_options: dict | None = None
         self._key: tuple | None = None
         self._folded: nn.Module | None = None
         # Aliases of the tensors behind the key: their memory is not reused while they are held, so
@@ -147,7 +149,7 @@ class FoldedCache:
         tensors = [*module.parameters(), *module.buffers()]
         if any(tensor.is_inference() for tensor in tensors):
             self.clear()
-            return fold_frozen_batch_norm(module)
+            return self._fold(module)
         key = (
             id(module),
             _OPTIMIZER_STEPS.count,
@@ -156,7 +158,13 @@ class FoldedCache:
         )
         if key != self._key:
             self.clear()
-            self._folded = fold_frozen_batch_norm(module)
+            self._folded = self._fold(module)
             self._sources = [tensor.detach() for tensor in tensors]
             self._key = key
         return self._folded
+
+    def _fold(self, module: nn.Module) -> nn.Module:
+        folded = fold_frozen_batch_norm(module)
+        if self.compile_options is not None:
+            folded.compile(**self.compile_options)
+        return folded

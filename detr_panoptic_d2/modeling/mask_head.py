@@ -185,18 +185,22 @@ class MaskHeadSmallConv(nn.Module):
         """Mask logits P x H2 x W2 of some pairs, given the per-image parts."""
         attention = attention.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
-        x = F.relu(self.gn1(_add_image(x, image[0], image_index)), inplace=True)
-        x = F.relu(self.gn2(self.lay2(x)), inplace=True)
+        x = _activate(self.gn1, _add_image(x, image[0], image_index))
+        x = _activate(self.gn2, self.lay2(x))
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
         for (layer, norm), part in zip(stages, image[1:], strict=True):
             x = upsampled_conv(x, part.shape[-2:], layer.weight)
-            x = F.relu(norm(_add_image(x, part, image_index)), inplace=True)
+            x = _activate(norm, _add_image(x, part, image_index))
         return self.out_lay(x)[:, 0]
 
 
 def _add_image(x: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
     """Add to each pair, in place, its image's part; a single image is not copied for it."""
     return x.add_(image if image.shape[0] == 1 else image[image_index])
+
+
+def _activate(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return F.relu(norm(x), inplace=True)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 _ROWS_OF_TAP = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
 
 
+# Compiled, it would be compiled again for every combination of odd and even sizes.
+@torch.compiler.disable
 def upsampled_conv(x: torch.Tensor, size: tuple[int, int], weight: torch.Tensor) -> torch.Tensor:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)``.
 
