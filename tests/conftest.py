@@ -1,11 +1,17 @@
 """Fixtures of all tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from torch import nn
+
+from detr_panoptic_d2.engine import setup_cfg
 
 torch.set_num_threads(2)
 
@@ -25,3 +31,81 @@ def sample_data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., nn.Module]:
+    """Return ``build("KEY", value, ...)``: the model of ``shapes/tiny.yaml`` with these options.
+
+    Weights are seeded, and large where random ones would leave all queries alike: in eval mode
+    queries have classes with high probabilities, things and stuff, and masks that differ.
+    """
+
+    def build(*options: object) -> nn.Module:
+        official = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+        cfg = setup_cfg("shapes/tiny.yaml", [*official, *map(str, options)])
+        torch.manual_seed(3)
+        model = build_model(cfg)
+        with torch.no_grad():
+            model.query_embed.weight.mul_(3)
+            model.class_embed.weight.mul_(40)
+            model.class_embed.bias[-1] = -20
+            if model.mask_head is not None:
+                model.bbox_attention.q_linear.weight.mul_(10)
+                model.mask_head.lay1.weight[:, model.mask_head.hidden_dim :].mul_(100)
+                model.mask_head.out_lay.weight.mul_(10)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture
+def make_input() -> Callable[..., dict]:
+    """Return ``make(h, w, classes=None, masks=True, seed=0, **entries)``: one image with
+    random pixels as the model takes it; with ``classes`` (one per segment) also its truth."""
+
+    def make(h, w, classes=None, masks=True, seed=0, **entries) -> dict:
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8)
+        result = {"image": image, "file_name": f"{seed:03d}.jpg", "image_id": seed, **entries}
+        if classes is None:
+            return result
+        # Vertical stripes, each a segment, over the upper three quarters; below them void.
+        truth = torch.zeros(len(classes), h, w, dtype=torch.bool)
+        for i, stripe in enumerate(truth):
+            start, stop = (w * k // len(classes) for k in (i, i + 1))
+            stripe[: h * 3 // 4, start:stop] = True
+        instances = Instances((h, w))
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        instances.gt_boxes = BitMasks(truth).get_bounding_boxes()
+        if masks:
+            instances.gt_masks = BitMasks(truth)
+        return {**result, "instances": instances}
+
+    return make
+
+
+@pytest.fixture
+def class_set() -> Iterator[Callable[[str], str]]:
+    """Return a function that registers an empty data set of the given classes, one letter each:
+    ``t`` is a thing, ``s`` is stuff. Dataset ids are 10, 20, ... It returns the set's name."""
+    names = []
+
+    def register(kinds: str) -> str:
+        name = f"classes_{kinds}"
+        ids = {kind: {10 * (i + 1): i for i, k in enumerate(kinds) if k == kind} for kind in "ts"}
+        DatasetCatalog.register(name, list)
+        names.append(name)
+        labels = [f"class {i}" for i in range(len(kinds))]
+        MetadataCatalog.get(name).set(
+            thing_classes=labels,
+            stuff_classes=labels,
+            thing_dataset_id_to_contiguous_id=ids["t"],
+            stuff_dataset_id_to_contiguous_id=ids["s"],
+        )
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -70,9 +70,13 @@ class BoxAttentionMap(nn.Module):
         k = k.unflatten(-1, (self.nheads, -1)).permute(0, 2, 3, 1)
         logits = ((q * self.scale) @ k).transpose(1, 2)
         if padding is not None:
-            logits = logits.masked_fill(padding.flatten(1)[:, None, None, :], float("-inf"))
-        weights = logits.flatten(2).softmax(-1)
-        return weights.view(*logits.shape[:3], *size)
+            # The lowest number and not -inf: an image of nothing but padding gives 0, not NaN.
+            padding = padding.flatten(1)[:, None, None, :]
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        weights = logits.flatten(2).softmax(-1).view_as(logits)
+        if padding is not None:
+            weights = weights.masked_fill(padding, 0)
+        return weights.unflatten(-1, size)
 
 
 @MASK_HEAD_REGISTRY.register()

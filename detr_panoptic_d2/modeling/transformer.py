@@ -57,9 +57,11 @@ class MultiheadAttention(nn.Module):
         """The weights B x M x T x S that :meth:`forward` applies to the values (no dropout)."""
         q, k = self._project_query_key(query, key)
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if key_padding is not None:
-            logits = logits.masked_fill(key_padding[:, None, None, :], float("-inf"))
-        return logits.softmax(-1)
+        if key_padding is None:
+            return logits.softmax(-1)
+        padding = key_padding[:, None, None, :]
+        logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        return logits.softmax(-1).masked_fill(padding, 0)
 
     def _project_query_key(self, query, key):
         if query is key:

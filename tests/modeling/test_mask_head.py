@@ -1,0 +1,431 @@
+import pytest
+import torch
+from detectron2.config import configurable, get_cfg
+from detectron2.layers import ShapeSpec
+from torch import nn
+from torch.nn import functional as F
+
+from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.modeling import (
+    MASK_HEAD_REGISTRY,
+    BoxAttentionMap,
+    MaskHeadSmallConv,
+    build_mask_head,
+)
+
+# Sizes of res5, res4, res3, res2.
+PYRAMIDS = {
+    "even": [(2, 3), (4, 6), (8, 12), (16, 24)],
+    "odd": [(3, 5), (5, 9), (10, 18), (20, 35)],
+    "all odd": [(4, 3), (7, 5), (13, 9), (25, 17)],
+    "dilated res5": [(3, 5), (3, 5), (6, 9), (11, 18)],
+    "no multiples": [(3, 4), (7, 9), (8, 30), (25, 31)],
+    "smallest": [(1, 1), (1, 1), (1, 2), (2, 3)],
+}
+# Images of the batch and the image of each pair.
+BATCHES = {
+    "one image": (1, [0, 0, 0]),
+    "different counts": (2, [0, 1, 1, 1]),
+    "an image without pairs": (3, [0, 0, 2]),
+    "any order": (3, [2, 0, 1, 0, 2]),
+}
+# hidden_dim, nheads, channels of res4, res3, res2, groups of the five norms.
+WIDTHS = {
+    "as DETR": (128, 8, [24, 16, 8], [8, 8, 8, 8, 8]),
+    "narrow": (32, 4, [7, 5, 3], [4, 8, 8, 4, 2]),
+    "odd": (16, 3, [1, 9, 11], [1, 8, 4, 2, 1]),
+}
+
+
+def randomise(module, scale=0.3):
+    """Random values for all parameters: no bias or norm is left at the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        fan_in = p[0].numel() if p.dim() > 1 else 1
+        p.data = torch.randn(p.shape, generator=generator) * (scale / fan_in**0.5)
+    return module
+
+
+def make_head(width="as DETR", dtype=torch.float32, **kwargs):
+    hidden_dim, nheads, fpn_channels, _ = WIDTHS[width]
+    head = MaskHeadSmallConv(
+        hidden_dim=hidden_dim, nheads=nheads, fpn_channels=fpn_channels, **kwargs
+    )
+    return randomise(head, scale=1.0).to(dtype)
+
+
+def make_inputs(width="as DETR", pyramid="odd", batch="different counts", dtype=torch.float32):
+    hidden_dim, nheads, fpn_channels, _ = WIDTHS[width]
+    sizes, (images, index) = PYRAMIDS[pyramid], BATCHES[batch]
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=dtype)
+
+    fpn = [random(images, c, *s) for c, s in zip(fpn_channels, sizes[1:], strict=True)]
+    src_proj = random(images, hidden_dim, *sizes[0])
+    attention = random(len(index), nheads, *sizes[0])
+    return src_proj, attention, torch.tensor(index), fpn
+
+
+def plain_head(head, groups, src_proj, attention, image_index, fpn_features):
+    """DETR's mask head, pair by pair, as in the paper: nothing shared, nothing rearranged."""
+    w = dict(head.named_parameters())
+
+    def block(x, i):
+        x = F.conv2d(x, w[f"lay{i}.weight"], w[f"lay{i}.bias"], padding=1)
+        return F.relu(F.group_norm(x, groups[i - 1], w[f"gn{i}.weight"], w[f"gn{i}.bias"]))
+
+    masks = []
+    for maps, image in zip(attention, image_index.tolist(), strict=True):
+        x = block(block(torch.cat([src_proj[image], maps])[None], 1), 2)
+        for i, feature in enumerate(fpn_features, start=1):
+            lateral = F.conv2d(feature[image][None], w[f"adapter{i}.weight"], w[f"adapter{i}.bias"])
+            x = block(lateral + F.interpolate(x, size=lateral.shape[-2:], mode="nearest"), i + 2)
+        masks.append(F.conv2d(x, w["out_lay.weight"], w["out_lay.bias"], padding=1)[0, 0])
+    return torch.stack(masks)
+
+
+def gradients(head, forward, src_proj, attention, image_index, fpn_features):
+    """Gradients of a random projection of the masks at all inputs and parameters, by name."""
+    leaves = {"src_proj": src_proj, "attention": attention}
+    leaves |= {f"fpn{i}": f for i, f in enumerate(fpn_features)}
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
+    fpn = [leaves[f"fpn{i}"] for i in range(3)]
+    masks = forward(leaves["src_proj"], leaves["attention"], image_index, fpn)
+    leaves |= dict(head.named_parameters())
+    generator = torch.Generator().manual_seed(2)
+    direction = torch.randn(masks.shape, generator=generator, dtype=masks.dtype)
+    grads = torch.autograd.grad((masks * direction).sum(), list(leaves.values()))
+    return dict(zip(leaves, grads, strict=True))
+
+
+def assert_same(ours, expected, **tolerance):
+    assert ours.keys() == expected.keys()
+    for name, grad in ours.items():
+        torch.testing.assert_close(
+            grad, expected[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+# The box attention
+
+
+@pytest.fixture
+def attention_inputs():
+    """Two images, 5 queries, 3 x 4 cells; the second image is padded on two sides."""
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 5, 16, generator=generator)
+    memory = torch.randn(2, 16, 3, 4, generator=generator)
+    padding = torch.zeros(2, 3, 4, dtype=torch.bool)
+    padding[1, 2:] = True
+    padding[1, :, 3:] = True
+    return queries, memory, padding
+
+
+def plain_box_attention(module, queries, memory, padding):
+    """Query by query and head by head; one softmax over all heads and cells."""
+    heads, dim = module.nheads, queries.shape[-1] // module.nheads
+    out = torch.zeros(*queries.shape[:2], heads, *memory.shape[-2:])
+    for b in range(len(queries)):
+        cells = memory[b].permute(1, 2, 0) @ module.k_linear.weight.T + module.k_linear.bias
+        for n, query in enumerate(queries[b]):
+            query = module.q_linear.weight @ query + module.q_linear.bias
+            scores = torch.stack(
+                [
+                    (cells[..., m * dim : (m + 1) * dim] * query[m * dim : (m + 1) * dim]).sum(-1)
+                    for m in range(heads)
+                ]
+            )
+            exponents = (scores / dim**0.5).exp()
+            if padding is not None:
+                exponents = exponents * ~padding[b]
+            out[b, n] = exponents / exponents.sum()
+    return out
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_box_attention_equals_the_plain_formula(attention_inputs, heads, padded):
+    queries, memory, padding = attention_inputs
+    padding = padding if padded else None
+    module = randomise(BoxAttentionMap(16, heads), scale=1.0)
+    maps = module(queries, memory, padding)
+    assert maps.shape == (2, 5, heads, 3, 4)
+    torch.testing.assert_close(maps, plain_box_attention(module, queries, memory, padding))
+
+
+def test_box_attention_equals_hugging_face(attention_inputs):
+    pytest.importorskip("transformers", minversion="5")
+    from transformers.models.detr.modeling_detr import DetrMHAttentionMap
+
+    queries, memory, padding = attention_inputs
+    module = randomise(BoxAttentionMap(16, 4), scale=1.0)
+    theirs = DetrMHAttentionMap(16, 4)
+    state = module.state_dict()
+    theirs.load_state_dict({k.replace("_linear", "_proj"): v for k, v in state.items()})
+    mask = torch.zeros(padding.shape).masked_fill(padding, -1e30)[:, None, None]
+    torch.testing.assert_close(module(queries, memory, padding), theirs(queries, memory, mask))
+
+
+def test_box_attention_softmax_runs_over_heads_and_cells(attention_inputs):
+    """Trap 8."""
+    maps = randomise(BoxAttentionMap(16, 4), scale=2.0)(*attention_inputs)
+    torch.testing.assert_close(maps.sum((2, 3, 4)), torch.ones(2, 5))
+    assert maps.sum((3, 4)).std() > 0.01, "a softmax over cells gives all heads the same sum"
+
+
+def test_box_attention_of_padding_is_zero(attention_inputs):
+    queries, memory, padding = attention_inputs
+    module = randomise(BoxAttentionMap(16, 4), scale=2.0)
+    maps = module(queries, memory, padding)
+    cells = maps.permute(0, 3, 4, 1, 2)
+    assert cells[padding].eq(0).all() and cells[~padding].gt(0).all()
+    torch.testing.assert_close(maps[1:, ..., :2, :3], module(queries[1:], memory[1:, :, :2, :3]))
+
+
+def test_box_attention_of_a_fully_padded_image_is_finite(attention_inputs):
+    """Trap 13."""
+    queries, memory, padding = attention_inputs
+    module = randomise(BoxAttentionMap(16, 4), scale=2.0)
+    expected = module(queries, memory, padding)[0]
+    padding[1] = True
+    queries.requires_grad_()
+    maps = module(queries, memory, padding)
+    torch.testing.assert_close(maps[0], expected)
+    assert maps.isfinite().all()
+    assert maps[1].eq(0).all()
+    maps.square().sum().backward()
+    assert queries.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+# The mask head
+
+
+@pytest.mark.parametrize(
+    ("pyramid", "batch"),
+    [(p, "any order") for p in PYRAMIDS] + [("odd", b) for b in BATCHES if b != "any order"],
+)
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_masks_equal_the_plain_head(pyramid, batch, grad):
+    head, inputs = make_head(), make_inputs(pyramid=pyramid, batch=batch)
+    with torch.set_grad_enabled(grad):
+        masks = head(*inputs)
+    assert masks.shape == (len(inputs[1]), *PYRAMIDS[pyramid][-1])
+    assert masks.std() > 0.05
+    expected = plain_head(head, WIDTHS["as DETR"][-1], *inputs)
+    torch.testing.assert_close(masks, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "pyramid", "batch"),
+    [("as DETR", "odd", "any order")]
+    # Below two cells a norm of one channel per group has nothing to norm.
+    + [("narrow", p, b) for p in PYRAMIDS if p != "smallest" for b in ("one image", "any order")],
+)
+def test_gradients_equal_those_of_the_plain_head(width, pyramid, batch):
+    head = make_head(width, torch.float64)
+    inputs = make_inputs(width, pyramid, batch, torch.float64)
+
+    def plain(*args):
+        return plain_head(head, WIDTHS[width][-1], *args)
+
+    assert_same(gradients(head, head, *inputs), gradients(head, plain, *inputs))
+
+
+@pytest.mark.parametrize("width", ["narrow", "odd"])
+def test_narrow_models_and_odd_feature_channels(width):
+    head = make_head(width, torch.float64)
+    inputs = make_inputs(width, "odd", "any order", torch.float64)
+    torch.testing.assert_close(head(*inputs), plain_head(head, WIDTHS[width][-1], *inputs))
+
+
+def test_masks_equal_hugging_face():
+    pytest.importorskip("transformers", minversion="5")
+    from transformers.models.detr.modeling_detr import DetrMaskHeadSmallConv
+
+    hidden_dim, nheads, channels, _ = WIDTHS["as DETR"]
+    head, (src_proj, attention, _, fpn) = make_head(), make_inputs(pyramid="odd")
+    theirs = DetrMaskHeadSmallConv(hidden_dim + nheads, channels, hidden_dim)
+    names = {"out_lay": "output_conv"}
+    for i in range(1, 6):
+        block = f"conv{i}" if i < 3 else f"fpn_stages.{i - 3}.refine"
+        names |= {f"lay{i}": f"{block}.conv", f"gn{i}": f"{block}.norm"}
+    names |= {f"adapter{i}": f"fpn_stages.{i - 1}.fpn_adapter" for i in (1, 2, 3)}
+    state = {}
+    for name, value in head.state_dict().items():
+        module, kind = name.rsplit(".", 1)
+        state[f"{names[module]}.{kind}"] = value
+    theirs.load_state_dict(state)
+    expected = theirs(src_proj, attention.unflatten(0, (2, 2)), fpn)[:, 0]
+    masks = head(src_proj, attention, torch.tensor([0, 0, 1, 1]), fpn)
+    torch.testing.assert_close(masks, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_the_order_of_the_pairs_is_that_of_the_masks(grad):
+    head, (src_proj, attention, index, fpn) = make_head(), make_inputs(batch="any order")
+    order = torch.tensor([3, 1, 4, 0, 2])
+    with torch.set_grad_enabled(grad):
+        masks = head(src_proj, attention, index, fpn)
+        permuted = head(src_proj, attention[order], index[order], fpn)
+    torch.testing.assert_close(permuted, masks[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+def test_no_pairs_give_no_masks(grad, use_checkpoint):
+    head = make_head(use_checkpoint=use_checkpoint)
+    src_proj, attention, index, fpn = make_inputs()
+    with torch.set_grad_enabled(grad):
+        masks = head(src_proj, attention[:0], index[:0], fpn)
+    assert masks.shape == (0, *PYRAMIDS["odd"][-1]) and masks.dtype == src_proj.dtype
+
+
+def test_inputs_are_left_as_they_are():
+    src_proj, attention, index, fpn = make_inputs()
+    before = [x.clone() for x in (src_proj, attention, index, *fpn)]
+    with torch.no_grad():
+        make_head()(src_proj, attention, index, fpn)
+    assert all(map(torch.equal, (src_proj, attention, index, *fpn), before))
+
+
+def test_the_memory_format_of_the_features_does_not_matter():
+    head, (src_proj, attention, index, fpn) = make_head(), make_inputs()
+    with torch.no_grad():
+        masks = head(src_proj, attention, index, fpn)
+        last = {"memory_format": torch.channels_last}
+        fpn = [f.contiguous(**last) for f in fpn]
+        other = head(src_proj.contiguous(**last), attention.contiguous(**last), index, fpn)
+    torch.testing.assert_close(other, masks, rtol=1e-5, atol=1e-5)
+
+
+def rows_seen(head):
+    """A list that fills with the number of pairs that go through the first norm together."""
+    seen = []
+    head.gn1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    return seen
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+@pytest.mark.parametrize("batch", ["one image", "any order"])
+def test_chunks_change_nothing_at_inference(batch, use_checkpoint):
+    inputs = make_inputs("narrow", batch=batch)
+    whole = make_head("narrow")
+    small = make_head("narrow", chunk_bytes=1, use_checkpoint=use_checkpoint)
+    whole_seen, seen = rows_seen(whole), rows_seen(small)
+    with torch.no_grad():
+        torch.testing.assert_close(small(*inputs), whole(*inputs), rtol=1e-4, atol=1e-4)
+    pairs = len(inputs[1])
+    assert whole_seen == [pairs] and seen == [1] * pairs
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**30])
+@pytest.mark.parametrize("batch", ["one image", "any order"])
+def test_checkpointing_changes_neither_values_nor_gradients(batch, chunk_bytes):
+    inputs = make_inputs("narrow", batch=batch, dtype=torch.float64)
+    kept = make_head("narrow", torch.float64)
+    again = make_head("narrow", torch.float64, use_checkpoint=True, chunk_bytes=chunk_bytes)
+    torch.testing.assert_close(again(*inputs), kept(*inputs))
+    seen = rows_seen(again)
+    assert_same(gradients(again, again, *inputs), gradients(kept, kept, *inputs))
+    assert sum(seen) == 2 * len(inputs[1]), "every pair goes through the head twice"
+
+
+def test_autocast_keeps_close_and_gives_full_precision_gradients():
+    head, inputs = make_head(), make_inputs(batch="any order")
+    expected = plain_head(head, WIDTHS["as DETR"][-1], *inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        masks = head(*inputs)
+    assert (masks - expected).abs().mean() < 0.05 * expected.std()
+    masks.float().square().mean().backward()
+    for name, p in head.named_parameters():
+        assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any(), name
+
+
+def test_names_of_the_weights_are_those_of_official_checkpoints():
+    modules = [f"{kind}{i}" for i in range(1, 6) for kind in ("lay", "gn")]
+    modules += ["out_lay", "adapter1", "adapter2", "adapter3"]
+    shapes = {name: tuple(value.shape) for name, value in make_head().state_dict().items()}
+    assert set(shapes) == {f"{m}.{kind}" for m in modules for kind in ("weight", "bias")}
+    assert shapes["lay1.weight"] == (136, 136, 3, 3)
+    assert shapes["lay5.weight"] == (8, 16, 3, 3)
+    assert shapes["out_lay.weight"] == (1, 8, 3, 3)
+
+
+def test_width_must_be_a_multiple_of_16():
+    with pytest.raises(ValueError, match="HIDDEN_DIM is 40.*16"):
+        MaskHeadSmallConv(hidden_dim=40, nheads=8, fpn_channels=[8, 8, 8])
+
+
+# Building by config
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.MODEL.DETR.HIDDEN_DIM = 32
+    cfg.MODEL.DETR.NHEADS = 4
+    return cfg
+
+
+@pytest.fixture
+def shapes():
+    channels = {"res2": 3, "res3": 5, "res4": 7, "res5": 9}
+    return {name: ShapeSpec(channels=c, stride=4) for name, c in channels.items()}
+
+
+def test_widths_come_from_the_output_shape(cfg, shapes):
+    head = build_mask_head(cfg, shapes)
+    assert type(head) is MaskHeadSmallConv
+    state = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    assert state["adapter1.weight"] == (16, 7, 1, 1)
+    assert state["adapter2.weight"] == (8, 5, 1, 1)
+    assert state["adapter3.weight"] == (4, 3, 1, 1)
+    _, attention, index, fpn = make_inputs("narrow")
+    src_proj = torch.ones(2, 32, *PYRAMIDS["odd"][0])
+    assert head(src_proj, attention, index, fpn).shape == (4, *PYRAMIDS["odd"][-1])
+
+
+def test_keys_of_memory_are_read(cfg, shapes):
+    cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB = 3
+    assert build_mask_head(cfg, shapes).chunk_bytes == 3 * 2**20
+    assert not build_mask_head(cfg, shapes).use_checkpoint
+    cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD = True
+    assert build_mask_head(cfg, shapes).use_checkpoint
+
+
+def test_an_unknown_name_lists_those_that_are_known(cfg, shapes):
+    cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadOfNobody"
+    with pytest.raises(KeyError, match="MaskHeadOfNobody.*MaskHeadSmallConv"):
+        build_mask_head(cfg, shapes)
+
+
+def test_a_users_head_is_built_by_its_name(cfg, shapes, monkeypatch):
+    # A copy of the table, so that the name is free again afterwards.
+    monkeypatch.setattr(MASK_HEAD_REGISTRY, "_obj_map", dict(MASK_HEAD_REGISTRY._obj_map))
+
+    @MASK_HEAD_REGISTRY.register()
+    class SumOfMaps(nn.Module):
+        """Masks straight from the attention and one 1x1 convolution of res2."""
+
+        @configurable
+        def __init__(self, *, channels: int, heads: int):
+            super().__init__()
+            self.lateral = nn.Conv2d(channels, 1, kernel_size=1)
+            self.mix = nn.Conv2d(heads, 1, kernel_size=1)
+
+        @classmethod
+        def from_config(cls, cfg, input_shape):
+            return {"channels": input_shape["res2"].channels, "heads": cfg.MODEL.DETR.NHEADS}
+
+        def forward(self, src_proj, attention, image_index, fpn_features):
+            res2 = self.lateral(fpn_features[-1])[image_index]
+            return (res2 + F.interpolate(self.mix(attention), res2.shape[-2:]))[:, 0]
+
+    cfg.MODEL.DETR.MASK_HEAD.NAME = "SumOfMaps"
+    head = build_mask_head(cfg, shapes)
+    assert type(head) is SumOfMaps
+    assert head(*make_inputs("narrow")).shape == (4, *PYRAMIDS["odd"][-1])

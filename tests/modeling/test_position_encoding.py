@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+
+from detr_panoptic_d2.modeling import PositionEmbeddingSine
+
+CPU = torch.device("cpu")
+
+
+def plain_encoding(valid, num_channels, temperature):
+    """One number at a time, from the text of the papers. ``valid``: H x W nested lists of bool."""
+    height, width, half = len(valid), len(valid[0]), num_channels // 2
+    out = torch.zeros(num_channels, height, width, dtype=torch.float64)
+    for i in range(height):
+        for j in range(width):
+            above = sum(valid[r][j] for r in range(i + 1))
+            left = sum(valid[i][c] for c in range(j + 1))
+            rows = sum(valid[r][j] for r in range(height))
+            columns = sum(valid[i][c] for c in range(width))
+            for part, (count, total) in enumerate(((above, rows), (left, columns))):
+                angle = 2 * math.pi * count / (total + 1e-6)
+                for k in range(half):
+                    phase = angle / temperature ** (2 * (k // 2) / half)
+                    value = math.cos(phase) if k % 2 else math.sin(phase)
+                    out[part * half + k, i, j] = value
+    return out
+
+
+@pytest.fixture
+def padding():
+    """Four images on a 5 x 7 grid: whole, padded on two sides, one row left, nothing left."""
+    padding = torch.zeros(4, 5, 7, dtype=torch.bool)
+    padding[1, 3:] = True
+    padding[1, :, 4:] = True
+    padding[2, 1:] = True
+    padding[3] = True
+    return padding
+
+
+@pytest.mark.parametrize(("channels", "temperature"), [(4, 10000.0), (20, 10000.0), (16, 20.0)])
+def test_equals_the_plain_formula(padding, channels, temperature):
+    encoding = PositionEmbeddingSine(channels, temperature)((5, 7), padding, CPU)
+    assert encoding.shape == (4, channels, 5, 7)
+    assert encoding.dtype == torch.float32
+    for ours, padded in zip(encoding, padding, strict=True):
+        expected = plain_encoding((~padded).tolist(), channels, temperature)
+        torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [8, 36, 256])
+def test_equals_hugging_face(padding, channels):
+    pytest.importorskip("transformers", minversion="5")  # another interface before
+    from transformers.models.detr import modeling_detr as detr
+
+    reference = detr.DetrSinePositionEmbedding(channels // 2, normalize=True)
+    expected = reference((4, channels, 5, 7), CPU, torch.float32, mask=~padding)
+    ours = PositionEmbeddingSine(channels)((5, 7), padding, CPU)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 7)])
+def test_no_padding_is_the_same_as_padding_that_is_false_everywhere(size):
+    embedding = PositionEmbeddingSine(12)
+    none = embedding(size, None, CPU)
+    false = embedding(size, torch.zeros(3, *size, dtype=torch.bool), CPU)
+    assert none.shape == (1, 12, *size)
+    torch.testing.assert_close(none.expand(3, -1, -1, -1), false, rtol=0, atol=1e-6)
+
+
+def test_a_padded_image_has_the_encoding_that_it_has_alone(padding):
+    embedding = PositionEmbeddingSine(12)
+    together = embedding((5, 7), padding, CPU)[1, :, :3, :4]
+    torch.testing.assert_close(together, embedding((3, 4), None, CPU)[0], rtol=0, atol=1e-6)
+
+
+def test_a_fully_padded_image_gives_no_nan(padding):
+    assert PositionEmbeddingSine(12)((5, 7), padding, CPU).isfinite().all()
+
+
+def test_y_comes_before_x():
+    encoding = PositionEmbeddingSine(8)((3, 4), None, CPU)[0]
+    y, x = encoding[:4], encoding[4:]
+    assert torch.equal(y, y[:, :, :1].expand_as(y)) and not torch.equal(y[:, :1], y[:, 1:2])
+    assert torch.equal(x, x[:, :1].expand_as(x)) and not torch.equal(x[:, :, :1], x[:, :, 1:2])
+
+
+@pytest.mark.parametrize("channels", [6, 254])
+def test_width_must_be_a_multiple_of_four(channels):
+    with pytest.raises(ValueError, match=f"HIDDEN_DIM.*{channels}"):
+        PositionEmbeddingSine(channels)

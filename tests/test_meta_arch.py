@@ -1,0 +1,521 @@
+"""PanopticDETR as a user meets it: training losses, gradients, checkpoints and its parts' names."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+
+from detr_panoptic_d2 import PanopticDETR
+from detr_panoptic_d2.engine import setup_cfg
+
+RESNET = (
+    *("MODEL.BACKBONE.NAME", "build_detr_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 2),
+    *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
+    *("MODEL.RESNETS.RES5_DILATION", 1, "MODEL.RESNETS.NORM", "FrozenBN"),
+)
+BOXES = (
+    *("MODEL.MASK_ON", False, "MODEL.DETR.TEST.PANOPTIC_ON", False),
+    *("MODEL.DETR.TEST.INSTANCE_ON", True),
+)
+LOSSES = {"loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"}
+AUXILIARY = {"loss_ce_0", "loss_bbox_0", "loss_giou_0"}
+
+
+@pytest.fixture
+def batch(make_input):
+    """Two images of different sizes with truth."""
+    return [make_input(64, 48, [0, 3, 4]), make_input(48, 56, [1], seed=1)]
+
+
+def train(model, batch):
+    """Losses of one batch after the backward pass of their sum."""
+    model.train()
+    losses = model(batch)
+    sum(losses.values()).backward()
+    return losses
+
+
+def check_gradients(model):
+    """A gradient for what is to be trained, and for nothing else."""
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        assert p.grad is None or p.grad.isfinite().all(), name
+
+
+def test_registered_by_its_name():
+    assert META_ARCH_REGISTRY.get("PanopticDETR") is PanopticDETR
+
+
+# Training
+
+
+def test_losses_are_named_weighted_and_their_sum_is_the_total(tiny_model, batch):
+    losses = train(tiny_model("MODEL.DETR.DROPOUT", 0.0), batch)
+    assert set(losses) == LOSSES | AUXILIARY
+    assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
+    # Matching costs that are all doubled give the same matches.
+    weights = {"CLASS": 4.0, "L1": 10.0, "GIOU": 4.0, "MASK": 30.0, "DICE": 2.5}
+    options = [x for key, w in weights.items() for x in (f"MODEL.DETR.{key}_WEIGHT", w)]
+    other = train(tiny_model("MODEL.DETR.DROPOUT", 0.0, *options), batch)
+    factor = {"loss_mask": 3.0, "loss_dice": 0.5}
+    for name, loss in losses.items():
+        assert other[name].item() == pytest.approx(factor.get(name, 2) * loss.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("layers, deep", [(1, True), (3, True), (3, False)])
+def test_auxiliary_losses(tiny_model, batch, layers, deep):
+    model = tiny_model("MODEL.DETR.DEC_LAYERS", layers, "MODEL.DETR.DEEP_SUPERVISION", deep)
+    losses = train(model, batch)
+    auxiliary = {f"loss_{k}_{i}" for k in ("ce", "bbox", "giou") for i in range(layers - 1)}
+    assert set(losses) == LOSSES | (auxiliary if deep else set())
+
+
+def test_training_needs_no_event_storage_and_writes_metrics_where_there_is_one(tiny_model, batch):
+    from detectron2.utils.events import EventStorage
+
+    model = tiny_model().train()
+    with EventStorage() as storage:
+        model(batch)
+        latest = storage.latest()
+    assert {"class_error", "cardinality_error"} <= set(latest)
+    assert 0 <= latest["class_error"][0] <= 100
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_gradients_reach_every_parameter_and_no_frozen_one(tiny_model, batch, pre_norm):
+    model = tiny_model(*RESNET, "MODEL.DETR.PRE_NORM", pre_norm, "MODEL.DETR.DROPOUT", 0.0)
+    with torch.no_grad():
+        # Biases start at 0, which leaves some products with nothing to learn at first.
+        for p in model.transformer.parameters():
+            if p.dim() == 1:
+                p.add_(torch.randn_like(p) * 0.1)
+    train(model, batch)
+    check_gradients(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[1] for name in frozen} == {"stem", "res2"}
+    stem = [
+        n for n, _ in model.named_parameters() if n.startswith(("backbone.stem", "backbone.res2"))
+    ]
+    assert frozen == set(stem)
+    # The queries' content starts at 0, the same for all: the first self-attention has no choice.
+    first = "transformer.decoder.layers.0."
+    starts = {"norm1.weight"} if pre_norm else {"self_attn.in_proj_weight"}
+    trained = {name: p.grad.abs().max() for name, p in model.named_parameters() if p.requires_grad}
+    idle = {name for name, gradient in trained.items() if gradient < 1e-4}
+    # Where a group norm has one channel per group it takes away what the bias adds.
+    idle -= {f"mask_head.lay{i}.bias" for i in (2, 3, 4, 5)}
+    assert idle == {first + name for name in starts}
+
+
+def test_gradients_without_frozen_stages(tiny_model, batch):
+    model = tiny_model()
+    train(model, batch)
+    assert all(p.requires_grad for p in model.parameters())
+    check_gradients(model)
+
+
+def test_freeze_detector_trains_the_mask_parts_alone(tiny_model, batch):
+    model = tiny_model("MODEL.DETR.FREEZE_DETECTOR", True)
+    losses = train(model, batch)
+    assert set(losses) == {"loss_mask", "loss_dice"}
+    check_gradients(model)
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"bbox_attention", "mask_head"}
+    parts = (*model.bbox_attention.parameters(), *model.mask_head.parameters())
+    assert all(p.requires_grad and p.grad.any() for p in parts)
+
+
+def test_freeze_detector_with_nothing_to_train_on(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.FREEZE_DETECTOR", True)
+    losses = train(model, [make_input(32, 40, [])])
+    assert set(losses) == {"loss_mask", "loss_dice"}
+    assert all(loss == 0 for loss in losses.values())
+    check_gradients(model)
+
+
+@pytest.mark.parametrize("truth", [[[], []], [[], [0, 3]], [[4], []]])
+def test_images_without_segments(tiny_model, make_input, truth):
+    model = tiny_model()
+    losses = train(model, [make_input(40, 32 + 8 * i, c, seed=i) for i, c in enumerate(truth)])
+    assert set(losses) == LOSSES | AUXILIARY
+    assert all(loss.isfinite() for loss in losses.values())
+    check_gradients(model)
+    if not any(truth):
+        assert all(loss == 0 for name, loss in losses.items() if "loss_ce" not in name)
+        assert losses["loss_ce"] > 0
+
+
+@pytest.mark.parametrize("kinds", ["t", "s", "ttt", "sss", "tst"])
+def test_one_class_things_only_and_stuff_only(tiny_model, make_input, class_set, kinds):
+    name = class_set(kinds)
+    options = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
+    outputs = ("MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True)
+    model = tiny_model(*options, *outputs)
+    assert model.num_classes == len(kinds)
+    assert model.class_embed.out_features == len(kinds) + 1
+    truth = [*range(len(kinds)), 0]
+    train(model, [make_input(40, 48, truth), make_input(48, 40, [], seed=1)])
+    check_gradients(model)
+    (result,) = model.eval()([make_input(40, 48)])
+    ids, info = result["panoptic_seg"]
+    things = {i for i, kind in enumerate(kinds) if kind == "t"}
+    assert info
+    for segment in info:
+        assert segment["isthing"] is (segment["category_id"] in things)
+    assert set(result["instances"].pred_classes.tolist()) <= things
+    assert bool(things) == bool(len(result["instances"]))
+    assert result["sem_seg"].shape == (len(kinds), 40, 48)
+
+
+def test_more_targets_than_queries(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.NUM_OBJECT_QUERIES", 3)
+    losses = train(model, [make_input(40, 80, [0, 1, 2, 3, 4])])
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_boxes_alone(tiny_model, make_input):
+    model = tiny_model(*BOXES)
+    assert model.mask_head is None and model.bbox_attention is None
+    batch = [make_input(40, 48, [0, 3], masks=False), make_input(48, 40, [], masks=False, seed=1)]
+    losses = train(model, batch)
+    assert set(losses) == {"loss_ce", "loss_bbox", "loss_giou"} | AUXILIARY
+    check_gradients(model)
+    (result,) = model.eval()([make_input(40, 48, height=80, width=60)])
+    assert set(result) == {"instances"}
+    instances = result["instances"]
+    assert instances.image_size == (80, 60)
+    assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+    assert len(instances) > 0
+
+
+@pytest.mark.parametrize("key", ["TEST.PANOPTIC_ON", "TEST.SEMANTIC_ON", "FREEZE_DETECTOR"])
+def test_boxes_alone_and_what_needs_masks_is_an_error(tiny_model, key):
+    with pytest.raises(ValueError, match="MODEL.MASK_ON is False.*MODEL.DETR." + key):
+        tiny_model(*BOXES, f"MODEL.DETR.{key}", True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_losses_finite_and_close(tiny_model, batch, dtype):
+    model = tiny_model("MODEL.DETR.DROPOUT", 0.0).train()
+    expected = sum(model(batch).values()).item()
+    with torch.autocast("cpu", dtype=dtype):
+        losses = model(batch)
+    total = sum(losses.values())
+    total.backward()
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert total.item() == pytest.approx(expected, rel=0.1)
+    check_gradients(model)
+    with torch.autocast("cpu", dtype=dtype):
+        (result,) = model.eval()([{**batch[0], "instances": None}])
+    assert result["panoptic_seg"][0].dtype == torch.int32
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model, batch):
+    options = [
+        *("MODEL.DETR.CHECKPOINT_ENCODER", True, "MODEL.DETR.CHECKPOINT_MASK_HEAD", True),
+        *("MODEL.DETR.MASK_HEAD.CHUNK_MB", 1),
+    ]
+    plain = tiny_model("MODEL.DETR.DROPOUT", 0.0)
+    saving = tiny_model("MODEL.DETR.DROPOUT", 0.0, *options)
+    for name, loss in train(plain, batch).items():
+        assert train(saving, batch)[name].item() == pytest.approx(loss.item(), rel=1e-4)
+        saving.zero_grad()
+    train(saving, batch)
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-3, msg=name)
+
+
+# Masks for what counts
+
+
+def count_pairs(model):
+    """A list to which the number of (image, query) pairs of every mask head call is appended."""
+    counts = []
+    model.mask_head.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[1])))
+    return counts
+
+
+def test_training_computes_masks_of_matched_queries_only(tiny_model, batch, make_input):
+    model = tiny_model()
+    counts = count_pairs(model)
+    train(model, [*batch, make_input(48, 48, [], seed=2)])
+    assert counts == [4]
+
+
+def test_inference_computes_masks_of_kept_queries_only(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.TEST.SCORE_THRESH", 0.95)
+    counts = count_pairs(model)
+    inputs = [make_input(48, 64, seed=i) for i in range(2)]
+    with torch.no_grad():
+        logits = model.detect(model.preprocess(inputs)).pred_logits[-1]
+    kept = model.panoptic_inference.keep(logits)
+    assert 0 < kept.sum() < kept.numel()
+    model(inputs)
+    assert counts == [int(kept.sum())]
+    # Instances come from all queries that are things; what both want is computed once.
+    model.instance_on = True
+    counts.clear()
+    model(inputs)
+    labels = logits.argmax(-1)
+    things = labels <= 2
+    assert counts == [int((kept | things).sum())]
+
+
+def test_no_kept_query_computes_no_mask(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.TEST.SCORE_THRESH", 1.0)
+    counts = count_pairs(model)
+    (result,) = model([make_input(48, 64)])
+    ids, info = result["panoptic_seg"]
+    assert sum(counts) == 0
+    assert info == [] and ids.shape == (48, 64) and not ids.any()
+
+
+# Inference
+
+
+def test_outputs_are_those_switched_on(tiny_model, make_input):
+    for names in (["panoptic"], ["instance"], ["semantic"], ["panoptic", "instance", "semantic"]):
+        options = []
+        for name in ("panoptic", "instance", "semantic"):
+            options += [f"MODEL.DETR.TEST.{name.upper()}_ON", name in names]
+        (result,) = tiny_model(*options)([make_input(40, 48)])
+        keys = {"panoptic": "panoptic_seg", "instance": "instances", "semantic": "sem_seg"}
+        assert set(result) == {keys[name] for name in names}
+
+
+def test_output_contract(tiny_model, make_input):
+    options = ("MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True)
+    model = tiny_model(*options)
+    results = model([make_input(40, 48), make_input(40, 48, height=61, width=33, seed=1)])
+    for result, size in zip(results, [(40, 48), (61, 33)], strict=True):
+        assert not any(t.requires_grad for t in (result["panoptic_seg"][0], result["sem_seg"]))
+        ids, info = result["panoptic_seg"]
+        assert ids.dtype == torch.int32 and tuple(ids.shape) == size
+        assert {s["category_id"] <= 2 for s in info} == {True, False}
+        for segment in info:
+            assert set(segment) == {"id", "isthing", "category_id", "area", "score"}
+            assert segment["isthing"] is (segment["category_id"] <= 2)
+            assert segment["area"] == int((ids == segment["id"]).sum())
+        semantic = result["sem_seg"]
+        assert semantic.dtype == torch.float32 and tuple(semantic.shape) == (5, *size)
+        assert (semantic >= 0).all() and semantic.any()
+        instances = result["instances"]
+        assert instances.image_size == size
+        assert instances.pred_masks.dtype == torch.bool
+        assert tuple(instances.pred_masks.shape) == (len(instances), *size)
+        assert instances.pred_boxes.tensor.shape == (len(instances), 4)
+        assert set(instances.pred_classes.tolist()) <= {0, 1, 2}
+        assert (instances.scores.diff() <= 0).all()
+        x1, y1, x2, y2 = instances.pred_boxes.tensor.unbind(1)
+        assert (x1 >= 0).all() and (x1 <= x2).all() and (x2 <= size[1]).all()
+        assert (y1 >= 0).all() and (y1 <= y2).all() and (y2 <= size[0]).all()
+
+
+def test_number_of_instances_is_bounded(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.TEST.INSTANCE_ON", True)
+    (every,) = model([make_input(40, 48)])
+    model = tiny_model("MODEL.DETR.TEST.INSTANCE_ON", True, "TEST.DETECTIONS_PER_IMAGE", 2)
+    (best,) = model([make_input(40, 48)])
+    assert len(every["instances"]) > 2
+    assert len(best["instances"]) == 2
+    torch.testing.assert_close(best["instances"].scores, every["instances"].scores[:2])
+
+
+def test_no_images(tiny_model):
+    assert tiny_model()([]) == []
+    assert tiny_model("MODEL.DETR.TEST.PAD_MIXED_SIZES", True)([]) == []
+
+
+def test_float_images_give_the_same_as_uint8(tiny_model, make_input):
+    model, x = tiny_model(), make_input(40, 48)
+    (a,), (b,) = model([x]), model([{**x, "image": x["image"].float()}])
+    assert torch.equal(a["panoptic_seg"][0], b["panoptic_seg"][0])
+    assert a["panoptic_seg"][1] == b["panoptic_seg"][1]
+
+
+def test_a_mixed_batch_gives_what_single_images_give(tiny_model, make_input):
+    options = ("MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True)
+    model = tiny_model(*options)
+    batch = [make_input(*size, seed=i) for i, size in enumerate([(48, 64), (80, 40), (48, 64)])]
+    for x, together in zip(batch, model(batch), strict=True):
+        (alone,) = model([x])
+        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-5)
+        a, b = together["instances"], alone["instances"]
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=1e-3)
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        ids, info = together["panoptic_seg"]
+        assert (ids == alone["panoptic_seg"][0]).float().mean() > 0.999
+        classes = [s["category_id"] for s in alone["panoptic_seg"][1]]
+        assert [s["category_id"] for s in info] == classes
+
+
+def test_padded_mixed_batch_is_padded_as_official(tiny_model, make_input):
+    model = tiny_model("MODEL.DETR.TEST.PAD_MIXED_SIZES", True)
+    seen = []
+    model.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:2]))
+    batch = [make_input(40, 72), make_input(64, 50, seed=1)]
+    results = model(batch)
+    ((src, padding),) = seen
+    assert src.shape[-2:] == (4, 5) and padding.shape == (2, 4, 5)
+    # A cell is padding if the canvas pixel at its upper left corner is.
+    for mask, (height, width) in zip(padding, [(40, 72), (64, 50)], strict=True):
+        rows, columns = torch.arange(4) * 64 // 4 >= height, torch.arange(5) * 72 // 5 >= width
+        assert torch.equal(mask, rows[:, None] | columns[None])
+    assert [tuple(r["panoptic_seg"][0].shape) for r in results] == [(40, 72), (64, 50)]
+
+
+def test_padded_batch_crops_before_it_resizes(tiny_model, make_input):
+    options = ("MODEL.DETR.TEST.PAD_MIXED_SIZES", True, "MODEL.DETR.TEST.SCORE_THRESH", 0.0)
+    model = tiny_model(*options, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", 0)
+    batch = [make_input(40, 72, height=31, width=97), make_input(64, 50, seed=1)]
+    result = model(batch)[0]["panoptic_seg"]
+    with torch.no_grad():
+        images = model.preprocess(batch)
+        detections = model.detect(images)
+        queries = torch.arange(8)
+        masks = model.predict_masks(detections, torch.zeros(8, dtype=torch.long), queries)
+    labels = detections.pred_logits[-1, 0].argmax(-1)
+    up = torch.nn.functional.interpolate(masks[None], (64, 72), mode="bilinear")[0]
+    rows, columns = ((torch.arange(n) * 2 + 1) * s // (2 * n) for n, s in ((31, 40), (97, 72)))
+    classes = labels[up[:, rows][:, :, columns].argmax(0)]
+    ids, info = result
+    found = torch.tensor([-1] + [s["category_id"] for s in info])[ids.long()]
+    assert (found == classes).float().mean() > 0.999
+
+
+def test_default_predictor(tiny_model, tmp_path):
+    model = tiny_model()
+    path = DetectionCheckpointer(model, str(tmp_path)).save
+    path("tiny")
+    options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "tiny.pth")]
+    options += ["MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+    cfg = setup_cfg("shapes/tiny.yaml", [*options, "INPUT.MIN_SIZE_TEST", "64"])
+    predictor = DefaultPredictor(cfg)
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    ids, info = predictor(rgb[:, :, ::-1])["panoptic_seg"]
+    assert tuple(ids.shape) == (40, 56) and info
+    resized = np.asarray(Image.fromarray(rgb).resize((90, 64), Image.BILINEAR))
+    image = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+    (expected,) = model([{"image": image, "height": 40, "width": 56}])
+    assert torch.equal(ids, expected["panoptic_seg"][0])
+    assert info == expected["panoptic_seg"][1]
+
+
+def test_detectron2_draws_the_result(tiny_model, make_input):
+    x = make_input(64, 80)
+    (result,) = tiny_model()([x])
+    image = x["image"].permute(1, 2, 0).numpy()
+    visualizer = Visualizer(image, MetadataCatalog.get("shapes_panoptic_val"))
+    drawn = visualizer.draw_panoptic_seg(*result["panoptic_seg"]).get_image()
+    assert drawn.shape == image.shape
+    assert (drawn != image).mean() > 0.5
+
+
+# Weights
+
+
+def expected_keys(pre_norm):
+    """Names of the official panoptic model without ``detr.`` and without the backbone."""
+    pair = ("weight", "bias")
+    attention = ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]
+    names = [f"{m}.{p}" for m in ("input_proj", "class_embed") for p in pair]
+    names += [f"bbox_embed.layers.{i}.{p}" for i in range(3) for p in pair]
+    names += [f"bbox_attention.{m}.{p}" for m in ("q_linear", "k_linear") for p in pair]
+    head = [*(f"{m}{i}" for m in ("lay", "gn") for i in range(1, 6)), "out_lay"]
+    head += [f"adapter{i}" for i in range(1, 4)]
+    names += [f"mask_head.{m}.{p}" for m in head for p in pair]
+    encoder, decoder = "transformer.encoder.layers.0.", "transformer.decoder.layers."
+    plain = ["linear1", "linear2", "norm1", "norm2"]
+    names += [f"{encoder}self_attn.{a}" for a in attention]
+    names += [f"{encoder}{m}.{p}" for m in plain for p in pair]
+    for i in range(2):
+        attentions = ("self_attn", "multihead_attn")
+        names += [f"{decoder}{i}.{m}.{a}" for m in attentions for a in attention]
+        names += [f"{decoder}{i}.{m}.{p}" for m in (*plain, "norm3") for p in pair]
+    norms = ["decoder", "encoder"] if pre_norm else ["decoder"]
+    names += [f"transformer.{m}.norm.{p}" for m in norms for p in pair]
+    return {*names, "query_embed.weight"}
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_names_are_the_official_ones(tiny_model, pre_norm):
+    model = tiny_model("MODEL.DETR.PRE_NORM", pre_norm)
+    names = set(model.state_dict())
+    backbone = {name for name in names if name.startswith("backbone.")}
+    assert backbone == {f"backbone.{name}" for name in model.backbone.state_dict()}
+    assert names - backbone == expected_keys(pre_norm)
+
+
+def test_box_stage_has_the_names_of_the_detector(tiny_model):
+    names = {name for name in tiny_model(*BOXES).state_dict() if not name.startswith("backbone.")}
+    masks = ("mask_head.", "bbox_attention.")
+    assert names == {name for name in expected_keys(False) if not name.startswith(masks)}
+
+
+def test_box_stage_weights_go_into_the_second_step(tiny_model, batch, make_input, tmp_path):
+    boxes = tiny_model(*BOXES)
+    train(boxes, [make_input(40, 48, [0, 3], masks=False)])
+    DetectionCheckpointer(boxes, str(tmp_path)).save("boxes")
+    full = tiny_model("MODEL.DETR.FREEZE_DETECTOR", True)
+    DetectionCheckpointer(full).load(str(tmp_path / "boxes.pth"))
+    for name, value in boxes.state_dict().items():
+        assert torch.equal(full.state_dict()[name], value), name
+    before = copy.deepcopy(boxes.state_dict())
+    optimizer = torch.optim.SGD([p for p in full.parameters() if p.requires_grad], lr=0.1)
+    train(full, batch)
+    optimizer.step()
+    for name, _ in boxes.named_parameters():
+        assert torch.equal(full.state_dict()[name], before[name]), name
+
+
+def detect(model, x):
+    with torch.no_grad():
+        return model.detect(model.preprocess([x]))
+
+
+def assert_is_unfolded(model, x):
+    """What eval mode uses agrees with the backbone itself."""
+    with torch.no_grad():
+        expected = model.backbone(model.preprocess([x]).tensor)
+    for name, feature in detect(model, x).features.items():
+        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [(), RESNET])
+def test_folded_backbone_gives_the_same_and_follows_the_weights(tiny_model, make_input, options):
+    model, x = tiny_model(*options), make_input(48, 64)
+    original = {k: v.clone() for k, v in model.state_dict().items()}
+    assert_is_unfolded(model, x)
+    first = detect(model, x).pred_logits
+
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    train(model, [make_input(48, 64, [0, 3])])
+    optimizer.step()
+    model.eval()
+    assert_is_unfolded(model, x)
+    trained = detect(model, x).pred_logits
+    assert not torch.allclose(trained, first)
+
+    model.load_state_dict(original)
+    assert_is_unfolded(model, x)
+    torch.testing.assert_close(detect(model, x).pred_logits, first)
+
+
+def test_copies_of_a_model_are_of_their_own(tiny_model, make_input):
+    model, x = tiny_model(), make_input(48, 64)
+    before = model([x])[0]["panoptic_seg"][1]
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.backbone.parameters():
+            p.mul_(0.5)
+    other([x])
+    assert_is_unfolded(other, x)
+    assert model([x])[0]["panoptic_seg"][1] == before
