@@ -63,6 +63,23 @@ def dataset_ids(metadata: Metadata) -> list[int]:
     return [by_contiguous[i] for i in range(len(by_contiguous))]
 
 
+def class_names(metadata: Metadata) -> list[str] | None:
+    """Return the name of each contiguous class, in order; None where the metadata has none.
+
+    Args:
+        metadata: the data set's entry in ``MetadataCatalog``.
+
+    Raises:
+        ValueError: see :func:`dataset_ids`.
+    """
+    count = num_classes(metadata)
+    for key in ("stuff_classes", "thing_classes"):
+        names = metadata.get(key)
+        if names is not None and len(names) == count:
+            return list(names)
+    return None
+
+
 def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
     """Return the (thing, stuff) maps from dataset id to contiguous id."""
     things = metadata.get("thing_dataset_id_to_contiguous_id")

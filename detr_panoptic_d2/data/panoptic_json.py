@@ -4,7 +4,6 @@ Class names, colours and thing-ness come from ``categories``, the real names of 
 from ``images``; Detectron2's own reader expects COCO's classes and ``.jpg``.
 """
 
-import colorsys
 import json
 import logging
 import os
@@ -12,6 +11,8 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+
+from .palette import default_color
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def panoptic_dicts(
             raise ValueError(f"{where}: 'id' must be an integer or a string.")
         if image["id"] in images:
             raise ValueError(f"{where} is listed twice.")
-        entry = {"file_name": _inside(image_root, image.get("file_name"), where)}
+        entry = {"file_name": inside_root(image_root, image.get("file_name"), where)}
         for side in ("height", "width"):
             if side in image:
                 if not _is_int(image[side]) or image[side] < 1:
@@ -138,7 +139,7 @@ def panoptic_dicts(
         dicts[image_id] = {
             **images[image_id],
             "image_id": image_id,
-            "pan_seg_file_name": _inside(panoptic_root, file_name, where),
+            "pan_seg_file_name": inside_root(panoptic_root, file_name, where),
             "segments_info": _segments(annotation, metadata, f"{where} ('{file_name}')"),
         }
     if not dicts:
@@ -179,7 +180,7 @@ def _entries(content: dict, key: str, where: str) -> list[dict]:
     return entries
 
 
-def _inside(root: str, file_name: Any, where: str) -> str:
+def inside_root(root: str, file_name: Any, where: str) -> str:
     """Join a file name of a json to its root, which it must not leave."""
     if not isinstance(file_name, str) or not file_name:
         raise ValueError(f"{where} has no 'file_name'.")
@@ -212,11 +213,9 @@ def read_panoptic_json(path: str) -> dict:
 
 
 def _color(color: Any, index: int, where: str) -> list[int]:
-    """Check a category's colour, or choose one: hues in golden-ratio steps, so that all differ."""
+    """Check a category's colour, or choose one."""
     if color is None:
-        hue = index * 0.61803398875 % 1.0
-        rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.6)[index // 7 % 2], (0.9, 0.65)[index % 2])
-        return [round(255 * channel) for channel in rgb]
+        return default_color(index)
     if (
         not isinstance(color, list | tuple)
         or len(color) != 3
