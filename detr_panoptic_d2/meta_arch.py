@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
+from .config_check import check_model_config
+from .data.metadata import class_names, dataset_ids, thing_class_ids
 from .data.metadata import num_classes as metadata_num_classes
-from .data.metadata import thing_class_ids
 from .inference import Frame, build_panoptic_inference
 from .instances import best_things, to_instances
 from .mask_ops import semantic_scores
@@ -83,6 +84,8 @@ class PanopticDETR(nn.Module):
         max_instances: int = 100,
         pad_mixed_sizes: bool = False,
         compile_modules: bool = False,
+        dataset_ids: list[int] | None = None,
+        class_names: list[str] | None = None,
     ):
         """
         Args:
@@ -102,6 +105,8 @@ class PanopticDETR(nn.Module):
             max_instances: most instances per image.
             pad_mixed_sizes: at inference, pad images of different sizes to one canvas.
             compile_modules: see :meth:`compile_parts`.
+            dataset_ids, class_names: id in the annotation file and name of each contiguous class;
+                they choose the rows of a checkpoint's class head. None: not known.
         """
         super().__init__()
         check_backbone(backbone)
@@ -130,6 +135,7 @@ class PanopticDETR(nn.Module):
         self.semantic_on = semantic_on
         self.max_instances = max_instances
         self.pad_mixed_sizes = pad_mixed_sizes
+        self.dataset_ids, self.class_names = dataset_ids, class_names
         is_thing = torch.zeros(num_classes + 1, dtype=torch.bool)
         is_thing[list(thing_ids)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
@@ -145,6 +151,7 @@ class PanopticDETR(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
+        check_model_config(cfg)
         detr = cfg.MODEL.DETR
         backbone = build_backbone(cfg)
         check_backbone(backbone)
@@ -159,6 +166,7 @@ class PanopticDETR(nn.Module):
             cfg.defrost()
             cfg.MODEL.DETR.NUM_CLASSES = num_classes
         thing_ids = [i for i in thing_class_ids(metadata) if i < num_classes]
+        same_classes = metadata_num_classes(metadata) == num_classes
         weights = {
             "loss_ce": detr.CLASS_WEIGHT,
             "loss_bbox": detr.L1_WEIGHT,
@@ -203,6 +211,8 @@ class PanopticDETR(nn.Module):
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pad_mixed_sizes": detr.TEST.PAD_MIXED_SIZES,
             "compile_modules": detr.COMPILE,
+            "dataset_ids": dataset_ids(metadata) if same_classes else None,
+            "class_names": class_names(metadata) if same_classes else None,
         }
 
     @property

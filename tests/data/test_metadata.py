@@ -2,6 +2,7 @@ import pytest
 from detectron2.data import Metadata, MetadataCatalog
 
 from detr_panoptic_d2.data import dataset_ids, num_classes, thing_class_ids
+from detr_panoptic_d2.data.metadata import class_names
 
 
 def test_coco_panoptic_standard():
@@ -49,3 +50,12 @@ def test_gap_and_unknown_set():
         dataset_ids(Metadata(name="gap", thing_dataset_id_to_contiguous_id={1: 0, 2: 2}))
     with pytest.raises(ValueError, match="'typo' has no classes"):
         num_classes(Metadata(name="typo"))
+
+
+def test_class_names():
+    names = class_names(MetadataCatalog.get("coco_2017_val_panoptic"))
+    assert (names[0], names[79], names[132]) == ("person", "toothbrush", "rug-merged")
+    assert class_names(MetadataCatalog.get("coco_2017_train"))[79] == "toothbrush"
+    ids = {5: 0, 6: 1}
+    few = Metadata(name="few", thing_dataset_id_to_contiguous_id=ids, thing_classes=["one"])
+    assert class_names(few) is None

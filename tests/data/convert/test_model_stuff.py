@@ -8,7 +8,7 @@ from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.predict import Predictor
 
 H, W = 48, 64
-CPU = ["MODEL.DEVICE", "cpu"]
+CPU = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
 
 
 @pytest.fixture
