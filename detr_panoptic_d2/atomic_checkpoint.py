@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from fvcore.common.checkpoint import Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +60,31 @@ class AtomicCheckpointerMixin:
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(extra)
         target = Path(self.save_dir, f"{name}.pth")
+        self._refuse_broken_weights(data["model"], target)
         logger.info("Saving checkpoint to %s", target)
-        with atomic_file(target, "wb") as f:
-            torch.save(data, f)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(target, "wb") as f:
+                torch.save(data, f)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"The checkpoint {target} could not be written: {_reason(error)}. "
+                f"{resume_hint(self)} Make room first."
+            ) from error
         return True
+
+    def _refuse_broken_weights(self, weights: dict[str, torch.Tensor], target: Path) -> None:
+        broken = [
+            name
+            for name, value in weights.items()
+            if value.is_floating_point() and not torch.isfinite(value).all()
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"{len(broken)} tensors of the model are infinite or NaN, {broken[0]} for one, so "
+                f"{target} was not written. {resume_hint(self)} Lower SOLVER.BASE_LR, or use "
+                "SOLVER.AMP.DTYPE bfloat16 in place of float16."
+            )
 
     def _newest_whole(self) -> str:
         """The same on every process: what the main process finds."""
@@ -76,6 +98,23 @@ class AtomicCheckpointerMixin:
                 "without --resume, to start anew."
             )
         return choice
+
+
+def resume_hint(checkpointer: Checkpointer) -> str:
+    """Say from what a training can go on."""
+    if not checkpointer.has_checkpoint():
+        return "No checkpoint was written yet."
+    last = checkpointer.get_checkpoint_file()
+    return f"The last good checkpoint is {last} (--resume goes on from it)."
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's words, which torch hides behind its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        last, error = error, error.__cause__ or error.__context__
+    return str(last).splitlines()[0]
 
 
 class atomic_file:
@@ -99,14 +138,19 @@ class atomic_file:
         return self._file
 
     def __exit__(self, kind, error, trace) -> None:
-        with self._file:
+        whole = False
+        try:
+            # A full disk may show only now, or once more.
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
             if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+                os.replace(self._temporary, self._path)
+                whole = True
+        finally:
+            if not whole:
+                self._temporary.unlink(missing_ok=True)
 
 
 def newest_whole_checkpoint(folder: str, tagged: str) -> str | None:

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -12,15 +11,14 @@ from tabulate import tabulate
 
 from .atomic_checkpoint import atomic_file
 from .data.dataset_mapper import read_image
-from .data.masks import panoptic_png_to_ids
 from .engine import PanopticTrainer, setup_job
-from .predict import Predictor, draw
+from .predict import Predictor
+from .report import write_report
+from .visualization import draw_beside_truth, read_truth
 
-_SCALE = 3
 
-
-def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, Path]:
-    """Train, evaluate and draw.
+def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, Path, Path]:
+    """Train, evaluate, draw and report.
 
     Args:
         config_file: path or name of a config.
@@ -28,7 +26,7 @@ def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, 
         opts: flat list of config keys and values.
 
     Returns:
-        the table of PQ, SQ and RQ, and the path of the picture.
+        the table of PQ, SQ and RQ, the path of the picture and that of the report.
     """
     arguments = argparse.Namespace(
         config_file=config_file, opts=["OUTPUT_DIR", str(output_dir), *opts], eval_only=False
@@ -42,8 +40,8 @@ def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, 
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights
     picture = output_dir / "truth_and_prediction.png"
-    draw_beside_truth(Predictor(cfg), cfg.DATASETS.TEST[0], picture)
-    return results_table(results), picture
+    write_picture(Predictor(cfg), cfg.DATASETS.TEST[0], picture)
+    return results_table(results), picture, write_report(output_dir)
 
 
 def results_table(results: dict[str, float]) -> str:
@@ -55,22 +53,19 @@ def results_table(results: dict[str, float]) -> str:
     return tabulate(rows, headers=["held-out", "PQ", "SQ", "RQ"], floatfmt=".1f")
 
 
-def draw_beside_truth(
-    predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8
-) -> None:
-    """Write one picture with a row per image: the image, its truth, the prediction."""
+def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8) -> None:
+    """Write one picture, two data set images in a row: each with its truth and prediction."""
     metadata = MetadataCatalog.get(dataset_name)
     rows = []
     for item in DatasetCatalog.get(dataset_name)[:num_images]:
         image = read_image(item["file_name"], "RGB")
-        ids = torch.as_tensor(panoptic_png_to_ids(item["pan_seg_file_name"]).astype(np.int32))
-        large = np.repeat(np.repeat(image, _SCALE, 0), _SCALE, 1)
-        row = [large]
-        predicted, segments = predictor(image)["panoptic_seg"]
-        for panoptic, info in ((ids, item["segments_info"]), (predicted, segments)):
-            panoptic = panoptic.cpu().repeat_interleave(_SCALE, 0).repeat_interleave(_SCALE, 1)
-            row.append(draw(large, panoptic, info, metadata))
-        rows.append(np.concatenate(row, axis=1))
+        prediction = predictor(image)["panoptic_seg"]
+        rows.append(draw_beside_truth(image, read_truth(item), prediction, metadata))
+    cell = np.max([row.shape for row in rows], axis=0)
+    page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        top, left = cell[0] * (i // 2), cell[1] * (i % 2)
+        page[top : top + row.shape[0], left : left + row.shape[1]] = row
     PathManager.mkdirs(str(path.parent))
     with atomic_file(path, "wb") as f:
-        Image.fromarray(np.concatenate(rows)).save(f, format="PNG")
+        Image.fromarray(page).save(f, format="PNG", optimize=True)

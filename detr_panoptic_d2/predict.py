@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from panopticapi.utils import id2rgb
 from PIL import Image
 from tqdm import tqdm
 
 from .atomic_checkpoint import atomic_file
 from .checkpoint import PanopticCheckpointer
-from .data.dataset_mapper import read_image
+from .data.dataset_mapper import ResizeShortestEdge, read_image
 from .data.metadata import dataset_ids, thing_class_ids
+from .visualization import draw_panoptic
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +41,17 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode):
+        names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+        if not names:
+            raise ValueError(
+                "DATASETS.TEST and DATASETS.TRAIN are both empty, but the names of the classes "
+                "come from there: name a data set, \"('coco_2017_val_panoptic',)\" for COCO."
+            )
         self.model = build_model(cfg).eval()
         PanopticCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata: Metadata = MetadataCatalog.get(names[0])
         self._format = cfg.INPUT.FORMAT
-        self._resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self._resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
@@ -59,12 +63,23 @@ class Predictor:
         Returns:
             the model's outputs, ``panoptic_seg`` for one, of size H x W.
         """
+        return self.model([self.prepare(image)])[0]
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Make the model's input of one image: resized, in the model's channel order.
+
+        Args:
+            image: H x W x 3 uint8, RGB.
+
+        Returns:
+            ``image`` (3 x H' x W' uint8 tensor), and ``height`` and ``width`` of the result.
+        """
         height, width = image.shape[:2]
         resized = self._resize.get_transform(image).apply_image(image)
         if self._format == "BGR":
             resized = resized[:, :, ::-1]
         tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        return {"image": tensor, "height": height, "width": width}
 
 
 class CocoResults:
@@ -156,9 +171,8 @@ def find_inputs(items: Iterable[str]) -> list[Path]:
 def draw(
     image: np.ndarray, ids: torch.Tensor, segments: Segments, metadata: Metadata
 ) -> np.ndarray:
-    """Draw segments and their names over an RGB image (H x W x 3) with Detectron2's Visualizer."""
-    visualizer = Visualizer(image, metadata, instance_mode=ColorMode.IMAGE)
-    return visualizer.draw_panoptic_seg(ids.cpu(), segments).get_image()
+    """Draw segments and their names over an RGB image (H x W x 3); the size stays."""
+    return draw_panoptic(image, ids, segments, metadata)
 
 
 def predict_images(

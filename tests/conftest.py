@@ -1,19 +1,33 @@
 """Fixtures of all tests."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from panopticapi.utils import id2rgb
+from PIL import Image
 from torch import nn
 
+from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
 
 torch.set_num_threads(2)
+
+# Ids with gaps, and a thing between two stuff classes.
+CATEGORIES = [
+    {"id": 3, "name": "sky", "isthing": 0},
+    {"id": 10, "name": "ball", "isthing": 1},
+    {"id": 21, "name": "ground", "isthing": 0},
+    {"id": 30, "name": "box", "isthing": 1},
+]
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +123,86 @@ def class_set() -> Iterator[Callable[[str], str]]:
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Return a headless Chromium, driven by Selenium; skips where one of them is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("Chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--no-proxy-server",
+        "--window-size=1280,1800",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driving = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield driving
+    driving.quit()
+
+
+@pytest.fixture
+def panoptic_set(tmp_path):
+    """Make and register a data set: ``panoptic_set("name", maps)``.
+
+    Each map is (H x W ids, {id: category id}) or (ids, categories, {ids that are crowd}).
+    """
+    names = []
+
+    def make(name, maps, categories=CATEGORIES):
+        root = tmp_path / name
+        for folder in ("images", "panoptic"):
+            (root / folder).mkdir(parents=True)
+        images, annotations = [], []
+        rng = np.random.default_rng(0)
+        for number, (ids, classes, *crowd) in enumerate(maps):
+            stem, size = f"{number:03d}", ids.shape
+            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{stem}.png")
+            Image.fromarray(id2rgb(ids)).save(root / "panoptic" / f"{stem}.png")
+            images.append(
+                {"id": number, "file_name": f"{stem}.png", "height": size[0], "width": size[1]}
+            )
+            segments = [
+                {
+                    "id": i,
+                    "category_id": c,
+                    "area": int((ids == i).sum()),
+                    "iscrowd": int(bool(crowd) and i in crowd[0]),
+                }
+                for i, c in classes.items()
+            ]
+            annotations.append(
+                {"image_id": number, "file_name": f"{stem}.png", "segments_info": segments}
+            )
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "panoptic.json").write_text(json.dumps(content))
+        register_panoptic(name, root / "images", root / "panoptic", root / "panoptic.json")
+        names.append(name)
+        return root
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def scene():
+    """Sky over ground with a ball and two boxes, 32 x 40."""
+    ids = np.full((32, 40), 1, dtype=np.int64)
+    ids[16:] = 2
+    ids[4:14, 4:14] = 70000
+    ids[18:28, 6:14] = 4
+    ids[18:28, 20:34] = 5
+    return ids, {1: 3, 2: 21, 70000: 10, 4: 30, 5: 30}

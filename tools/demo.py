@@ -9,6 +9,7 @@ from pathlib import Path
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
 from detr_panoptic_d2.demo import run_demo
+from detr_panoptic_d2.tool_errors import one_line_errors
 
 
 def main() -> None:
@@ -20,8 +21,10 @@ def main() -> None:
     parser.add_argument("--config-file", default="shapes/detr_panoptic_shapes.yaml")
     parser.add_argument("opts", metavar="KEY VALUE", nargs=argparse.REMAINDER)
     args = parser.parse_args()
-    table, picture = run_demo(args.config_file, args.output, args.opts)
-    print(f"\n{table}\n\nTruth and prediction of held-out images: {picture}")
+    with one_line_errors():
+        table, picture, report = run_demo(args.config_file, args.output, args.opts)
+    print(f"\n{table}\n\nHeld-out images, truth and prediction: {picture}")
+    print(f"The training, PQ of every class, best and worst images: {report}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
-from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.engine import check_writable, setup_cfg
 from detr_panoptic_d2.predict import (
     VIDEO_SUFFIXES,
     Predictor,
@@ -23,6 +23,7 @@ from detr_panoptic_d2.predict import (
     predict_images,
     predict_video,
 )
+from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
 
 logger = logging.getLogger("detr_panoptic_d2.tools.predict")
 
@@ -52,13 +53,21 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Return the exit code."""
     args = parse_args()
+    with one_line_errors():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict on all inputs and return the exit code."""
     setup_logger(name="fvcore")
     setup_logger(name="detr_panoptic_d2", abbrev_name="detr")
+    quiet_console("detr_panoptic_d2")
     try:
         paths = find_inputs(args.input)
     except FileNotFoundError as e:
         logger.error("%s", e)
         return 2
+    check_writable(args.output)
     predictor = Predictor(setup_cfg(args.config_file, args.opts))
     videos = [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES]
     images = [p for p in paths if p not in videos]

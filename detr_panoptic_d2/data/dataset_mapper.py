@@ -26,6 +26,18 @@ _ORIENTATION_HINT = (
 )
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, which gives long and thin images (12000 x 5, say) at least one pixel."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Choose a size for an image (H, W, ...)."""
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h = max(1, transform.new_h)
+            transform.new_w = max(1, transform.new_w)
+        return transform
+
+
 class PanopticDatasetMapper:
     """Map a dict in Detectron2's dataset format to the model's input.
 
@@ -187,7 +199,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         is_train: False gives the test resize alone.
     """
     if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+        return [ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     augmentations: list[T.Augmentation] = []
     if cfg.INPUT.RANDOM_FLIP != "none":
         vertical = cfg.INPUT.RANDOM_FLIP == "vertical"
@@ -195,13 +207,13 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if cfg.INPUT.CROP.ENABLED:
         crop = T.AugmentationList(
             [
-                T.ResizeShortestEdge(cfg.INPUT.CROP.RESIZE_MIN_SIZES, sample_style="choice"),
+                ResizeShortestEdge(cfg.INPUT.CROP.RESIZE_MIN_SIZES, sample_style="choice"),
                 T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE),
             ]
         )
         augmentations.append(T.RandomApply(crop, prob=cfg.INPUT.CROP.PROB))
     augmentations.append(
-        T.ResizeShortestEdge(
+        ResizeShortestEdge(
             cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
         )
     )

@@ -10,8 +10,6 @@ import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from PIL import Image
 
 from .panoptic_json import load_panoptic_json, panoptic_metadata
 from .register import is_registered, register_with_metadata
+from .work_folder import work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +122,11 @@ def make_shapes(
         return paths
     logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{split}-", dir=folder.parent))
-    try:
+    with work_folder(folder.parent, f".{split}-") as work:
         new = work / "new"
         _write_split(new, num_images, size, seed)
         (new / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
         _move_into_place(new, folder, work / "old", stamp)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return paths
 
 

@@ -3,7 +3,7 @@
 from ..atomic_checkpoint import AtomicCheckpointerMixin, atomic_file
 from .launch import launch_job
 from .optimizer import build_optimizer
-from .setup import merged_cfg, setup_cfg, setup_job
+from .setup import check_writable, merged_cfg, setup_cfg, setup_job
 from .trainer import PanopticTrainer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PanopticTrainer",
     "atomic_file",
     "build_optimizer",
+    "check_writable",
     "launch_job",
     "merged_cfg",
     "setup_cfg",

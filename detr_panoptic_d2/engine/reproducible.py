@@ -161,6 +161,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict | None]) -> D
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+    _warn_of_too_few_queries(cfg, dicts)
     world = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world)
     if rest or not batch_size:
@@ -181,6 +182,29 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict | None]) -> D
         # Its own generator: the loader must not draw from the one that the model uses.
         generator=torch.Generator(),
     )
+
+
+def _warn_of_too_few_queries(cfg: CfgNode, dicts: list[dict]) -> None:
+    """A query per segment at most: what has none is not learnt (official DETR says nothing)."""
+    queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
+    counts = [
+        sum(not s.get("iscrowd", 0) for s in d.get("segments_info", d.get("annotations", ())))
+        for d in dicts
+    ]
+    over = [i for i, count in enumerate(counts) if count > queries]
+    if over:
+        worst = max(over, key=counts.__getitem__)
+        logger.warning(
+            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but %d of %d images have more segments (%s has "
+            "%d): in each of them, the segments that fit the queries least are not trained on. Set "
+            "it to %d or more to train on all.",
+            queries,
+            len(over),
+            len(dicts),
+            dicts[worst]["file_name"],
+            counts[worst],
+            counts[worst],
+        )
 
 
 def _wide_images(cfg: CfgNode, dicts: list[dict]) -> list[bool] | None:

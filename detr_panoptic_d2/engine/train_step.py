@@ -42,8 +42,7 @@ class TrainStep(SimpleTrainer):
         data_loader: endless batches.
         optimizer: clips gradients itself, if they are clipped.
         dtype: autocast type, None for full precision. float16 scales the loss.
-        last_checkpoint: called for the error message, returns the file that training can go on
-            from, or "".
+        way_out: called for the error message, says what training can go on from.
     """
 
     def __init__(
@@ -53,12 +52,12 @@ class TrainStep(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         dtype: torch.dtype | None = None,
-        last_checkpoint: Callable[[], str] = lambda: "",
+        way_out: Callable[[], str] = lambda: "",
     ):
         super().__init__(model, data_loader, optimizer)
         self._dtype = dtype
         self._device_type = next(model.parameters()).device.type
-        self._last_checkpoint = last_checkpoint
+        self._way_out = way_out
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=dtype == torch.float16)
 
     def run_step(self) -> None:
@@ -114,14 +113,8 @@ class TrainStep(SimpleTrainer):
         reports = [r for r in comm.all_gather(report) if r is not None]
         names = sorted({name for r in reports for name in r["losses"]})
         images = ", ".join(image for r in reports for image in r["images"])
-        checkpoint = self._last_checkpoint()
-        way_out = (
-            f"The last good checkpoint is {checkpoint} (--resume goes on from it)."
-            if checkpoint
-            else "No checkpoint was written yet."
-        )
         raise NonFiniteLossError(
             f"The loss became infinite or NaN at iteration {self.iter} ({', '.join(names)}), on "
-            f"the images {images}. {way_out} Look at these images' annotations; else lower "
+            f"the images {images}. {self._way_out()} Look at these images' annotations; else lower "
             "SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 in place of float16."
         )

@@ -1,7 +1,10 @@
 """The trainer: Detectron2's ``DefaultTrainer`` with what DETR panoptic segmentation needs."""
 
+import functools
 import logging
+import os
 import weakref
+from collections.abc import Set
 
 import torch
 from detectron2.config import CfgNode
@@ -9,18 +12,23 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..atomic_checkpoint import resume_hint
 from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, images_done, prediction_key
+from .batch_scale import check_reference_world_size, warn_about_batch
 from .hooks import BestCheckpoint
+from .memory_hook import MemoryUse
 from .optimizer import build_optimizer
 from .reproducible import ReproducibleSteps, build_train_loader
 from .train_step import TrainStep, amp_dtype
+from .visualization_hook import build_visualization_hook
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +47,9 @@ class PanopticTrainer(DefaultTrainer):
         # DefaultTrainer's own constructor makes another step and another checkpointer, and
         # distributes models on GPUs only.
         TrainerBase.__init__(self)
+        check_reference_world_size(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        warn_about_batch(cfg)
         self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -51,7 +61,7 @@ class PanopticTrainer(DefaultTrainer):
             data_loader,
             optimizer,
             dtype=amp_dtype(cfg),
-            last_checkpoint=self.checkpointer.get_checkpoint_file,
+            way_out=functools.partial(resume_hint, self.checkpointer),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter = 0
@@ -74,17 +84,114 @@ class PanopticTrainer(DefaultTrainer):
         return build_train_loader(cfg, PanopticDatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, leave_out: Set[int | str] = frozenset()
+    ) -> DataLoader | None:
+        """Build the loader of a test set, once through all images.
+
+        Args:
+            cfg: the config.
+            dataset_name: a registered data set.
+            leave_out: ids of images that are not wanted.
+
+        Returns:
+            the loader; None if no image is wanted.
+        """
+        dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+        wanted = [d for d in dicts if d.get("image_id") not in leave_out]
+        if not wanted:
+            return None
         return build_detection_test_loader(
-            get_detection_dataset_dicts(dataset_name, filter_empty=False),
+            wanted,
             mapper=PanopticDatasetMapper(cfg, is_train=False),
             batch_size=cfg.MODEL.DETR.TEST.BATCH_SIZE,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, key: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, key=key)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, dict]:
+        """Evaluate on ``DATASETS.TEST``, from where it was broken off with ``TEST.RESUME``.
+
+        Args:
+            cfg: the config.
+            model: with its weights.
+            evaluators: one per data set; None: :meth:`build_evaluator` makes them.
+
+        Returns:
+            results by task; with several data sets, by data set and task.
+        """
+        if evaluators is not None or not cfg.MODEL.DETR.TEST.RESUME:
+            return super().test(cfg, model, evaluators)
+        results = {name: cls._test_remaining(cfg, model, name) for name in cfg.DATASETS.TEST}
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def _test_remaining(cls, cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict]:
+        evaluator = cls.build_evaluator(cfg, name, prediction_key(cfg, model, name))
+        done = images_done(evaluator)
+        logger.info("Images of '%s' that were predicted before: %d", name, len(done))
+        loader = cls.build_test_loader(cfg, name, done)
+        if loader is None:
+            results = evaluator.evaluate() or {}
+        else:
+            results = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return results
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``."""
+        super().resume_or_load(resume)
+        empty = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, FrozenBatchNorm2d) and not module.running_mean.any()
+        ]
+        if empty:
+            logger.warning(
+                "%d frozen batch norms (%s, ...) have no statistics, because no weights were "
+                "loaded into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "
+                "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch.",
+                len(empty),
+                empty[0],
+            )
+
+    def train(self) -> dict[str, dict[str, float]] | None:
+        """Train.
+
+        Returns:
+            the results of the last evaluation, on the main process, if there was one.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C; it says what the training can go on from.
+        """
+        if self.start_iter >= self.max_iter:
+            self._save_final()
+        try:
+            super().train()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Training was stopped by Ctrl-C at iteration {self.iter}. "
+                f"{resume_hint(self.checkpointer)}"
+            ) from None
+        return getattr(self, "_last_eval_results", None)
+
+    def _save_final(self) -> None:
+        """Detectron2 saves it in the last iteration, which was broken off after its checkpoint."""
+        path = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if comm.is_main_process() and not os.path.isfile(path):
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, and before all of them the seed of each iteration."""
@@ -98,6 +205,10 @@ class PanopticTrainer(DefaultTrainer):
             )
             best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, BEST_METRIC)
             hooks.insert(evaluation + 1, best)
+            hooks.insert(evaluation + 2, MemoryUse())
+            pictures = build_visualization_hook(self.cfg, self._trainer.model)
+            if pictures is not None:
+                hooks.insert(evaluation + 2, pictures)
         return hooks
 
 

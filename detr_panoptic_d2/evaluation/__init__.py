@@ -3,6 +3,7 @@
 from .build import build_evaluator
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
+from .resume import images_done, prediction_key
 from .semantic import PanopticSemanticEvaluator
 from .truth import PanopticTruth
 
@@ -12,4 +13,6 @@ __all__ = [
     "PanopticSemanticEvaluator",
     "PanopticTruth",
     "build_evaluator",
+    "images_done",
+    "prediction_key",
 ]

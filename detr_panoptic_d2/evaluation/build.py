@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None, key: str | None = None
 ) -> DatasetEvaluator:
     """Build what the data set's ``evaluator_type`` and the model's outputs allow.
 
@@ -32,6 +32,8 @@ def build_evaluator(
         cfg: the config.
         dataset_name: a registered data set.
         output_dir: default ``OUTPUT_DIR/inference/<dataset_name>``.
+        key: of what is predicted: an evaluation with this key that was broken off is gone on with
+            (panoptic sets). See :func:`.resume.prediction_key`.
 
     Raises:
         ValueError: the type is not known, or the model's outputs do not fit it.
@@ -53,14 +55,14 @@ def build_evaluator(
     truth = PanopticTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = []
     if cfg.MODEL.DETR.TEST.PANOPTIC_ON and cfg.MODEL.MASK_ON:
-        evaluators.append(PanopticEvaluator(dataset_name, output_dir, truth))
+        evaluators.append(PanopticEvaluator(dataset_name, output_dir, truth, key))
     if cfg.MODEL.DETR.TEST.INSTANCE_ON:
         if truth.thing_ids:
-            evaluators.append(PanopticInstanceEvaluator(truth, output_dir))
+            evaluators.append(PanopticInstanceEvaluator(truth, output_dir, key))
         else:
             logger.info("No AP for '%s': it has no things.", dataset_name)
     if cfg.MODEL.DETR.TEST.SEMANTIC_ON and cfg.MODEL.MASK_ON:
-        evaluators.append(PanopticSemanticEvaluator(truth))
+        evaluators.append(PanopticSemanticEvaluator(truth, output_dir, key))
     if not evaluators:
         logger.warning(
             "Nothing is evaluated on '%s': of MODEL.DETR.TEST.PANOPTIC_ON, SEMANTIC_ON (both need "

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
 from ..atomic_checkpoint import atomic_file
+from .records import ImageRecords
 from .truth import PanopticTruth
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,12 @@ class PanopticInstanceEvaluator(COCOEvaluator):
     Args:
         truth: the annotations.
         output_dir: where the results go, and the truth if it is made.
+        key: of what is predicted, see :class:`ImageRecords`.
     """
 
-    def __init__(self, truth: PanopticTruth, output_dir: str):
+    def __init__(self, truth: PanopticTruth, output_dir: str, key: str | None = None):
         self._truth = truth
+        self.records = ImageRecords(Path(output_dir), "instances", key)
         # COCOEvaluator reads everything from metadata and wants classes 0 .. T - 1, all things.
         self._thing_index = {c: i for i, c in enumerate(truth.thing_ids)}
         name = f"{truth.name}_things"
@@ -46,12 +50,27 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         )
         super().__init__(name, output_dir=output_dir)
 
+    def reset(self) -> None:
+        super().reset()
+        self.records.open()
+
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Collect ``instances``, whose ``pred_classes`` are contiguous over things and stuff."""
-        super().process(inputs, [{"instances": self._things(o["instances"])} for o in outputs])
+        """Write ``instances``, whose ``pred_classes`` are contiguous over things and stuff."""
+        for image, output in zip(inputs, outputs, strict=True):
+            things = self._things(output["instances"]).to("cpu")
+            image_id = image["image_id"]
+            self.records.write(image_id, instances_to_coco_json(things, image_id))
 
     def evaluate(self, img_ids: list | None = None) -> dict[str, dict[str, float]]:
-        return super().evaluate(img_ids or list(self._truth.annotations))
+        """Return AP, on rank 0. COCO's own code needs all predictions in memory then."""
+        # What is on rank 0 here, Detectron2's evaluator gathers from all.
+        self._predictions = [
+            {"image_id": image_id, "instances": found} for image_id, found in self.records.gather()
+        ]
+        results = super().evaluate(img_ids or list(self._truth.annotations))
+        self.records.remove()
+        self._predictions = []
+        return results
 
     def _things(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()

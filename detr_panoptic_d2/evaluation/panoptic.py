@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import json
 import logging
 import math
@@ -21,11 +20,15 @@ from PIL import Image
 from tabulate import tabulate
 
 from ..atomic_checkpoint import atomic_file
+from .records import ImageRecords
 from .truth import PanopticTruth
 
 logger = logging.getLogger(__name__)
 
-_GROUPS = {"": None, "_th": True, "_st": False}
+# Endings of the names of results, and which classes they are about: all, things, stuff.
+GROUPS = {"": None, "_th": True, "_st": False}
+# In the output folder: per image what its PQ is made of.
+PER_IMAGE_FILE = "per_image.json"
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
@@ -40,9 +43,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     Args:
         dataset_name: a registered panoptic data set.
-        output_dir: where ``panoptic/*.png`` and ``predictions.json`` (COCO's result format) go;
+        output_dir: where ``panoptic/*.png`` and ``predictions.json`` (COCO's result format) go,
+            and ``per_image.json``: for each image rows of category id, sum of IoU, TP, FP, FN.
             None: nothing is kept. Without a common file system each machine has its own PNGs.
         truth: the annotations, if they are loaded already.
+        key: of what is predicted, see :class:`ImageRecords`; needs ``output_dir``.
     """
 
     def __init__(
@@ -50,18 +55,18 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         dataset_name: str,
         output_dir: str | None = None,
         truth: PanopticTruth | None = None,
+        key: str | None = None,
     ):
         super().__init__(dataset_name, output_dir)
         self._truth = truth or PanopticTruth(dataset_name)
         self._temporary = tempfile.mkdtemp(prefix="panoptic_eval") if output_dir is None else None
         self._folder = Path(output_dir or self._temporary)
-        self._lines_file = self._folder / f"predictions.rank{comm.get_rank()}.jsonl"
-        self._lines = None
+        self.records = ImageRecords(self._folder, "predictions", key)
 
     def reset(self) -> None:
-        self._close()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lines = open(self._lines_file, "w", encoding="utf-8")  # noqa: SIM115
+        self.records.open(
+            lambda r: (self._folder / "panoptic" / r["annotation"]["file_name"]).is_file()
+        )
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Write and compare predictions.
@@ -98,26 +103,16 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 ],
             }
             counts = self._compare(annotation)
-            self._lines.write(json.dumps({"annotation": annotation, "counts": counts}) + "\n")
-        self._lines.flush()
+            self.records.write(image_id, {"annotation": annotation, "counts": counts})
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return ``{"panoptic_seg": {"PQ": ..., "PQ-<class>": ...}}``, percent, on rank 0."""
-        self._close()
-        lines = self._lines_file.read_text(encoding="utf-8").splitlines()
-        gathered = comm.gather(lines)
-        self._lines_file.unlink()
-        results = None
-        if comm.is_main_process():
-            results = self._summarize(itertools.chain(*gathered))
+        records = self.records.gather()
+        results = self._summarize(records) if comm.is_main_process() else None
+        self.records.remove()
         if self._temporary:
             shutil.rmtree(self._temporary)
         return results
-
-    def _close(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
 
     def _compare(self, annotation: dict[str, Any]) -> list[list[float]]:
         """Return rows of category id, sum of IoU, TP, FP, FN of one prediction on the disk."""
@@ -139,19 +134,12 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             [category, float(s.iou), s.tp, s.fp, s.fn] for category, s in stat.pq_per_cat.items()
         ]
 
-    def _summarize(self, lines: Iterable[str]) -> dict[str, dict[str, float]]:
-        stat, annotations = PQStat(), {}
-        for line in lines:
-            record = json.loads(line)
-            image_id = record["annotation"]["image_id"]
-            if image_id in annotations:
-                logger.warning("Image id %r was predicted twice; it counts once.", image_id)
-                continue
+    def _summarize(self, records: Iterable[tuple[Any, dict]]) -> dict[str, dict[str, float]]:
+        stat, annotations, per_image = PQStat(), {}, []
+        for image_id, record in records:
             annotations[image_id] = record["annotation"]
-            for category, iou, tp, fp, fn in record["counts"]:
-                one = PQStatCat()
-                one.iou, one.tp, one.fp, one.fn = iou, tp, fp, fn
-                stat.pq_per_cat[category] += one
+            per_image.append({"image_id": image_id, "counts": record["counts"]})
+            add_counts(stat, record["counts"])
         missing = len(self._truth.annotations.keys() - annotations.keys())
         if missing:
             logger.warning(
@@ -163,12 +151,14 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if self._output_dir:
             with atomic_file(self._folder / "predictions.json") as f:
                 json.dump({**self._truth.json, "annotations": list(annotations.values())}, f)
+            with atomic_file(self._folder / PER_IMAGE_FILE) as f:
+                json.dump(per_image, f)
         return {"panoptic_seg": self._results(stat)}
 
     def _results(self, stat: PQStat) -> dict[str, float]:
         results, rows = {}, []
-        for suffix, isthing in _GROUPS.items():
-            mean, count = _average(stat, self._truth.categories, isthing)
+        for suffix, isthing in GROUPS.items():
+            mean, count = mean_quality(stat, self._truth.categories, isthing)
             results.update({f"{key}{suffix}": value for key, value in mean.items()})
             rows.append(
                 [
@@ -185,24 +175,38 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 "NaN: the images have no segments of that kind, neither true nor predicted."
             )
         for name, dataset_id in zip(self._truth.class_names, self._truth.dataset_ids, strict=True):
-            results[f"PQ-{name}"] = _of_class(stat[dataset_id])["PQ"]
+            results[f"PQ-{name}"] = quality(stat[dataset_id])["PQ"]
         return results
 
 
-def _average(
+def add_counts(stat: PQStat, counts: Iterable[list[float]]) -> None:
+    """Add rows of category id, sum of IoU, TP, FP, FN."""
+    for category, iou, tp, fp, fn in counts:
+        one = PQStatCat()
+        one.iou, one.tp, one.fp, one.fn = iou, tp, fp, fn
+        stat.pq_per_cat[category] += one
+
+
+def mean_quality(
     stat: PQStat, categories: dict[int, dict], isthing: bool | None
 ) -> tuple[dict[str, float], int]:
-    """Mean over the classes that occur (Kirillov et al. 2019, section 4.2), and their number."""
+    """Mean over the classes that occur (Kirillov et al. 2019, section 4.2), and their number.
+
+    Args:
+        stat: sums per category id.
+        categories: of the annotation file, by id.
+        isthing: things or stuff only; None: all.
+    """
     chosen = [c for c, info in categories.items() if isthing in (None, info["isthing"] == 1)]
-    occurring = [s for s in (_of_class(stat[c]) for c in chosen) if not math.isnan(s["PQ"])]
+    occurring = [s for s in (quality(stat[c]) for c in chosen) if not math.isnan(s["PQ"])]
     if not occurring:
         return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan), 0
     mean = {key: float(np.mean([s[key] for s in occurring])) for key in ("PQ", "SQ", "RQ")}
     return mean, len(occurring)
 
 
-def _of_class(s: PQStatCat) -> dict[str, float]:
-    """PQ, SQ and RQ in percent; NaN for a class that does not occur."""
+def quality(s: PQStatCat) -> dict[str, float]:
+    """PQ, SQ and RQ in percent; NaN for what does not occur."""
     total = s.tp + 0.5 * s.fp + 0.5 * s.fn
     if total == 0:
         return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan)

@@ -2,11 +2,15 @@
 
 import logging
 import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from .records import ImageRecords
 from .truth import PanopticTruth
 
 logger = logging.getLogger(__name__)
@@ -20,15 +24,17 @@ class PanopticSemanticEvaluator(DatasetEvaluator):
 
     Args:
         truth: the annotations.
+        output_dir: where the counts of each image are kept until the end.
+        key: of what is predicted, see :class:`ImageRecords`.
     """
 
-    def __init__(self, truth: PanopticTruth):
+    def __init__(self, truth: PanopticTruth, output_dir: str, key: str | None = None):
         self._truth = truth
         self._names = truth.class_names
+        self.records = ImageRecords(Path(output_dir), "semantic", key)
 
     def reset(self) -> None:
-        # Row: predicted class, column: true class.
-        self._confusion = np.zeros((len(self._names), len(self._names)), dtype=np.int64)
+        self.records.open()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Count pixels.
@@ -47,15 +53,23 @@ class PanopticSemanticEvaluator(DatasetEvaluator):
                     f"annotation is {true.shape}."
                 )
             counted = true >= 0
-            pairs = predicted[counted] * size + true[counted]
-            self._confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
+            pairs, pixels = np.unique(predicted[counted] * size + true[counted], return_counts=True)
+            self.records.write(image["image_id"], [pairs.tolist(), pixels.tolist()])
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return ``{"sem_seg": {"mIoU": ..., "IoU-<class>": ...}}``, percent, on rank 0."""
-        gathered = comm.gather(self._confusion)
-        if not comm.is_main_process():
-            return None
-        confusion = np.sum(gathered, axis=0)
+        records = self.records.gather()
+        results = self._summarize(records) if comm.is_main_process() else None
+        self.records.remove()
+        return results
+
+    def _summarize(self, records: Iterable[tuple[Any, list]]) -> dict[str, dict[str, float]]:
+        # Row: predicted class, column: true class.
+        size = len(self._names)
+        confusion = np.zeros(size * size, dtype=np.int64)
+        for _, (pairs, pixels) in records:
+            confusion[pairs] += pixels
+        confusion = confusion.reshape(size, size)
         hit, true, predicted = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
         # Classes without a true pixel have no result, as in Detectron2.
         occurs = true > 0

@@ -51,7 +51,7 @@ def test_loss_falls_in_every_precision(dtype):
 
 
 def test_nan_names_images_and_checkpoint():
-    step, model = make_step(float("nan"), last_checkpoint=lambda: "out/model_0000009.pth")
+    step, model = make_step(float("nan"), way_out=lambda: "The last is out/model_0000009.pth.")
     before = model.linear.weight.clone()
     with pytest.raises(NonFiniteLossError) as e:
         run(step, 1)

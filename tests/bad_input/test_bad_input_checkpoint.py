@@ -1,0 +1,167 @@
+"""Files given as MODEL.WEIGHTS, and checkpoints to resume from, that are none or broken."""
+
+import logging
+import os
+import pickle
+
+import pytest
+import torch
+
+from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.predict import Predictor
+
+
+class Malicious:
+    """Pickles to a call that makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def truncated(path, whole):
+    path.write_bytes(whole.read_bytes()[:-2000])
+
+
+def half(path, whole):
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+
+def empty(path, whole):
+    path.write_bytes(b"")
+
+
+def web_page(path, whole):
+    path.write_text("<!DOCTYPE html><html>Sign in to download</html>")
+
+
+def lfs_pointer(path, whole):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+
+
+def text(path, whole):
+    path.write_text("weights\n")
+
+
+def other_model(path, whole):
+    torch.save({"model": torch.nn.Linear(3, 4).state_dict()}, path)
+
+
+def no_tensors(path, whole):
+    torch.save({"model": {"a": 1, "b": "x"}}, path)
+
+
+def tensor(path, whole):
+    torch.save(torch.zeros(3), path)
+
+
+def code_in_zip(path, whole):
+    torch.save({"model": {"a": torch.zeros(1)}, "x": Malicious(path.with_name("made"))}, path)
+
+
+def code_in_pickle(path, whole):
+    path.write_bytes(pickle.dumps({"model": Malicious(path.with_name("made"))}))
+
+
+def other_width(path, whole):
+    data = torch.load(whole, weights_only=True)["model"]
+    data["input_proj.weight"] = data["input_proj.weight"][:16]
+    torch.save({"model": data}, path)
+
+
+def missing(path, whole):
+    """No such file."""
+
+
+def directory(path, whole):
+    path.mkdir()
+
+
+def truncated_safetensors(path, whole):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(torch.load(whole, weights_only=True)["model"], path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+CASES = {
+    truncated: ["truncated or damaged", "get it again"],
+    half: ["truncated or damaged", "get it again"],
+    empty: ["is empty", "get it again"],
+    web_page: ["web page", "get it again"],
+    lfs_pointer: ["Git LFS pointer"],
+    text: ["no checkpoint"],
+    other_model: [],
+    no_tensors: ["no state dict"],
+    tensor: ["no state dict"],
+    code_in_zip: ["more than tensors", "no code"],
+    code_in_pickle: ["no code", "posix.mkdir"],
+    other_width: ["input_proj"],
+    missing: ["There is no checkpoint", "MODEL.WEIGHTS"],
+    directory: ["has no weights in it"],
+    truncated_safetensors: ["safetensors", "get it again"],
+}
+
+
+@pytest.fixture
+def whole(spoilt):
+    """A good checkpoint."""
+    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("OUTPUT_DIR", spoilt.root / "whole"))
+    model = PanopticTrainer.build_model(cfg)
+    PanopticTrainer.build_checkpointer(cfg, model).save("model")
+    return spoilt.root / "whole" / "model.pth"
+
+
+@pytest.mark.parametrize("make", CASES, ids=lambda f: f.__name__)
+def test_weights(spoilt, whole, error_line, tmp_path, make):
+    path = tmp_path / "weights" / "given.pth"
+    path.parent.mkdir()
+    make(path, whole)
+    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("MODEL.WEIGHTS", path))
+    trainer = PanopticTrainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    line = error_line(trainer.resume_or_load, False)
+    assert str(path) in line
+    for word in CASES[make]:
+        assert word in line
+    # The model is as it was, nothing was written, and no code of the file was run.
+    for key, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not path.with_name("made").exists()
+    assert not list((spoilt.root / "output").glob("*.pth"))
+    assert error_line(Predictor, cfg) == line
+
+
+def test_broken_last_checkpoint_falls_back_with_a_warning(spoilt, train, caplog):
+    opts = spoilt.opts("DATASETS.TEST", "()")
+    train(opts)
+    output = spoilt.root / "output"
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    half(output / "model_final.pth", output / "model_final.pth")
+    half(output / "model_0000003.pth", output / "model_0000003.pth")
+    caplog.set_level(logging.WARNING)
+    trainer = train(opts, resume=True)
+    assert trainer.start_iter == 2
+    for name in ("model_final.pth", "model_0000003.pth"):
+        assert f"{name} cannot be used" in caplog.text
+    torch.load(output / "model_final.pth", weights_only=True)
+
+
+def test_no_checkpoint_that_can_be_used(spoilt, train, error_line):
+    output = spoilt.root / "output"
+    output.mkdir()
+    web_page(output / "model_0000001.pth", None)
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    line = error_line(train, spoilt.opts(), True)
+    assert str(output) in line and "without --resume" in line
+
+
+def test_malicious_checkpoint_is_not_resumed_from(spoilt, train, error_line):
+    output = spoilt.root / "output"
+    output.mkdir()
+    code_in_zip(output / "model_0000001.pth", None)
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    line = error_line(train, spoilt.opts(), True)
+    assert "model_0000001.pth" in line and "no code" in line
+    assert not (output / "made").exists()

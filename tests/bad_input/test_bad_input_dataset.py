@@ -1,0 +1,230 @@
+"""What a training does with each kind of fault in a data set, as docs/training.md says."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from panopticapi.utils import id2rgb
+from PIL import Image
+
+from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+
+
+def segments(spoilt, number=1):
+    return spoilt.content["annotations"][number]["segments_info"]
+
+
+def rotate(spoilt):
+    """The EXIF tag of a camera that was held upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(spoilt.image(1)) as image:
+        image.save(spoilt.image(1), exif=exif)
+
+
+def save_as(path, mode, size=(40, 32)):
+    Image.new(mode, size).save(path)
+
+
+# Found when the data set is set up: nothing is built or written.
+AT_REGISTRATION = {
+    "no json": (lambda s: s.json.unlink(), ["panoptic.json", "does not exist"]),
+    "broken json": (lambda s: s.json.write_text('{"images": ['), ["panoptic.json", "not a json"]),
+    "list": (lambda s: s.json.write_text("[]"), ["panoptic.json", "list", "COCO panoptic"]),
+    "no image folder": (lambda s: s.images.rename(s.root / "i"), ["image_root", "no folder"]),
+    "no categories": (lambda s: s.content.pop("categories"), ["'categories'", "at least one"]),
+    "thing or stuff": (
+        lambda s: s.content["categories"][1].pop("isthing"),
+        ["'box'", "isthing", '"isthing": 1'],
+    ),
+    "category twice": (
+        lambda s: s.content["categories"][1].update(id=5),
+        ["'box'", "another category has the id 5"],
+    ),
+    "unknown category": (
+        lambda s: segments(s)[1].update(category_id=77),
+        ["image 1", "img1.png", "77", "[5, 9]"],
+    ),
+    "segment twice": (lambda s: segments(s)[1].update(id=1), ["img1.png", "id 1", "listed twice"]),
+    "segment 0": (lambda s: segments(s)[1].update(id=0), ["img1.png", "0", "2^24 - 1"]),
+    "image twice": (
+        lambda s: s.content["images"][1].update(id=0),
+        ["panoptic.json", "image 0", "listed twice"],
+    ),
+    "annotation twice": (
+        lambda s: s.content["annotations"][1].update(image_id=0),
+        ["annotation of image 0", "listed twice"],
+    ),
+    "annotation of no image": (
+        lambda s: s.content["annotations"][1].update(image_id=50),
+        ["image 50", "no such image"],
+    ),
+    "instance annotations": (
+        lambda s: s.content["annotations"][1].pop("segments_info"),
+        ["'segments_info' must be", "COCO panoptic"],
+    ),
+    "out of the image folder": (
+        lambda s: s.content["images"][1].update(file_name="../../secret.png"),
+        ["image 1", "'../../secret.png'", "leads out of", "without '..'"],
+    ),
+    "absolute image": (
+        lambda s: s.content["images"][1].update(file_name="/etc/passwd"),
+        ["image 1", "'/etc/passwd'", "relative"],
+    ),
+    "absolute Windows path": (
+        lambda s: s.content["images"][1].update(file_name="C:\\x.png"),
+        ["image 1", "x.png", "relative"],
+    ),
+    "out of the PNG folder": (
+        lambda s: s.content["annotations"][1].update(file_name="a/../../x.png"),
+        ["annotation of image 1", "'a/../../x.png'", "leads out of"],
+    ),
+    "no annotations": (lambda s: s.content["annotations"].clear(), ["has no annotations"]),
+}
+
+# Found when the image is read: the training stops there, what was saved before it stays.
+IN_TRAINING = {
+    "missing image": (lambda s: s.image(1).unlink(), ["img1.png", "does not exist", "image root"]),
+    "unreadable image": (
+        lambda s: s.image(1).write_bytes(b"<html>"),
+        ["img1.png", "cannot be read"],
+    ),
+    "truncated image": (
+        lambda s: s.image(1).write_bytes(s.image(1).read_bytes()[:900]),
+        ["img1.png", "cannot be read", "truncated"],
+    ),
+    "another image size": (
+        lambda s: save_as(s.image(1), "RGB", (20, 32)),
+        ["img1.png", "20 wide and 32 high", "annotation says 40 wide and 32 high"],
+    ),
+    "EXIF rotation": (rotate, ["img1.png", "32 wide and 40 high", "EXIF", "upright"]),
+    "missing PNG": (lambda s: s.png(1).unlink(), ["img1.png", "does not exist", "panoptic_root"]),
+    "unreadable PNG": (
+        lambda s: s.png(1).write_bytes(s.png(1).read_bytes()[:50]),
+        ["Panoptic PNG", "img1.png", "cannot be read"],
+    ),
+    "another PNG size": (
+        lambda s: save_as(s.png(1), "RGB", (40, 30)),
+        ["Panoptic PNG", "img1.png", "40 wide and 30 high", "40 wide and 32 high"],
+    ),
+    "class mask": (
+        lambda s: save_as(s.png(1), "L"),
+        ["Panoptic PNG", "img1.png", "mode L", "COCO panoptic format"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AT_REGISTRATION)
+def test_found_at_registration(spoilt, error_line, case):
+    spoil, words = AT_REGISTRATION[case]
+    before = spoilt.json.read_text()
+    spoil(spoilt)
+    if spoilt.json.is_file() and spoilt.json.read_text() == before:
+        spoilt.save()
+    line = error_line(setup_cfg, "shapes/tiny.yaml", spoilt.opts())
+    for word in words:
+        assert word in line
+    assert "panoptic.json" in line or "image_root" in line
+    assert spoilt.name not in DatasetCatalog.list()
+
+
+# With a worker the error comes out of another process.
+@pytest.mark.parametrize(
+    ("case", "workers"), [*((c, 0) for c in IN_TRAINING), ("another image size", 1)]
+)
+def test_found_in_training(spoilt, train, error_line, no_leftovers, case, workers):
+    spoil, words = IN_TRAINING[case]
+    spoil(spoilt)
+    line = error_line(train, spoilt.opts("DATALOADER.NUM_WORKERS", workers))
+    for word in words:
+        assert word in line
+    assert str(spoilt.root) in line
+    no_leftovers(spoilt.root / "output")
+
+
+def test_first_image_missing_is_found_before_anything_is_built(spoilt, error_line):
+    spoilt.image(0).unlink()
+    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts())
+    line = error_line(PanopticTrainer, cfg)
+    assert "img0.png" in line and "panoptic.json" in line and "missing" in line
+
+
+def trained(spoilt, train, caplog):
+    """Train on what is faulty but usable; return the warnings."""
+    caplog.set_level(logging.WARNING)
+    trainer = train(spoilt.opts("SOLVER.MAX_ITER", 2, "MODEL.DETR.TEST.SCORE_THRESH", 0.0))
+    assert "PQ" in trainer._last_eval_results["panoptic_seg"]
+    return " ".join(caplog.text.split())
+
+
+@pytest.fixture(autouse=True)
+def warn_again(monkeypatch):
+    """Detectron2 remembers which warnings it gave, for the whole process."""
+    from detectron2.utils import logger
+
+    logger._LOG_COUNTER.clear()
+
+
+def test_ids_without_an_entry_are_void(spoilt, train, caplog):
+    del segments(spoilt)[1]
+    spoilt.save()
+    text = trained(spoilt, train, caplog)
+    assert "img1.png' has ids that no entry of segments_info names, such as 2" in text
+
+
+def test_entries_without_pixels_are_left_out(spoilt, train, caplog):
+    segments(spoilt).append({"id": 3, "category_id": 9})
+    spoilt.save()
+    text = trained(spoilt, train, caplog)
+    assert "img1.png' has no pixel of segment 3" in text and "left out" in text
+
+
+def test_segments_of_one_pixel_and_wrong_boxes_and_areas_train(spoilt, train, caplog):
+    ids = np.full((32, 40), 1)
+    ids[3, 7] = 2
+    spoilt.save_ids(1, ids)
+    for segment in segments(spoilt):
+        segment.update(area=-5, bbox=[90, 90, 0, 0])
+    spoilt.save()
+    trained(spoilt, train, caplog)
+
+
+def test_more_segments_than_queries(spoilt, train, caplog):
+    ids = np.full((32, 40), 1)
+    for i in range(12):
+        ids[2, 3 * i : 3 * i + 2] = 10 + i
+    spoilt.save_ids(1, ids)
+    segments(spoilt)[1:] = [{"id": 10 + i, "category_id": 9} for i in range(12)]
+    spoilt.save()
+    text = trained(spoilt, train, caplog)
+    assert "NUM_OBJECT_QUERIES is 8, but 1 of 3 images" in text
+    assert "img1.png has 13" in text and "Set it to 13 or more" in text
+
+
+def test_nothing_but_void_trains(spoilt, train, caplog):
+    for number in range(3):
+        spoilt.save_ids(number, np.zeros((32, 40), dtype=np.int64))
+        segments(spoilt, number).clear()
+    spoilt.save()
+    trained(spoilt, train, caplog)
+
+
+def test_evaluation_refuses_paths_as_well(spoilt, error_line):
+    from detr_panoptic_d2.evaluation import PanopticTruth
+
+    setup_cfg("shapes/tiny.yaml", spoilt.opts())
+    content = json.loads(spoilt.json.read_text())
+    content["annotations"][1]["file_name"] = "../../x.png"
+    spoilt.json.write_text(json.dumps(content))
+    line = error_line(PanopticTruth(spoilt.name).png_name, 1)
+    assert "panoptic.json" in line and "image id 1" in line and "leads out" in line
+
+
+def test_truth_changed_after_the_start_is_an_error_in_evaluation(spoilt, train, error_line):
+    Image.fromarray(id2rgb(np.full((10, 10), 1))).save(spoilt.png(1))
+    opts = spoilt.opts("SOLVER.MAX_ITER", 1)
+    cfg = setup_cfg("shapes/tiny.yaml", opts)
+    line = error_line(PanopticTrainer.test, cfg, PanopticTrainer.build_model(cfg))
+    assert "img1.png is 32 x 40" in line and "10 x 10" in line
