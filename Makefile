@@ -7,10 +7,21 @@ READY := $(VENV)/.ready
 # Threads that wait must not spin: on two cores they cost more than they help.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-slow lint format setup clean
+.PHONY: demo docs figures test test-slow lint format audit setup clean
 
 demo: $(READY)
 	$(RUN) tools/demo.py
+
+# The figures of docs/architecture.md, from the model that `make demo` trained.
+figures: $(READY)
+	$(RUN) tools/explain.py --config-file shapes/detr_panoptic_shapes.yaml \
+		--input docs/images/shapes_1.png docs/images/shapes_2.png --points 52,62 34,20 \
+		--output output/explained MODEL.WEIGHTS output/demo/model_final.pth
+	find output/explained -name '*.png' ! -name '*_2.png' -exec cp {} docs/images/ \;
+
+docs: $(READY)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[docs]'
+	$(RUN) -m mkdocs build --strict
 
 test: $(READY)
 	$(RUN) -m pytest $(PYTEST_ARGS)
@@ -25,6 +36,11 @@ lint: $(READY)
 format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+# Known vulnerabilities of what is installed here; needs PyPI's own data (docs/install.md).
+audit: $(READY)
+	$(RUN) -m pip freeze --all --exclude-editable --exclude detectron2 > $(VENV)/audited.txt
+	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
 setup: $(READY)
 

@@ -26,6 +26,7 @@ def read_readme() -> str:
 TIMM = ["timm>=1.0"]
 HUGGINGFACE = ["transformers>=4.45", "safetensors>=0.4"]
 VIDEO = ["opencv-python-headless"]
+WEB = ["gradio>=6"]
 
 setup(
     name="detr-panoptic-d2",
@@ -55,9 +56,19 @@ setup(
         "timm": TIMM,
         "huggingface": HUGGINGFACE,
         "video": VIDEO,
-        "web": ["gradio>=4"],
-        "docs": ["mkdocs>=1.5"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.17,<0.18", *TIMM, *HUGGINGFACE, *VIDEO],
+        "web": WEB,
+        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.26"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.17,<0.18",
+            "selenium>=4.15",
+            "pip-audit>=2.7",
+            *TIMM,
+            *HUGGINGFACE,
+            *VIDEO,
+            *WEB,
+        ],
     },
     zip_safe=False,
 )

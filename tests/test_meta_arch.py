@@ -61,7 +61,7 @@ def test_losses_are_named_weighted_and_their_sum_is_the_total(tiny_model, batch)
     assert set(losses) == LOSSES | AUXILIARY
     assert all(loss.shape == () and loss.isfinite() and loss > 0 for loss in losses.values())
     # Matching costs that are all doubled give the same matches.
-    weights = {"CLASS": 4.0, "L1": 10.0, "GIOU": 4.0, "MASK": 30.0, "DICE": 2.5}
+    weights = {"CLASS": 4.0, "L1": 10.0, "GIOU": 4.0, "MASK": 60.0, "DICE": 5.0}
     options = [x for key, w in weights.items() for x in (f"MODEL.DETR.{key}_WEIGHT", w)]
     other = train(tiny_model("MODEL.DETR.DROPOUT", 0.0, *options), batch)
     factor = {"loss_mask": 3.0, "loss_dice": 0.5}
