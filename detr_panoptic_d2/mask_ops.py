@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-# Values of upsampled mask logits held at one time.
-_VALUES_PER_STRIP = 2**25
+# Values of upsampled mask logits held at one time: on a CPU few, so that no large blocks of memory
+# are asked of the system; on a GPU enough to be worth a kernel.
+_VALUES_PER_STRIP = {"cpu": 2**22, "cuda": 2**25}
 
 
 class Frame(NamedTuple):
@@ -51,10 +52,16 @@ def output_taps(frame: Frame, grid: tuple[int, int], device: torch.device):
     The official code upsamples logits to the network input and takes the nearest of its pixels
     for each output pixel; here only those pixels are computed, and padding is cropped away.
     """
-    return [
-        _bilinear_taps(_source_pixels(frame.output[d], frame.image[d], device), frame.canvas[d], g)
-        for d, g in enumerate(grid)
-    ]
+    return [_taps(frame, grid, dimension, device) for dimension in (0, 1)]
+
+
+def _taps(frame: Frame, grid: tuple[int, int], dimension: int, device: torch.device):
+    pixels = _source_pixels(frame.output[dimension], frame.image[dimension], device)
+    return _bilinear_taps(pixels, frame.canvas[dimension], grid[dimension])
+
+
+def _strip_values(device: torch.device) -> int:
+    return _VALUES_PER_STRIP.get(device.type, _VALUES_PER_STRIP["cuda"])
 
 
 def resize_strips(mask_logits: torch.Tensor, frame: Frame):
@@ -67,17 +74,21 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
     Yields:
         (slice of output rows, Q x rows x W float32 logits).
     """
-    rows, columns = output_taps(frame, mask_logits.shape[-2:], mask_logits.device)
-    mask_logits = mask_logits.float()
-    left, right, weight = columns
-    wide = torch.lerp(mask_logits[:, :, left], mask_logits[:, :, right], weight)
+    grid = mask_logits.shape[-2:]
+    # Row numbers on the host, because slices that are made of them should not wait for a GPU.
+    first, last, _ = _taps(frame, grid, 0, torch.device("cpu"))
+    (top, bottom, weight), (left, right, weight_x) = output_taps(frame, grid, mask_logits.device)
     height, width = frame.output
-    step = max(1, _VALUES_PER_STRIP // (max(1, len(mask_logits)) * width))
-    top, bottom, weight = rows
+    step = max(1, _strip_values(mask_logits.device) // (max(1, len(mask_logits)) * width))
     for start in range(0, height, step):
         part = slice(start, min(height, start + step))
-        strip = torch.lerp(wide[:, top[part]], wide[:, bottom[part]], weight[part, None])
-        yield part, strip
+        low, high = int(first[start]), int(last[part.stop - 1]) + 1
+        # Columns come first in memory: rows of a matrix are gathered faster than single values.
+        cells = mask_logits[:, low:high].float().permute(2, 0, 1).contiguous()
+        wide = torch.lerp(cells[left], cells[right], weight_x[:, None, None])
+        wide = wide.permute(1, 2, 0).contiguous()
+        upper, lower = wide[:, top[part] - low], wide[:, bottom[part] - low]
+        yield part, torch.lerp(upper, lower, weight[part, None])
 
 
 def argmax_at_output(
@@ -97,7 +108,8 @@ def argmax_at_output(
     owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
     own_area = 0
     for part, strip in resize_strips(mask_logits, frame):
-        torch.argmax(strip, 0, out=owner[part])
+        # On a CPU ``argmax`` over the first dimension takes seven times as long.
+        owner[part] = strip.max(0).indices
         if segments is not None:
             inside = strip >= 0
             own_area += torch.stack([inside[queries].any(0).sum() for queries in segments])
@@ -121,7 +133,7 @@ def reassign(
     alive = torch.as_tensor(alive, device=device)
     rows, columns = output_taps(frame, mask_logits.shape[-2:], device)
     y, x = gone[owner].nonzero(as_tuple=True)
-    step = max(1, _VALUES_PER_STRIP // (4 * len(alive)))
+    step = max(1, _strip_values(device) // (4 * len(alive)))
     living = mask_logits[alive].float()
     for yy, xx in zip(y.split(step), x.split(step), strict=True):
         top, bottom, weight_y = (t[yy] for t in rows)

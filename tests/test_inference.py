@@ -218,7 +218,7 @@ def test_large_outputs_go_through_in_strips(monkeypatch):
     frame = Frame((36, 28), (33, 27), (50, 41))
     hook = make_hook(overlap_thresh=0.4)
     whole = call(hook, logits, [0, 2, 1, 2], frame)
-    monkeypatch.setattr(mask_ops, "_VALUES_PER_STRIP", 300)
+    monkeypatch.setattr(mask_ops, "_VALUES_PER_STRIP", {"cpu": 300, "cuda": 300})
     ids, info = call(hook, logits, [0, 2, 1, 2], frame)
     assert torch.equal(ids, whole[0])
     assert info == whole[1]

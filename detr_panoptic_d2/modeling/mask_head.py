@@ -22,6 +22,10 @@ Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's outp
 as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`MaskHeadSmallConv`.
 """
 
+# A CPU's allocator (glibc's) gives larger blocks back to the system after use, which then has to
+# clear the pages of the next one again: a sixth of the mask head's time.
+_CPU_TENSOR_BYTES = 32 * 2**20
+
 
 def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``.
@@ -161,7 +165,7 @@ class MaskHeadSmallConv(nn.Module):
         if torch.is_grad_enabled() and not self.use_checkpoint:
             return self._query_part(attention, image_index, *image)
         masks = []
-        chunk = self._chunk_size(image[-1])
+        chunk = self._chunk_size(len(attention), image[-1])
         for maps, index in zip(attention.split(chunk), image_index.split(chunk), strict=True):
             if torch.is_grad_enabled():
                 part = checkpoint(self._query_part, maps, index, *image, use_reentrant=False)
@@ -180,10 +184,14 @@ class MaskHeadSmallConv(nn.Module):
             parts.append(layer(adapter(feature)))
         return parts
 
-    def _chunk_size(self, finest: torch.Tensor) -> int:
-        """Pairs whose activations at the finest level fit into ``chunk_bytes``."""
-        per_pair = 4 * finest[0].numel() * finest.element_size()
-        return max(1, self.chunk_bytes // per_pair)
+    def _chunk_size(self, pairs: int, finest: torch.Tensor) -> int:
+        """Pairs per chunk, so that activations at the finest level fit into ``chunk_bytes``."""
+        per_tensor = finest[0].numel() * finest.element_size()
+        most = self.chunk_bytes // (4 * per_tensor)
+        if finest.device.type == "cpu":
+            most = min(most, _CPU_TENSOR_BYTES // per_tensor)
+        chunks = math.ceil(pairs / max(1, most))
+        return math.ceil(pairs / chunks)
 
     def _query_part(self, attention, image_index, *image):
         """Mask logits P x H2 x W2 of some pairs, given the per-image parts."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detr_panoptic_d2.modeling.phase_conv import phase_weight, upsampled_conv
+from detr_panoptic_d2.modeling.phase_conv import phase_weights, upsampled_conv
 
 SIZES = [
     # twice, one row less, one column less, both, the smallest, same size, no multiple
@@ -42,11 +42,11 @@ def test_memory_format_of_the_input_does_not_matter():
 
 def test_phase_weights_share_out_the_kernel():
     weight = torch.arange(9.0).view(1, 1, 3, 3)
-    phases = phase_weight(weight)
-    assert phases.shape == (4, 1, 2, 2)
+    even, odd = phase_weights(weight)
+    assert even.shape == odd.shape == (2, 1, 2, 2)
     # Every phase uses every weight once.
-    assert phases.sum((1, 2, 3)).tolist() == [36.0] * 4
+    assert torch.cat([even, odd]).sum((1, 2, 3)).tolist() == [36.0] * 4
     # Even row, even column: the first kernel row and column stand alone.
-    assert phases[0, 0].tolist() == [[0.0, 1 + 2.0], [3 + 6.0, 4 + 5 + 7 + 8.0]]
+    assert even[1, 0].tolist() == [[0.0, 1 + 2.0], [3 + 6.0, 4 + 5 + 7 + 8.0]]
     # Odd row, odd column: the last ones do.
-    assert phases[3, 0].tolist() == [[0 + 1 + 3 + 4.0, 2 + 5.0], [6 + 7.0, 8.0]]
+    assert odd[0, 0].tolist() == [[0 + 1 + 3 + 4.0, 2 + 5.0], [6 + 7.0, 8.0]]
