@@ -157,7 +157,10 @@ class PanopticDETR(nn.Module):
         check_backbone(backbone)
         names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
         if not names:
-            raise ValueError("DATASETS.TRAIN and DATASETS.TEST are both empty: name a data set")
+            raise ValueError(
+                "DATASETS.TEST and DATASETS.TRAIN are both empty, but the names of the classes "
+                "come from there: name a data set, \"('coco_2017_val_panoptic',)\" for COCO."
+            )
         metadata = MetadataCatalog.get(names[0])
         num_classes = detr.NUM_CLASSES
         if num_classes == -1:

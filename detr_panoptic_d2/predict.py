@@ -42,11 +42,6 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode):
         names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-        if not names:
-            raise ValueError(
-                "DATASETS.TEST and DATASETS.TRAIN are both empty, but the names of the classes "
-                "come from there: name a data set, \"('coco_2017_val_panoptic',)\" for COCO."
-            )
         self.model = build_model(cfg).eval()
         PanopticCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         self.metadata: Metadata = MetadataCatalog.get(names[0])
@@ -168,13 +163,6 @@ def find_inputs(items: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def draw(
-    image: np.ndarray, ids: torch.Tensor, segments: Segments, metadata: Metadata
-) -> np.ndarray:
-    """Draw segments and their names over an RGB image (H x W x 3); the size stays."""
-    return draw_panoptic(image, ids, segments, metadata)
-
-
 def predict_images(
     predictor: Predictor, paths: list[Path], output_dir: Path, *, coco_json: bool = False
 ) -> list[tuple[Path, str]]:
@@ -201,7 +189,7 @@ def predict_images(
             continue
         ids, segments = predictor(image)["panoptic_seg"]
         suffix = path.suffix.lower() if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
-        overlay = draw(image, ids, segments, predictor.metadata)
+        overlay = draw_panoptic(image, ids, segments, predictor.metadata)
         with atomic_file(output_dir / (stem + suffix), "wb") as f:
             kind = "PNG" if suffix == ".png" else "JPEG"
             Image.fromarray(overlay).save(f, format=kind, quality=95)
@@ -231,7 +219,7 @@ def predict_video(predictor: Predictor, path: Path, output_dir: Path) -> Path:
         for frame in tqdm(_frames(source), total=total if total > 0 else None, unit="frame"):
             image = np.ascontiguousarray(frame[:, :, ::-1])
             ids, segments = predictor(image)["panoptic_seg"]
-            overlay = draw(image, ids, segments, predictor.metadata)[:, :, ::-1]
+            overlay = draw_panoptic(image, ids, segments, predictor.metadata)[:, :, ::-1]
             if writer is None:
                 size = overlay.shape[1], overlay.shape[0]
                 writer = cv2.VideoWriter(

@@ -10,7 +10,6 @@ look.
 
 import argparse
 import logging
-import sys
 from itertools import takewhile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.explain import explain, load_images, parse_point
+from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
 
 logger = logging.getLogger("detr_panoptic_d2.tools.explain")
 
@@ -51,15 +51,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Return the exit code."""
+def main() -> None:
+    """Explain, and say where the page is."""
     args = parse_args()
     setup_logger(name="fvcore")
     setup_logger(name="detr_panoptic_d2", abbrev_name="detr")
+    quiet_console("detr_panoptic_d2")
     # "--points 40,20 KEY VALUE": what does not begin with a digit belongs to the config.
     points = list(takewhile(lambda text: text[:1].isdecimal(), args.points))
     opts = [*args.points[len(points) :], *args.opts]
-    try:
+    with one_line_errors():
         images = load_images(args.input)
         page = explain(
             setup_cfg(args.config_file, opts),
@@ -69,12 +70,8 @@ def main() -> int:
             points=[parse_point(text) for text in points],
             width=args.max_width,
         )
-    except (OSError, ValueError) as e:
-        logger.error("%s", e)
-        return 2
     logger.info("Written: %s", page)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,12 +9,12 @@ Needs Gradio: pip install 'detr_panoptic_d2[web]'. Stop it with Ctrl-C.
 
 import argparse
 import logging
-import sys
 
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
 from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
 from detr_panoptic_d2.web.analysis import Analyzer
 from detr_panoptic_d2.web.app import build_app, import_gradio, serve
 from detr_panoptic_d2.web.uploads import Limits
@@ -53,21 +53,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Return the exit code."""
+def main() -> None:
+    """Build the page and serve it until it is stopped."""
     args = parse_args()
     setup_logger(name="fvcore")
     setup_logger(name="detr_panoptic_d2", abbrev_name="detr")
-    try:
+    quiet_console("detr_panoptic_d2")
+    with one_line_errors():
         import_gradio()
         limits = Limits(args.max_mb, args.max_megapixels)
         analyzer = Analyzer(setup_cfg(args.config_file, args.opts))
         serve(build_app(analyzer, limits), limits, host=args.host, port=args.port, share=args.share)
-    except (ImportError, OSError, ValueError) as e:
-        logger.error("%s", e)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,7 +5,7 @@ import torch
 
 from ..data.metadata import thing_class_ids
 from ..inference import build_panoptic_inference
-from ..predict import draw
+from ..visualization import draw_panoptic
 from .context import Context, Stage, array, shape
 from .figures import PALETTE, Panel, SharedBar, columns_for, draw_sheet, in_rows
 from .recorder import ImageRecord, Panoptic
@@ -245,7 +245,7 @@ def _panoptic(c: Context) -> Stage:
         factor = enlargement(ids.shape)
         picture = c.originals[i].repeat(factor, 0).repeat(factor, 1)
         large = ids.cpu().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-        picture = draw(picture, large, segments, c.metadata)
+        picture = draw_panoptic(picture, large, segments, c.metadata)
         stage.pictures[c.file_name(stage.name, i)] = _wide(c, i, Panel(picture))
     return stage
 
