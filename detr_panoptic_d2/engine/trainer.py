@@ -203,7 +203,10 @@ class PanopticTrainer(DefaultTrainer):
             evaluation = next(
                 i for i, hook in enumerate(hooks) if isinstance(hook, d2_hooks.EvalHook)
             )
-            best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, BEST_METRIC)
+            # With several data sets Detectron2 puts the name of each before its metrics.
+            names = self.cfg.DATASETS.TEST
+            metric = f"{names[0]}/{BEST_METRIC}" if len(names) > 1 else BEST_METRIC
+            best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
             hooks.insert(evaluation + 1, best)
             hooks.insert(evaluation + 2, MemoryUse())
             pictures = build_visualization_hook(self.cfg, self._trainer.model)

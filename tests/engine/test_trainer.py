@@ -110,6 +110,19 @@ def test_evaluation_best_checkpoint_and_resume_of_it(make_cfg, tmp_path, caplog)
     assert (tmp_path / "best" / "model_best.pth").stat().st_mtime_ns == stamp
 
 
+def test_best_checkpoint_is_that_of_the_first_of_several_data_sets(
+    make_cfg, panoptic_set, scene, tmp_path
+):
+    panoptic_set("other_set", [scene])
+    options = {"SOLVER__MAX_ITER": 2, "TEST__EVAL_PERIOD": 2}
+    options["DATASETS__TEST"] = "('other_set', 'trainer_set')"
+    cfg = make_cfg("two", MODEL__DETR__TEST__SCORE_THRESH=0.0, **options)
+    _, trainer = train(cfg)
+    record = json.loads((tmp_path / "two" / "model_best.json").read_text())
+    assert record["metric"] == "other_set/panoptic_seg/PQ"
+    assert record["value"] == trainer._last_eval_results["other_set"]["panoptic_seg"]["PQ"]
+
+
 def test_nan_stops_with_names_and_checkpoint(make_cfg, tmp_path):
     cfg = make_cfg("nan")
     trainer = PanopticTrainer(cfg)
