@@ -16,6 +16,7 @@ from .official_steps import official_panoptic
 from .session import Session
 
 OURS, BOXES = "ours panoptic", "ours boxes"
+NOT_COMPILED = "ours panoptic, not compiled"
 THEIRS, THEIR_BOXES = "Hugging Face panoptic", "Hugging Face boxes"
 
 
@@ -56,6 +57,12 @@ class InferenceWork:
                     "class logits of our panoptic and box models", logits, alone.pred_logits[-1]
                 )
             }
+            if self.session.not_compiled is not None:
+                plain = self.session.not_compiled
+                plain = plain.detect(plain.preprocess(self.images)).pred_logits[-1]
+                found[f"class logits, {NOT_COMPILED}"] = require_close(
+                    "class logits of our model, compiled and not", logits, plain
+                )
             if self.session.huggingface is not None:
                 theirs = self.session.huggingface.eval()(self.pixel_values)
                 pairs = (
@@ -121,6 +128,8 @@ class InferenceWork:
             if model is not None:
                 model.eval()
         keep_best(self.session.ours, self.kept)
+        if self.session.not_compiled is not None:
+            keep_best(self.session.not_compiled, self.kept)
         with torch.no_grad(), precision(options.dtype, self.device):
             variants = self._variants()
             times = time_interleaved(variants, self.session.clock, self.session.repeats, warmup=2)
@@ -146,6 +155,8 @@ class InferenceWork:
             OURS: functools.partial(self.session.ours, self.images),
             BOXES: functools.partial(self.session.boxes, self.images),
         }
+        if self.session.not_compiled is not None:
+            variants[NOT_COMPILED] = functools.partial(self.session.not_compiled, self.images)
         theirs = self.session.huggingface
         if theirs is not None:
             variants[THEIRS] = self._their_panoptic
@@ -232,7 +243,13 @@ def watch_ours(model: torch.nn.Module, clock: StageClock) -> Iterator[None]:
 
 
 def _ratios(medians: dict[str, float]) -> dict[str, float]:
-    pairs = ((OURS, BOXES), (OURS, THEIR_BOXES), (THEIRS, OURS), (THEIRS, THEIR_BOXES))
+    pairs = (
+        (OURS, BOXES),
+        (NOT_COMPILED, OURS),
+        (OURS, THEIR_BOXES),
+        (THEIRS, OURS),
+        (THEIRS, THEIR_BOXES),
+    )
     return {
         f"{a} / {b}": medians[a] / medians[b] for a, b in pairs if a in medians and b in medians
     }

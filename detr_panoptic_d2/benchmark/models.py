@@ -64,6 +64,16 @@ def build_boxes(cfg: CfgNode, panoptic: nn.Module) -> nn.Module:
     return model
 
 
+def build_not_compiled(cfg: CfgNode, panoptic: nn.Module) -> nn.Module:
+    """The same model with the same weights, without ``torch.compile``, in eval mode."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DETR.COMPILE = False
+    model = build_model(cfg).eval()
+    model.load_state_dict(panoptic.state_dict())
+    return model
+
+
 def keep_best(model: nn.Module, kept: int) -> None:
     """Let the model's inference hook keep the ``kept`` best queries of every image.
 

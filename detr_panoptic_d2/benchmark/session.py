@@ -12,7 +12,7 @@ from .huggingface import build_huggingface
 from .inputs import make_images
 from .machine import PRECISIONS
 from .measure import Clock
-from .models import build_boxes, build_panoptic
+from .models import build_boxes, build_not_compiled, build_panoptic
 
 # What --size, --batch and --kept are per kind of work when they are not given.
 _SIZES = {"training": (480, 640), "mapper": (480, 640), "memory": (1333, 1333)}
@@ -103,6 +103,11 @@ class Session:
     def boxes(self) -> nn.Module:
         """Ours without masks, same weights."""
         return build_boxes(self.cfg, self.ours)
+
+    @functools.cached_property
+    def not_compiled(self) -> nn.Module | None:
+        """Ours as it is without ``--compile``, same weights; None without that option."""
+        return build_not_compiled(self.cfg, self.ours) if self.options.compile else None
 
     @functools.cached_property
     def huggingface(self) -> nn.Module | None:

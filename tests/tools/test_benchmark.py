@@ -98,6 +98,17 @@ def test_every_work(tool, tmp_path, capsys):
     assert "|---" in markdown
 
 
+@pytest.mark.slow
+def test_compiled_beside_not_compiled(tool, tmp_path):
+    out = tmp_path / "out.json"
+    assert tool(*TINY, "--work", "inference", "--compile", "--json", out) == 0
+    torch.compiler.reset()
+    result = json.loads(out.read_text(encoding="utf-8"))["results"]["inference"]
+    assert result["compiled graphs so far"] > 0
+    assert result["agreement"]["class logits, ours panoptic, not compiled"] < 1e-4
+    assert "ours panoptic, not compiled / ours panoptic" in result["ratios"]
+
+
 def test_command_line(tmp_path):
     words = ["--config-file", "shapes/tiny.yaml", *TINY, "--work", "hook,mapper", "--cpu-time"]
     words += ["--dtype", "bfloat16", "--json", str(tmp_path / "out.json")]
