@@ -160,9 +160,10 @@ class PanopticTrainer(DefaultTrainer):
         ]
         if empty:
             logger.warning(
-                "%d frozen batch norms (%s, ...) have no statistics, because no weights were "
-                "loaded into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "
-                "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch.",
+                "%d frozen batch norms (%s, ...) have no statistics (means of 0), because "
+                "no trained weights were loaded into them: features will explode. Give "
+                "pretrained MODEL.WEIGHTS, or set MODEL.RESNETS.NORM to BN, SyncBN or GN to "
+                "train from scratch.",
                 len(empty),
                 empty[0],
             )

@@ -123,6 +123,14 @@ def test_best_checkpoint_is_that_of_the_first_of_several_data_sets(
     assert record["value"] == trainer._last_eval_results["other_set"]["panoptic_seg"]["PQ"]
 
 
+def test_frozen_norms_without_statistics_are_named(make_cfg, caplog):
+    trainer = PanopticTrainer(make_cfg("frozen", MODEL__RESNETS__NORM="FrozenBN"))
+    with caplog.at_level(logging.WARNING, logger="detr_panoptic_d2.engine.trainer"):
+        trainer.resume_or_load(resume=False)
+    assert "frozen batch norms (backbone." in caplog.text
+    assert "MODEL.RESNETS.NORM to BN" in caplog.text
+
+
 def test_nan_stops_with_names_and_checkpoint(make_cfg, tmp_path):
     cfg = make_cfg("nan")
     trainer = PanopticTrainer(cfg)
