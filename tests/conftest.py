@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
 
 torch.set_num_threads(2)
+# In the background of a script Ctrl-C is ignored, and would be by the processes of tests as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Ids with gaps, and a thing between two stuff classes.
 CATEGORIES = [

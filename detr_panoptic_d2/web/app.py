@@ -95,8 +95,11 @@ def build_app(analyzer: Analyzer, limits: Limits):
             with gr.Column(scale=2, min_width=320):
                 maps = _picture(gr, "Its attention and mask logits", "maps")
         shown, chosen = [session, picture, status, table], [details, mask, maps]
-        upload.upload(page.analyse, [upload, score, area], [*shown, *chosen])
-        upload.clear(page.clear, None, [*shown, *chosen])
+        # One at a time and in their order: the late answer to a moved slider must not bring back an
+        # image that was taken away or replaced meanwhile.
+        in_turn = {"concurrency_id": "page", "concurrency_limit": 1}
+        upload.upload(page.analyse, [upload, score, area], [*shown, *chosen], **in_turn)
+        upload.clear(page.clear, None, [*shown, *chosen], **in_turn)
         gr.on(
             [score.change, area.change],
             page.change,
@@ -104,6 +107,7 @@ def build_app(analyzer: Analyzer, limits: Limits):
             [*shown, *chosen],
             trigger_mode="always_last",
             show_progress="hidden",
+            **in_turn,
         )
 
         def click_picture(current: Session | None, event: gr.SelectData):

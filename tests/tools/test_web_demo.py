@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import os
 import re
@@ -95,13 +96,19 @@ class Visitor:
         return found.group(0)
 
     def upload(self, path):
+        until(self.is_cleared, "an empty upload")
+        self.wait_for("status", "No image yet")
+        until(lambda: self.find("#upload input[type=file]"), "the upload").send_keys(str(path))
+
+    def is_cleared(self):
+        """Whether there is no file; presses the button where there is one."""
         clear = self.find("#upload button[aria-label='Clear']") or self.find(
             "#upload button[aria-label='Remove this file']"
         )
         if clear:
-            clear.click()
-            self.wait_for("status", "No image yet")
-        until(lambda: self.find("#upload input[type=file]"), "the upload").send_keys(str(path))
+            with contextlib.suppress(self.busy):
+                clear.click()
+        return not clear
 
     def set_number(self, name, value):
         field = self.find(f"#{name} input[type=number]")
