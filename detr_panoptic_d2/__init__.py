@@ -8,7 +8,7 @@ check_requirements()
 from . import data, modeling  # noqa: E402
 from .config import add_detr_panoptic_config  # noqa: E402
 from .config_files import get_config_file  # noqa: E402
-from .meta_arch import PanopticDETR  # noqa: E402
+from .modeling.meta_arch import PanopticDETR  # noqa: E402
 
 __all__ = [
     "PanopticDETR",

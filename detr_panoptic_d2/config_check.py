@@ -9,6 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from fvcore.common.registry import Registry
 
+from .errors import UserError
+
 Rule = tuple[str, Callable[[Any], bool]]
 
 
@@ -87,14 +89,14 @@ def check_config(cfg: CfgNode) -> None:
     """Check what :func:`check_model_config` checks, and the keys of training and evaluation.
 
     Raises:
-        ValueError: a value cannot work; the message names the key, the value and what it may be.
+        UserError: a value cannot work; the message names the key, the value and what it may be.
     """
     check_name(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
     for key, rule in _JOB_RULES.items():
         _check(cfg, key, rule)
     for key, known in _CHOICES.items():
         if get(cfg, key) not in known:
-            raise ValueError(_unknown(key, get(cfg, key), known))
+            raise UserError(_unknown(key, get(cfg, key), known))
     if cfg.MODEL.META_ARCHITECTURE == "PanopticDETR":
         check_model_config(cfg)
 
@@ -103,11 +105,11 @@ def check_model_config(cfg: CfgNode) -> None:
     """Check the keys that ``PanopticDETR`` is built from.
 
     Raises:
-        ValueError: see :func:`check_config`.
+        UserError: see :func:`check_config`.
     """
     # Here, because these modules' own models import this one.
-    from .inference import PANOPTIC_INFERENCE_REGISTRY
     from .modeling.mask_head import MASK_HEAD_REGISTRY
+    from .modeling.panoptic_inference import PANOPTIC_INFERENCE_REGISTRY
 
     check_name(cfg, "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)
     check_name(cfg, "MODEL.DETR.TEST.PANOPTIC_INFERENCE", PANOPTIC_INFERENCE_REGISTRY)
@@ -117,13 +119,13 @@ def check_model_config(cfg: CfgNode) -> None:
         _check(cfg, f"MODEL.DETR.{key}", rule)
     detr = cfg.MODEL.DETR
     if detr.HIDDEN_DIM % detr.NHEADS or detr.HIDDEN_DIM % 4:
-        raise ValueError(
+        raise UserError(
             f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM} and MODEL.DETR.NHEADS is {detr.NHEADS}: "
             "the first must be a multiple of the second (and of 4). DETR's own are 256 and 8."
         )
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     if len(mean) != len(std) or min(std, default=0) <= 0:
-        raise ValueError(
+        raise UserError(
             f"MODEL.PIXEL_MEAN is {list(mean)} and MODEL.PIXEL_STD is {list(std)}: one number per "
             "channel of INPUT.FORMAT is needed in each, and those of PIXEL_STD must be above 0."
         )
@@ -133,11 +135,11 @@ def check_name(cfg: CfgNode, key: str, registry: Registry) -> None:
     """Check that a key's value is a name in a registry.
 
     Raises:
-        ValueError: it is not; the message lists the names.
+        UserError: it is not; the message lists the names.
     """
     known = [name for name, _ in registry]
     if get(cfg, key) not in known:
-        raise ValueError(
+        raise UserError(
             f"{_unknown(key, get(cfg, key), known)} A class of your own must be registered by an "
             "import before the model is built."
         )
@@ -159,7 +161,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 def _check(cfg: CfgNode, key: str, rule: Rule) -> None:
     what, holds = rule
     if not holds(get(cfg, key)):
-        raise ValueError(f"{key} is {get(cfg, key)!r}, but must be {what}.")
+        raise UserError(f"{key} is {get(cfg, key)!r}, but must be {what}.")
 
 
 def _unknown(key: str, value: Any, known: Sequence[str]) -> str:

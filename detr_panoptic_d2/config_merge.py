@@ -12,6 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from .config_check import did_you_mean
+from .errors import UserError
 
 _WRONG_TYPE = re.compile(
     r"Type mismatch \(<class '(?:\w+\.)*(\w+)'> vs\. .* with values "
@@ -26,7 +27,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
     Raises:
         FileNotFoundError: its ``_BASE_`` is missing.
-        ValueError: it is no config.
+        UserError: it is no config.
     """
     with _errors_about(cfg, f"Config '{path}'"):
         cfg.merge_from_file(path, allow_unsafe=False)
@@ -36,10 +37,10 @@ def merge_options(cfg: CfgNode, options: list[str]) -> None:
     """Merge a flat list of keys and values into a config.
 
     Raises:
-        ValueError: a key is not known, or its value is of the wrong type, or missing.
+        UserError: a key is not known, or its value is of the wrong type, or missing.
     """
     if len(options) % 2:
-        raise ValueError(
+        raise UserError(
             f"The options {' '.join(map(str, options))} are not pairs of KEY VALUE: one value is "
             "missing. Put a value with spaces or commas in quotes."
         )
@@ -52,16 +53,16 @@ def _errors_about(cfg: CfgNode, source: str) -> Iterator[None]:
     try:
         yield
     except yaml.constructor.ConstructorError as error:
-        raise ValueError(
+        raise UserError(
             f"{source}: {_at(error)}{error.problem}. Objects of Python are not made from a config, "
             "because that can run code: write plain values."
         ) from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no valid yaml: {_at(error)}{_problem(error)}.") from error
+        raise UserError(f"{source} is no valid yaml: {_at(error)}{_problem(error)}.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no text file: {error}.") from error
+        raise UserError(f"{source} is no text file: {error}.") from error
     except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source}: {_explained(cfg, error)}") from error
+        raise UserError(f"{source}: {_explained(cfg, error)}") from error
 
 
 def _explained(cfg: CfgNode, error: Exception) -> str:

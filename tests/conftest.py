@@ -20,6 +20,8 @@ from torch import nn
 from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
 
+pytest_plugins = ["tests.data_fixtures"]
+
 torch.set_num_threads(2)
 # In the background of a script Ctrl-C is ignored, and would be by the processes of tests as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,7 +28,7 @@ from detr_panoptic_d2.benchmark.report import (
     write_text,
 )
 from detr_panoptic_d2.engine import check_writable
-from detr_panoptic_d2.tool_errors import one_line_errors
+from detr_panoptic_d2.errors import one_line_errors
 
 
 def _size(text: str) -> tuple[int, int]:

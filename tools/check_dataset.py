@@ -25,7 +25,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers data sets
-from detr_panoptic_d2.data.check import (
+from detr_panoptic_d2.engine.setup import merged_cfg
+from detr_panoptic_d2.prepare.check import (
     DatasetPaths,
     Report,
     check_dataset,
@@ -36,7 +37,6 @@ from detr_panoptic_d2.data.check import (
     plot_classes,
     write_findings,
 )
-from detr_panoptic_d2.engine.setup import merged_cfg
 
 logger = logging.getLogger("detr_panoptic_d2.tools.check_dataset")
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from detr_panoptic_d2.data.convert import (
+from detr_panoptic_d2.engine.setup import resolve_config_file
+from detr_panoptic_d2.prepare.convert import (
     Cityscapes,
     ClassMasks,
     ClassOptions,
@@ -39,8 +40,7 @@ from detr_panoptic_d2.data.convert import (
     describe,
     write_dataset_yaml,
 )
-from detr_panoptic_d2.data.convert.shapes import OVERLAP_RULES
-from detr_panoptic_d2.engine.setup import resolve_config_file
+from detr_panoptic_d2.prepare.convert.shapes import OVERLAP_RULES
 
 logger = logging.getLogger("detr_panoptic_d2.tools.convert_dataset")
 

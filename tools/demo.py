@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
-from detr_panoptic_d2.demo import run_demo
-from detr_panoptic_d2.tool_errors import one_line_errors
+from detr_panoptic_d2.apps.demo import run_demo
+from detr_panoptic_d2.errors import one_line_errors
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
+from detr_panoptic_d2.apps.explain import explain, load_images, parse_point
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.explain import explain, load_images, parse_point
-from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
+from detr_panoptic_d2.errors import one_line_errors, quiet_console
 
 logger = logging.getLogger("detr_panoptic_d2.tools.explain")
 

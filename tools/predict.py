@@ -15,15 +15,15 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
-from detr_panoptic_d2.engine import check_writable, setup_cfg
-from detr_panoptic_d2.predict import (
+from detr_panoptic_d2.apps.predict import (
     VIDEO_SUFFIXES,
     Predictor,
     find_inputs,
     predict_images,
     predict_video,
 )
-from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
+from detr_panoptic_d2.engine import check_writable, setup_cfg
+from detr_panoptic_d2.errors import one_line_errors, quiet_console
 
 logger = logging.getLogger("detr_panoptic_d2.tools.predict")
 

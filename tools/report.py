@@ -12,8 +12,8 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers the data sets
-from detr_panoptic_d2.report import write_report
-from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
+from detr_panoptic_d2.apps.report import write_report
+from detr_panoptic_d2.errors import one_line_errors, quiet_console
 
 
 def main() -> None:

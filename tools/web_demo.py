@@ -13,11 +13,11 @@ import logging
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
+from detr_panoptic_d2.apps.web.analysis import Analyzer
+from detr_panoptic_d2.apps.web.app import build_app, import_gradio, serve
+from detr_panoptic_d2.apps.web.uploads import Limits
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.tool_errors import one_line_errors, quiet_console
-from detr_panoptic_d2.web.analysis import Analyzer
-from detr_panoptic_d2.web.app import build_app, import_gradio, serve
-from detr_panoptic_d2.web.uploads import Limits
+from detr_panoptic_d2.errors import one_line_errors, quiet_console
 
 logger = logging.getLogger("detr_panoptic_d2.tools.web_demo")
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..errors import UserError
+
 # Greatest difference of network outputs in float32, relative to the greatest value where that is
 # above 1.
 TOLERANCE = 1e-4
@@ -11,7 +13,7 @@ TOLERANCE = 1e-4
 EQUAL_PIXELS = 0.995
 
 
-class Disagreement(RuntimeError):
+class Disagreement(UserError):
     """Two sides of a comparison do not compute the same, so their times say nothing."""
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..inference import DETRPanopticInference, Frame
+from ..modeling.panoptic_inference import DETRPanopticInference, Frame
 from .agreement import EQUAL_PIXELS, Disagreement, require_equal_maps
 from .inputs import make_blobs
 from .measure import peak_memory, time_interleaved

@@ -6,8 +6,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint_formats.canonical import CLASS_HEAD, own
-from ..checkpoint_formats.huggingface_names import from_own, older_name
+from ..checkpoint.canonical import CLASS_HEAD, own
+from ..checkpoint.huggingface_names import from_own, older_name
+from ..errors import UserError
 from .agreement import Disagreement
 
 _INSTALL = (
@@ -28,7 +29,7 @@ def build_huggingface(cfg: CfgNode, ours: nn.Module) -> nn.Module:
 
     Raises:
         ModuleNotFoundError: transformers or timm are missing; one line with the remedy.
-        ValueError: Hugging Face has no such model (backbone, norm, pre-norm).
+        UserError: Hugging Face has no such model (backbone, norm, pre-norm).
     """
     try:
         import timm  # noqa: F401  transformers builds its backbone with it
@@ -111,7 +112,7 @@ def _costs(detr: CfgNode) -> dict[str, int]:
     }
     for key in keys:
         if int(detr[key]) != detr[key]:
-            raise ValueError(
+            raise UserError(
                 f"--against huggingface: MODEL.DETR.{key} is {detr[key]}, but Hugging Face's DETR "
                 "takes whole numbers only"
             )
@@ -122,14 +123,14 @@ def _backbone_name(cfg: CfgNode) -> str:
     """What timm calls the config's ResNet."""
     name, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if cfg.MODEL.DETR.PRE_NORM:
-        raise ValueError("Hugging Face's DETR has no pre-norm: set MODEL.DETR.PRE_NORM to False")
+        raise UserError("Hugging Face's DETR has no pre-norm: set MODEL.DETR.PRE_NORM to False")
     if resnets.NORM == "FrozenBN":
         if name in _RESNETS and not resnets.STRIDE_IN_1X1 and resnets.NUM_GROUPS == 1:
             return f"resnet{resnets.DEPTH}"
         model_name = cfg.MODEL.DETR.BACKBONE.MODEL_NAME
         if name == "build_torchvision_backbone" and re.fullmatch(r"resnet\d+", model_name):
             return model_name
-    raise ValueError(
+    raise UserError(
         f"--against huggingface: MODEL.BACKBONE.NAME {name} with these settings has no counterpart "
         "there. Plain ResNets with MODEL.RESNETS.NORM FrozenBN and STRIDE_IN_1X1 False do."
     )

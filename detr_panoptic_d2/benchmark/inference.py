@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..inference import DETRPanopticInference
+from ..modeling.panoptic_inference import DETRPanopticInference
 from .agreement import EQUAL_PIXELS, TOLERANCE, require_close, require_equal_maps
 from .inputs import make_images
 from .machine import precision

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from ..inference import Frame
+from ..modeling.panoptic_inference import Frame
 from .agreement import require_close
 from .inputs import make_images
 from .machine import precision

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
+from ..errors import UserError
 from ..modeling.mask_head import MaskHeadSmallConv
 from ..modeling.transformer import MultiheadAttention
 
@@ -37,10 +38,10 @@ def build_panoptic(cfg: CfgNode, images: list[dict]) -> nn.Module:
         images: batched inputs to set the scales by.
 
     Raises:
-        ValueError: the config has no masks.
+        UserError: the config has no masks.
     """
     if not (cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON):
-        raise ValueError(
+        raise UserError(
             "the benchmark compares panoptic with boxes alone by itself: MODEL.MASK_ON and "
             "MODEL.DETR.TEST.PANOPTIC_ON must be True"
         )
@@ -80,11 +81,11 @@ def keep_best(model: nn.Module, kept: int) -> None:
     Random weights would keep none or all.
 
     Raises:
-        ValueError: the model has fewer queries.
+        UserError: the model has fewer queries.
     """
     queries = model.query_embed.num_embeddings
     if not 0 < kept <= queries:
-        raise ValueError(f"--kept is {kept}, but must lie in 1..{queries}, the number of queries")
+        raise UserError(f"--kept is {kept}, but must lie in 1..{queries}, the number of queries")
     model.panoptic_inference.keep = functools.partial(best_queries, kept=kept)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..errors import UserError
 from .hook import HookWork
 from .inference import InferenceWork
 from .machine import PRECISIONS, describe_machine, precision
@@ -40,13 +41,13 @@ def run_benchmark(options: Options) -> Iterator[tuple[str, dict]]:
         per second), then each work's result with its ``agreement``.
 
     Raises:
-        ValueError: an option or the config does not fit.
+        UserError: an option or the config does not fit.
         ModuleNotFoundError: Hugging Face is asked for and not installed.
         Disagreement: results differ; no time was taken.
     """
     unknown = [name for name in options.work if name not in WORKS]
     if unknown or not options.work:
-        raise ValueError(f"--work names {unknown}, but there are only {', '.join(WORKS)}")
+        raise UserError(f"--work names {unknown}, but there are only {', '.join(WORKS)}")
     session = Session(options)
     works = {name: WORKS[name](session) for name in options.work}
     agreement = {}

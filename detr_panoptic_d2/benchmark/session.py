@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..engine import setup_cfg
+from ..errors import UserError
 from .huggingface import build_huggingface
 from .inputs import make_images
 from .machine import PRECISIONS
@@ -55,13 +56,13 @@ class Options:
 
     def __post_init__(self):
         if self.dtype not in PRECISIONS:
-            raise ValueError(f"--dtype is {self.dtype!r}, but must be one of {list(PRECISIONS)}")
+            raise UserError(f"--dtype is {self.dtype!r}, but must be one of {list(PRECISIONS)}")
         if self.against not in (None, "huggingface"):
-            raise ValueError(f"--against is {self.against!r}, but must be 'huggingface'")
+            raise UserError(f"--against is {self.against!r}, but must be 'huggingface'")
         for name in ("batch", "kept", "segments", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}, but must be at least 1")
+                raise UserError(f"--{name} is {value}, but must be at least 1")
 
 
 class Session:
@@ -72,11 +73,11 @@ class Session:
         name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(name)
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device is cuda, but PyTorch finds no GPU: use --device cpu")
+            raise UserError("--device is cuda, but PyTorch finds no GPU: use --device cpu")
         if options.dtype == "tf32" and self.device.type != "cuda":
-            raise ValueError("--dtype is tf32, which only GPUs have: use float32 or bfloat16")
+            raise UserError("--dtype is tf32, which only GPUs have: use float32 or bfloat16")
         if options.cpu_time and self.device.type == "cuda":
-            raise ValueError("--cpu-time says nothing of a GPU: leave it out, or use --device cpu")
+            raise UserError("--cpu-time says nothing of a GPU: leave it out, or use --device cpu")
         self.clock = Clock(self.device, options.cpu_time)
         self.repeats = options.repeats or (20 if self.device.type == "cuda" else 5)
 

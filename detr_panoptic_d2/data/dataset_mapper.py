@@ -13,12 +13,8 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
-from .masks import (
-    ids_to_labels,
-    label_boxes_and_areas,
-    labels_to_masks,
-    panoptic_png_to_ids,
-)
+from ..errors import UserError
+from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks, panoptic_png_to_ids
 
 _ORIENTATION_HINT = (
     ". Sizes are compared after the image's EXIF orientation is applied, so the truth must be in "
@@ -101,7 +97,7 @@ class PanopticDatasetMapper:
 
         Raises:
             OSError: the image or the PNG is missing or broken.
-            ValueError: sizes of image, annotation and PNG differ, or a segment id is listed twice.
+            UserError: sizes of image, annotation and PNG differ, or a segment id is listed twice.
         """
         file_name = dataset_dict["file_name"]
         image = read_image(file_name, self.image_format)
@@ -124,7 +120,7 @@ class PanopticDatasetMapper:
                     dataset_dict["annotations"], transforms, aug_input.image.shape[:2]
                 )
             else:
-                raise ValueError(
+                raise UserError(
                     f"No truth for '{file_name}': its dict has neither pan_seg_file_name nor "
                     "annotations, so this data set cannot be trained on."
                 )
@@ -146,7 +142,7 @@ class PanopticDatasetMapper:
         try:
             labels, unnamed = ids_to_labels(ids, [s["id"] for s in targets + crowd])
         except ValueError as error:
-            raise ValueError(f"Annotation of '{png}': {error}") from error
+            raise UserError(f"Annotation of '{png}': {error}") from error
         if len(unnamed):
             log_first_n(
                 logging.WARNING,
@@ -236,7 +232,7 @@ def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it is not a whole image.
-        ValueError: pixel values that are no 8- or 16-bit integers.
+        UserError: pixel values that are no 8- or 16-bit integers.
     """
     try:
         with PathManager.open(os.fspath(file_name), "rb") as file:
@@ -251,7 +247,7 @@ def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"Image '{file_name}' cannot be read: {error}") from error
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(
+        raise UserError(
             f"Image '{file_name}' has {values.dtype} pixels from {values.min()} to {values.max()}; "
             "8- and 16-bit integers are supported. Convert it first."
         )

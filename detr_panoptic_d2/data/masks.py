@@ -12,6 +12,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from ..errors import UserError
+
 
 def panoptic_png_to_ids(path: str | os.PathLike) -> np.ndarray:
     """Read a panoptic PNG of the COCO format.
@@ -25,7 +27,7 @@ def panoptic_png_to_ids(path: str | os.PathLike) -> np.ndarray:
     Raises:
         FileNotFoundError: there is no such file.
         OSError: it is not a whole image.
-        ValueError: it has no three colour channels (a class mask, for one).
+        UserError: it has no three colour channels (a class mask, for one).
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as file:
@@ -39,7 +41,7 @@ def panoptic_png_to_ids(path: str | os.PathLike) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"Panoptic PNG '{path}' cannot be read: {error}") from error
     if image.mode not in ("RGB", "RGBA"):
-        raise ValueError(
+        raise UserError(
             f"Panoptic PNG '{path}' has mode {image.mode}, but ids are stored in RGB "
             "(R + 256 G + 65536 B). Convert class or instance masks to COCO panoptic format first."
         )
@@ -60,15 +62,15 @@ def ids_to_labels(ids: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray,
         0 where no segment is; and the ids of the map, 0 left out, that are in no entry.
 
     Raises:
-        ValueError: ``segment_ids`` has an id twice, or more than 65535 entries.
+        UserError: ``segment_ids`` has an id twice, or more than 65535 entries.
     """
     segment_ids = np.asarray(segment_ids, dtype=np.int64)
     order = np.argsort(segment_ids, kind="stable")
     known = segment_ids[order]
     if (twice := known[1:][known[1:] == known[:-1]]).size:
-        raise ValueError(f"Segment id {twice[0]} is listed twice.")
+        raise UserError(f"Segment id {twice[0]} is listed twice.")
     if len(known) > np.iinfo(np.uint16).max:
-        raise ValueError(f"{len(known)} segments in one image; at most 65535 are supported.")
+        raise UserError(f"{len(known)} segments in one image; at most 65535 are supported.")
     dtype = np.uint8 if len(known) <= np.iinfo(np.uint8).max else np.uint16
     flat = ids.reshape(-1)
     if flat.size == 0 or len(known) == 0:
@@ -145,7 +147,7 @@ def segments_to_masks(
         :func:`label_boxes_and_areas` gives them.
 
     Raises:
-        ValueError: ``segment_ids`` has an id twice.
+        UserError: ``segment_ids`` has an id twice.
     """
     labels, _ = ids_to_labels(ids, segment_ids)
     boxes, areas = label_boxes_and_areas(labels, len(segment_ids))

@@ -8,6 +8,8 @@ the stuff map missing.
 
 from detectron2.data import Metadata
 
+from ..errors import UserError
+
 
 def num_classes(metadata: Metadata) -> int:
     """Return C, the number of classes, things and stuff together.
@@ -16,7 +18,7 @@ def num_classes(metadata: Metadata) -> int:
         metadata: the data set's entry in ``MetadataCatalog``.
 
     Raises:
-        ValueError: see :func:`dataset_ids`.
+        UserError: see :func:`dataset_ids`.
     """
     return len(dataset_ids(metadata))
 
@@ -28,7 +30,7 @@ def thing_class_ids(metadata: Metadata) -> list[int]:
         metadata: the data set's entry in ``MetadataCatalog``.
 
     Raises:
-        ValueError: see :func:`dataset_ids`.
+        UserError: see :func:`dataset_ids`.
     """
     dataset_ids(metadata)
     return sorted(_id_maps(metadata)[0].values())
@@ -41,7 +43,7 @@ def dataset_ids(metadata: Metadata) -> list[int]:
         metadata: the data set's entry in ``MetadataCatalog``.
 
     Raises:
-        ValueError: no classes are known, or things and stuff share contiguous ids (Detectron2's
+        UserError: no classes are known, or things and stuff share contiguous ids (Detectron2's
             "separated" sets), or the contiguous ids have a gap.
     """
     things, stuff = _id_maps(metadata)
@@ -50,13 +52,13 @@ def dataset_ids(metadata: Metadata) -> list[int]:
     for dataset_id, contiguous_id in (*things.items(), *stuff.items()):
         other = by_contiguous.setdefault(contiguous_id, dataset_id)
         if other != dataset_id:
-            raise ValueError(
+            raise UserError(
                 f"Data set '{name}': category ids {other} and {dataset_id} share the contiguous id "
                 f"{contiguous_id}. Things and stuff need one id space, so use the standard form "
                 "(such as 'coco_2017_val_panoptic') and not the '_separated' one."
             )
     if sorted(by_contiguous) != list(range(len(by_contiguous))):
-        raise ValueError(
+        raise UserError(
             f"Data set '{name}': its contiguous ids {sorted(by_contiguous)} are not "
             f"0..{len(by_contiguous) - 1}. Correct its registration."
         )
@@ -70,7 +72,7 @@ def class_names(metadata: Metadata) -> list[str] | None:
         metadata: the data set's entry in ``MetadataCatalog``.
 
     Raises:
-        ValueError: see :func:`dataset_ids`.
+        UserError: see :func:`dataset_ids`.
     """
     count = num_classes(metadata)
     for key in ("stuff_classes", "thing_classes"):
@@ -88,7 +90,7 @@ def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
         # Detectron2's convention for a set registered by its class names alone.
         things = {i: i for i in range(len(metadata.get("thing_classes", ())))}
     if not things and not stuff:
-        raise ValueError(
+        raise UserError(
             f"Data set '{metadata.get('name')}' has no classes in its metadata. Is its name right, "
             "and was it registered (register_panoptic, or DATASETS.REGISTER in the config)?"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from ..errors import UserError
 from .palette import default_color
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
 
     Raises:
         FileNotFoundError: the json, or the first image or PNG, is missing.
-        ValueError: the json is not in the format.
+        UserError: the json is not in the format.
     """
     content = read_panoptic_json(panoptic_json)
     metadata = panoptic_metadata(content.get("categories"), panoptic_json)
@@ -57,23 +58,23 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
         dict: class names, colours and the maps of dataset ids to contiguous ids.
 
     Raises:
-        ValueError: the list is missing or empty, or an entry is incomplete or a duplicate.
+        UserError: the list is missing or empty, or an entry is incomplete or a duplicate.
     """
     if not isinstance(categories, list) or not categories:
-        raise ValueError(f"'{source}' has no list 'categories' with at least one class.")
+        raise UserError(f"'{source}' has no list 'categories' with at least one class.")
     things: dict[int, int] = {}
     stuff: dict[int, int] = {}
     names, colors = [], []
     for contiguous_id, category in enumerate(categories):
         where = f"'{source}': category {category!r}"
         if not isinstance(category, dict) or not _is_int(category.get("id")):
-            raise ValueError(f"{where} has no integer 'id'.")
+            raise UserError(f"{where} has no integer 'id'.")
         if category["id"] in things or category["id"] in stuff:
-            raise ValueError(f"{where}: another category has the id {category['id']}.")
+            raise UserError(f"{where}: another category has the id {category['id']}.")
         if not isinstance(category.get("name"), str) or not category["name"]:
-            raise ValueError(f"{where} has no 'name'.")
+            raise UserError(f"{where} has no 'name'.")
         if category.get("isthing") not in (0, 1):
-            raise ValueError(
+            raise UserError(
                 f"{where} has no valid 'isthing'. Add \"isthing\": 1 to classes with countable "
                 'objects, "isthing": 0 to stuff such as sky.'
             )
@@ -110,20 +111,20 @@ def panoptic_dicts(
         list[dict]: as :func:`load_panoptic_json`.
 
     Raises:
-        ValueError: the content is not in the format.
+        UserError: the content is not in the format.
     """
     images: dict[int | str, dict] = {}
     for image in _entries(content, "images", panoptic_json):
         where = f"'{panoptic_json}': image {image.get('id')!r}"
         if not _is_int(image.get("id")) and not isinstance(image.get("id"), str):
-            raise ValueError(f"{where}: 'id' must be an integer or a string.")
+            raise UserError(f"{where}: 'id' must be an integer or a string.")
         if image["id"] in images:
-            raise ValueError(f"{where} is listed twice.")
+            raise UserError(f"{where} is listed twice.")
         entry = {"file_name": inside_root(image_root, image.get("file_name"), where)}
         for side in ("height", "width"):
             if side in image:
                 if not _is_int(image[side]) or image[side] < 1:
-                    raise ValueError(f"{where}: '{side}' is {image[side]!r}, not a pixel count.")
+                    raise UserError(f"{where}: '{side}' is {image[side]!r}, not a pixel count.")
                 entry[side] = image[side]
         images[image["id"]] = entry
 
@@ -132,9 +133,9 @@ def panoptic_dicts(
         image_id = annotation.get("image_id")
         where = f"'{panoptic_json}': annotation of image {image_id!r}"
         if not isinstance(image_id, int | str) or image_id not in images:
-            raise ValueError(f"{where}: there is no such image in 'images'.")
+            raise UserError(f"{where}: there is no such image in 'images'.")
         if image_id in dicts:
-            raise ValueError(f"{where} is listed twice.")
+            raise UserError(f"{where} is listed twice.")
         file_name = annotation.get("file_name")
         dicts[image_id] = {
             **images[image_id],
@@ -143,7 +144,7 @@ def panoptic_dicts(
             "segments_info": _segments(annotation, metadata, f"{where} ('{file_name}')"),
         }
     if not dicts:
-        raise ValueError(f"'{panoptic_json}' has no annotations.")
+        raise UserError(f"'{panoptic_json}' has no annotations.")
     return list(dicts.values())
 
 
@@ -155,15 +156,15 @@ def _segments(annotation: dict, metadata: dict[str, Any], where: str) -> list[di
     for segment in _entries(annotation, "segments_info", where):
         segment_id, category_id = segment.get("id"), segment.get("category_id")
         if not _is_int(segment_id) or not 0 < segment_id < 1 << 24:
-            raise ValueError(
+            raise UserError(
                 f"{where}: segment id {segment_id!r} is not within 1 and 2^24 - 1 (0 is void)."
             )
         if segment_id in seen:
-            raise ValueError(f"{where}: segment id {segment_id} is listed twice.")
+            raise UserError(f"{where}: segment id {segment_id} is listed twice.")
         seen.add(segment_id)
         is_thing = _is_int(category_id) and category_id in things
         if not is_thing and not (_is_int(category_id) and category_id in stuff):
-            raise ValueError(
+            raise UserError(
                 f"{where}: segment {segment_id} has category_id {category_id!r}, which is not in "
                 f"'categories' ({sorted([*things, *stuff])})."
             )
@@ -176,17 +177,17 @@ def _entries(content: dict, key: str, where: str) -> list[dict]:
     """Return ``content[key]``, which must be a list of mappings."""
     entries = content.get(key)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{where}: '{key}' must be a list of mappings, as in COCO panoptic.")
+        raise UserError(f"{where}: '{key}' must be a list of mappings, as in COCO panoptic.")
     return entries
 
 
 def inside_root(root: str, file_name: Any, where: str) -> str:
     """Join a file name of a json to its root, which it must not leave."""
     if not isinstance(file_name, str) or not file_name:
-        raise ValueError(f"{where} has no 'file_name'.")
+        raise UserError(f"{where} has no 'file_name'.")
     windows = PureWindowsPath(file_name)
     if windows.drive or windows.root or ".." in windows.parts or "\0" in file_name:
-        raise ValueError(
+        raise UserError(
             f"{where}: file_name {file_name!r} leads out of '{root}'. Names must be relative to "
             "their root and without '..'."
         )
@@ -198,7 +199,7 @@ def read_panoptic_json(path: str) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no json, or no mapping.
+        UserError: it is no json, or no mapping.
     """
     try:
         with PathManager.open(path, "r", encoding="utf-8") as file:
@@ -206,9 +207,9 @@ def read_panoptic_json(path: str) -> dict:
     except FileNotFoundError:
         raise FileNotFoundError(f"Panoptic json '{path}' does not exist.") from None
     except ValueError as error:
-        raise ValueError(f"'{path}' is not a json file: {error}") from error
+        raise UserError(f"'{path}' is not a json file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"'{path}' holds a {type(content).__name__}, not a COCO panoptic mapping.")
+        raise UserError(f"'{path}' holds a {type(content).__name__}, not a COCO panoptic mapping.")
     return content
 
 
@@ -221,7 +222,7 @@ def _color(color: Any, index: int, where: str) -> list[int]:
         or len(color) != 3
         or not all(_is_int(channel) and 0 <= channel <= 255 for channel in color)
     ):
-        raise ValueError(f"{where}: 'color' must be three integers from 0 to 255.")
+        raise UserError(f"{where}: 'color' must be three integers from 0 to 255.")
     return list(color)
 
 

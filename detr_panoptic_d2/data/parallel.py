@@ -13,6 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import UserError
+
 # Set in every worker: the function and its first argument.
 _task: tuple[Callable[[Any, int], Any], Any]
 
@@ -39,12 +41,12 @@ def run_parallel(
         (index, result), in the order in which calls end.
 
     Raises:
-        ValueError: ``workers`` is negative.
+        UserError: ``workers`` is negative.
         concurrent.futures.process.BrokenProcessPool: a worker was killed.
     """
     indices = list(indices)
     if workers < 0:
-        raise ValueError(f"workers is {workers}; 1 (this process alone) or more is needed.")
+        raise UserError(f"workers is {workers}; 1 (this process alone) or more is needed.")
     workers = min(workers, len(indices))
     if workers <= 1:
         for index in tqdm(indices, desc=description, unit="image"):

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..errors import UserError
 from .panoptic_json import load_panoptic_json, panoptic_dicts, panoptic_metadata, read_panoptic_json
 
 # Arguments of the sets registered here, by name.
@@ -39,7 +40,7 @@ def register_panoptic(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: the json is not in the format, or the name is taken.
+        UserError: the json is not in the format, or the name is taken.
     """
     arguments = {
         "image_root": _plain_path(image_root),
@@ -77,23 +78,23 @@ def register_from_config(cfg: CfgNode) -> None:
           TRAIN: ("mine_train",)
 
     Raises:
-        ValueError: an item is no such mapping; otherwise as :func:`register_panoptic`.
+        UserError: an item is no such mapping; otherwise as :func:`register_panoptic`.
     """
     required = {"name", "image_root", "panoptic_root", "panoptic_json"}
     for index, item in enumerate(cfg.DATASETS.REGISTER):
         where = f"DATASETS.REGISTER[{index}]"
         if not isinstance(item, Mapping):
-            raise ValueError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
+            raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
         if missing := required - item.keys():
-            raise ValueError(f"{where} lacks {sorted(missing)}.")
+            raise UserError(f"{where} lacks {sorted(missing)}.")
         if unknown := item.keys() - required - {"instances_json"}:
-            raise ValueError(
+            raise UserError(
                 f"{where} has unknown keys {sorted(unknown)}; it takes {sorted(required)} and, "
                 "optionally, 'instances_json'."
             )
         for key, value in item.items():
             if not isinstance(value, str) or not value:
-                raise ValueError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
+                raise UserError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
         register_panoptic(**item)
 
 
@@ -101,14 +102,14 @@ def is_registered(name: str, arguments: Mapping[str, str | None]) -> bool:
     """Whether the set is registered with these arguments.
 
     Raises:
-        ValueError: the name is taken by another set.
+        UserError: the name is taken by another set.
     """
     if name not in DatasetCatalog.list():
         return False
     if _registered.get(name) == arguments:
         return True
     other = _registered.get(name, "arguments that this package does not know")
-    raise ValueError(
+    raise UserError(
         f"Data set name '{name}' is already registered with {other}. Choose another name, or call "
         f"DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
     )

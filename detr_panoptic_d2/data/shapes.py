@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..errors import UserError
 from .panoptic_json import load_panoptic_json, panoptic_metadata
 from .register import is_registered, register_with_metadata
 from .work_folder import work_folder
@@ -76,7 +77,7 @@ def register_shapes(root: str | os.PathLike | None = None) -> None:
             itself is ``datasets`` if not set.
 
     Raises:
-        ValueError: the names are registered already, with another root.
+        UserError: the names are registered already, with another root.
     """
     if root is None:
         datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
@@ -111,11 +112,11 @@ def make_shapes(
         seed: of the random streams; image i of a seed is the same in every split.
 
     Raises:
-        ValueError: ``num_images`` or ``size`` are too small.
+        UserError: ``num_images`` or ``size`` are too small.
         FileExistsError: something else has the folder's name.
     """
     if num_images < 1 or size < 16:
-        raise ValueError(f"num_images={num_images}, size={size}: at least 1 and 16 are needed.")
+        raise UserError(f"num_images={num_images}, size={size}: at least 1 and 16 are needed.")
     stamp = {"version": _VERSION, "num_images": num_images, "size": size, "seed": seed}
     folder, paths = Path(root) / split, ShapesPaths.of(root, split)
     if _stamp_of(folder) == stamp:

@@ -1,6 +1,6 @@
 """Training: trainer, set-up of a job, optimizer, checkpoints."""
 
-from ..atomic_checkpoint import AtomicCheckpointerMixin, atomic_file
+from ..checkpoint.atomic import AtomicCheckpointerMixin, atomic_file
 from .launch import launch_job
 from .optimizer import build_optimizer
 from .setup import check_writable, merged_cfg, setup_cfg, setup_job

@@ -5,6 +5,8 @@ import math
 
 from detectron2.config import CfgNode
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # What configs/Base-DETR-Panoptic.yaml says: images per batch of all processes, and the rate.
@@ -21,11 +23,11 @@ def check_reference_world_size(cfg: CfgNode) -> None:
     """Make sure that ``SOLVER.REFERENCE_WORLD_SIZE`` fits the batch that it refers to.
 
     Raises:
-        ValueError: it does not divide ``SOLVER.IMS_PER_BATCH``.
+        UserError: it does not divide ``SOLVER.IMS_PER_BATCH``.
     """
     reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
     if reference < 0 or (reference and batch % reference):
-        raise ValueError(
+        raise UserError(
             f"SOLVER.REFERENCE_WORLD_SIZE is {reference}: it is the number of processes that "
             f"SOLVER.IMS_PER_BATCH, {batch}, was meant for, and must divide it. Set it to 0 to "
             "train with the numbers of the config as they are."

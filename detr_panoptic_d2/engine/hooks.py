@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 
-from ..atomic_checkpoint import AtomicCheckpointerMixin, atomic_file
+from ..checkpoint.atomic import AtomicCheckpointerMixin, atomic_file
 
 logger = logging.getLogger(__name__)
 

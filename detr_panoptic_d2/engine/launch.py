@@ -11,7 +11,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from ..tool_errors import one_line_errors
+from ..errors import UserError, one_line_errors
 from .rendezvous import connect
 from .setup import merged_cfg
 
@@ -57,7 +57,7 @@ def _launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespa
         if error.signal_name is None:
             # It has said why.
             raise SystemExit(error.exit_code) from None
-        raise ChildProcessError(
+        raise UserError(
             f"Process {error.error_index} was ended by {error.signal_name} (the system does that "
             "when memory runs out). The others were stopped; --resume goes on from the last "
             "checkpoint."
@@ -73,9 +73,9 @@ def _check_process_counts(args: argparse.Namespace) -> None:
     gpus = torch.cuda.device_count()
     if args.num_gpus < 1 or (gpus and args.num_gpus > gpus):
         there = f"this machine has {gpus} GPUs" if gpus else "it must be 1 or more"
-        raise ValueError(f"--num-gpus is {args.num_gpus}, but {there}.")
+        raise UserError(f"--num-gpus is {args.num_gpus}, but {there}.")
     if not 0 <= args.machine_rank < args.num_machines:
-        raise ValueError(
+        raise UserError(
             f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}: the "
             "first machine has rank 0, and the last one the number of machines less 1."
         )

@@ -7,6 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -18,11 +20,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Detectron2's "value" and "norm" work on each parameter.
 
     Raises:
-        ValueError: no parameter is trainable, or the optimizer's name is unknown.
+        UserError: no parameter is trainable, or the optimizer's name is unknown.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
-        raise ValueError(
+        raise UserError(
             "No parameter is trainable. Look at MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
             "MODEL.BACKBONE.FREEZE_AT."
         )
@@ -56,7 +58,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return _with_clipping(cfg, torch.optim.SGD)(
             groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **common
         )
-    raise ValueError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW and SGD.")
+    raise UserError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW and SGD.")
 
 
 def _with_clipping(

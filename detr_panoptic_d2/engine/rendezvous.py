@@ -6,6 +6,8 @@ import uuid
 
 import torch.distributed as dist
 
+from ..errors import UserError
+
 _TIMEOUT = datetime.timedelta(minutes=30)
 _POLL_SECONDS = 0.1
 
@@ -21,7 +23,7 @@ def connect(backend: str) -> None:
         backend: "nccl" or "gloo".
 
     Raises:
-        TimeoutError: the other processes did not come within half an hour.
+        UserError: the other processes did not come within half an hour.
     """
     store, rank, world_size = next(dist.rendezvous("env://"))
     store.set_timeout(_TIMEOUT)
@@ -43,7 +45,7 @@ def agree_on_start(store: dist.Store, rank: int, world_size: int) -> str:
         world_size: number of processes.
 
     Raises:
-        TimeoutError: see :func:`connect`.
+        UserError: see :func:`connect`.
     """
     me = uuid.uuid4().hex
     if rank == 0:
@@ -60,7 +62,7 @@ def agree_on_start(store: dist.Store, rank: int, world_size: int) -> str:
         if store.check([f"{leader}/{me}"]):
             return leader
         time.sleep(_POLL_SECONDS)
-    raise TimeoutError(
+    raise UserError(
         f"Process {rank} of {world_size} has waited {_TIMEOUT} for process 0. Do all machines have "
         "the same --rdzv_endpoint (or --master_addr and --master_port), and can they reach it?"
     )

@@ -26,6 +26,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _MOST_SKIPPED = 100
@@ -79,7 +81,7 @@ class SeededDataset(Dataset):
                 if data is not None:
                     return data
                 index = random.randrange(len(self._dicts))
-        raise RuntimeError(
+        raise UserError(
             f"The mapper turned down {_MOST_SKIPPED} images in a row. Has the data set targets?"
         )
 
@@ -155,7 +157,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict | None]) -> D
     """Build the endless loader of ``DATASETS.TRAIN``: lists of what the mapper returns.
 
     Raises:
-        ValueError: ``SOLVER.IMS_PER_BATCH`` cannot be shared among the processes, or
+        UserError: ``SOLVER.IMS_PER_BATCH`` cannot be shared among the processes, or
             ``DATALOADER.SAMPLER_TRAIN`` is not known.
     """
     dicts = get_detection_dataset_dicts(
@@ -165,7 +167,7 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict | None]) -> D
     world = comm.get_world_size()
     batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world)
     if rest or not batch_size:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is for all processes together and "
             f"must be a multiple of their number, {world}."
         )
@@ -236,7 +238,7 @@ def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler
             labelled, cfg.DATALOADER.REPEAT_THRESHOLD
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ValueError(
+    raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}'; known are TrainingSampler, "
         "RepeatFactorTrainingSampler and RandomSubsetTrainingSampler."
     )

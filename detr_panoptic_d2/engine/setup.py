@@ -14,14 +14,14 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..atomic_checkpoint import atomic_file
+from ..checkpoint.atomic import atomic_file
 from ..config import add_detr_panoptic_config
 from ..config_check import check_config, did_you_mean
 from ..config_files import get_config_file
 from ..config_merge import merge_file, merge_options
 from ..data.metadata import num_classes
 from ..data.register import register_from_config
-from ..tool_errors import quiet_console
+from ..errors import UserError, quiet_console
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: it is no config, a key is not known, or a value of another type.
+        UserError: it is no config, a key is not known, or a value of another type.
     """
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
@@ -67,7 +67,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: a value cannot work, or a data set is not known or has another number of
+        UserError: a value cannot work, or a data set is not known or has another number of
             classes than the model.
     """
     cfg = merged_cfg(config_file, opts)
@@ -91,7 +91,7 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         OSError: ``OUTPUT_DIR`` cannot be written to.
-        ValueError: see :func:`setup_cfg`.
+        UserError: see :func:`setup_cfg`.
     """
     if args.config_file:
         args.config_file = resolve_config_file(args.config_file)
@@ -139,7 +139,7 @@ def check_writable(folder: str | os.PathLike) -> None:
 def _fit_num_classes(cfg: CfgNode) -> None:
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name not in DatasetCatalog.list():
-            raise ValueError(
+            raise UserError(
                 f"DATASETS.TRAIN or TEST names '{name}', which is not a registered data set."
                 f"{did_you_mean(name, DatasetCatalog.list())} Own data sets go into "
                 "DATASETS.REGISTER of the config, or are registered in Python with "
@@ -150,13 +150,13 @@ def _fit_num_classes(cfg: CfgNode) -> None:
             cfg.MODEL.DETR.NUM_CLASSES = count
             logger.info("MODEL.DETR.NUM_CLASSES is %d, from data set '%s'.", count, name)
         elif count != cfg.MODEL.DETR.NUM_CLASSES:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set '{name}' "
                 f"has {count} classes, things and stuff together. Set MODEL.DETR.NUM_CLASSES to "
                 f"{count}, or to -1 to have it filled in."
             )
     if cfg.MODEL.DETR.NUM_CLASSES < 1:
-        raise ValueError(
+        raise UserError(
             "MODEL.DETR.NUM_CLASSES is -1, and neither DATASETS.TRAIN nor DATASETS.TEST names a "
             "data set to take it from."
         )

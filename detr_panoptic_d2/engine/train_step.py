@@ -10,12 +10,14 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import nn
 
+from ..errors import UserError
+
 logger = logging.getLogger(__name__)
 
 _AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(UserError):
     """The loss is infinite or NaN."""
 
 
@@ -23,12 +25,12 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Autocast type of ``SOLVER.AMP``, None when it is off.
 
     Raises:
-        ValueError: ``SOLVER.AMP.DTYPE`` is not known.
+        UserError: ``SOLVER.AMP.DTYPE`` is not known.
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.SOLVER.AMP.DTYPE not in _AMP_TYPES:
-        raise ValueError(
+        raise UserError(
             f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}'; known are {', '.join(_AMP_TYPES)}."
         )
     return _AMP_TYPES[cfg.SOLVER.AMP.DTYPE]

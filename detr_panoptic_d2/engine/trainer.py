@@ -18,8 +18,8 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..atomic_checkpoint import resume_hint
-from ..checkpoint import PanopticCheckpointer
+from ..checkpoint.atomic import resume_hint
+from ..checkpoint.checkpointer import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper
 from ..evaluation import build_evaluator, images_done, prediction_key
 from .batch_scale import check_reference_world_size, warn_about_batch

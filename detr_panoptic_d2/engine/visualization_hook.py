@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..atomic_checkpoint import atomic_file
+from ..checkpoint.atomic import atomic_file
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
-from ..visualization import draw_beside_truth, limit_size, read_truth
+from ..visualization.draw import draw_beside_truth, limit_size, read_truth
 from .random_state import same_random_state
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from ..errors import UserError
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .semantic import PanopticSemanticEvaluator
@@ -36,7 +37,7 @@ def build_evaluator(
             (panoptic sets). See :func:`.resume.prediction_key`.
 
     Raises:
-        ValueError: the type is not known, or the model's outputs do not fit it.
+        UserError: the type is not known, or the model's outputs do not fit it.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
@@ -48,7 +49,7 @@ def build_evaluator(
         _require(cfg.MODEL.DETR.TEST.SEMANTIC_ON, "SEMANTIC_ON", dataset_name, kind)
         return SemSegEvaluator(dataset_name, output_dir=output_dir)
     if metadata.get("panoptic_json") is None:
-        raise ValueError(
+        raise UserError(
             f"Data set '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
             "metadata. Known are panoptic sets, 'coco' and 'sem_seg'."
         )
@@ -74,7 +75,7 @@ def build_evaluator(
 
 def _require(is_on: bool, key: str, dataset_name: str, kind: str) -> None:
     if not is_on:
-        raise ValueError(
+        raise UserError(
             f"Data set '{dataset_name}' is of type '{kind}', so it can be evaluated only with "
             f"MODEL.DETR.TEST.{key} True."
         )

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
-from ..atomic_checkpoint import atomic_file
+from ..checkpoint.atomic import atomic_file
 from .records import ImageRecords
 from .truth import PanopticTruth
 

@@ -19,7 +19,8 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from tabulate import tabulate
 
-from ..atomic_checkpoint import atomic_file
+from ..checkpoint.atomic import atomic_file
+from ..errors import UserError
 from .records import ImageRecords
 from .truth import PanopticTruth
 
@@ -82,7 +83,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             image_id = image["image_id"]
             name = self._truth.png_name(image_id)
             if ids.shape != self._truth.png_size(image_id):
-                raise ValueError(
+                raise UserError(
                     f"{image['file_name']} is {ids.shape[0]} x {ids.shape[1]} (height x width), "
                     f"but its annotation {name} is "
                     "{} x {}.".format(*self._truth.png_size(image_id))

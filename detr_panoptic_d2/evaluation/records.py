@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from ..atomic_checkpoint import atomic_file
+from ..checkpoint.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..errors import UserError
 from .records import ImageRecords
 from .truth import PanopticTruth
 
@@ -48,7 +49,7 @@ class PanopticSemanticEvaluator(DatasetEvaluator):
             predicted = output["sem_seg"].argmax(0).cpu().numpy()
             true = self._truth.classes(image["image_id"])
             if predicted.shape != true.shape:
-                raise ValueError(
+                raise UserError(
                     f"{image['file_name']} is {predicted.shape} (height, width), but its "
                     f"annotation is {true.shape}."
                 )

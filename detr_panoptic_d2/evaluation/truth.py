@@ -11,6 +11,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from ..data.metadata import dataset_ids, thing_class_ids
+from ..errors import UserError
 
 
 class PanopticTruth:
@@ -44,10 +45,10 @@ class PanopticTruth:
         """Return the annotation of an image.
 
         Raises:
-            KeyError: the json has none.
+            UserError: the json has none.
         """
         if image_id not in self.annotations:
-            raise KeyError(
+            raise UserError(
                 f"{self.json_file} has no annotation for the image id {image_id!r}, which the data "
                 f"set '{self.name}' contains."
             )
@@ -68,11 +69,11 @@ class PanopticTruth:
         """Return the PNG's path relative to :attr:`folder`, which is also the prediction's.
 
         Raises:
-            ValueError: it leads out of the folder.
+            UserError: it leads out of the folder.
         """
         name = self.annotation(image_id)["file_name"]
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(
+            raise UserError(
                 f"{self.json_file}: file_name '{name}' of image id {image_id!r} leads out of the "
                 "folder of the PNGs. It must be relative and without '..'."
             )

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
 from .phase_conv import upsampled_conv
 
 MASK_HEAD_REGISTRY = Registry("MASK_HEAD")
@@ -31,12 +32,12 @@ def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``.
 
     Raises:
-        KeyError: if no such head is registered; the message lists those that are.
+        UserError: if no such head is registered; the message lists those that are.
     """
     name = cfg.MODEL.DETR.MASK_HEAD.NAME
     if name not in MASK_HEAD_REGISTRY:
         known = ", ".join(sorted(k for k, _ in MASK_HEAD_REGISTRY))
-        raise KeyError(
+        raise UserError(
             f"MODEL.DETR.MASK_HEAD.NAME is {name!r}, but the registered mask heads are: {known}"
         )
     return MASK_HEAD_REGISTRY.get(name)(cfg, input_shape)
@@ -113,7 +114,7 @@ class MaskHeadSmallConv(nn.Module):
         """
         super().__init__()
         if hidden_dim % 16:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: {type(self).__name__} divides it by "
                 "16, so it must be a multiple of 16"
             )

@@ -10,6 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torchvision.ops import box_convert
 
+from ..errors import UserError
+
 
 class Targets(NamedTuple):
     """Ground truth of a batch, padded to the largest number of targets.
@@ -72,7 +74,7 @@ class HungarianMatcher(nn.Module):
     def __init__(self, cost_class: float = 1.0, cost_bbox: float = 5.0, cost_giou: float = 2.0):
         super().__init__()
         if cost_class == cost_bbox == cost_giou == 0:
-            raise ValueError("CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT cannot all be 0")
+            raise UserError("CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT cannot all be 0")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou

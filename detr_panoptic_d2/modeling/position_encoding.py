@@ -8,6 +8,8 @@ import math
 import torch
 from torch import nn
 
+from ..errors import UserError
+
 
 class PositionEmbeddingSine(nn.Module):
     """Two-dimensional sine encoding: the first half of the channels encodes y, the second x.
@@ -25,7 +27,7 @@ class PositionEmbeddingSine(nn.Module):
         """
         super().__init__()
         if num_channels % 4:
-            raise ValueError(f"HIDDEN_DIM must be a multiple of 4, got {num_channels}")
+            raise UserError(f"HIDDEN_DIM must be a multiple of 4, got {num_channels}")
         self.num_channels = num_channels
         self.temperature = temperature
 

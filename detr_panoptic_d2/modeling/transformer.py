@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import UserError
+
 
 class MultiheadAttention(nn.Module):
     """Multi-head attention with the parameters of ``nn.MultiheadAttention``, batch first.
@@ -18,7 +20,7 @@ class MultiheadAttention(nn.Module):
     def __init__(self, hidden_dim: int, nheads: int, dropout: float):
         super().__init__()
         if hidden_dim % nheads:
-            raise ValueError(f"HIDDEN_DIM {hidden_dim} must be a multiple of NHEADS {nheads}")
+            raise UserError(f"HIDDEN_DIM {hidden_dim} must be a multiple of NHEADS {nheads}")
         self.nheads = nheads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
@@ -235,7 +237,7 @@ class Transformer(nn.Module):
         """
         super().__init__()
         if dec_layers < 1:
-            raise ValueError(f"MODEL.DETR.DEC_LAYERS must be at least 1, got {dec_layers}")
+            raise UserError(f"MODEL.DETR.DEC_LAYERS must be at least 1, got {dec_layers}")
         layer = dict(
             nheads=nheads, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm
         )

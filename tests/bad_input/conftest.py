@@ -14,7 +14,7 @@ from PIL import Image
 
 from detr_panoptic_d2.data import register
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.tool_errors import one_line
+from detr_panoptic_d2.errors import one_line
 
 
 class Spoilt:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_d2.apps.predict import Predictor, predict_images
 from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper, read_image
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.predict import Predictor, predict_images
 
 
 def pixels(size=(32, 40)):

@@ -14,10 +14,10 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
+from detr_panoptic_d2.apps.predict import Predictor, predict_images
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.engine.train_step import NonFiniteLossError
-from detr_panoptic_d2.predict import Predictor, predict_images
-from detr_panoptic_d2.tool_errors import one_line, one_line_errors
+from detr_panoptic_d2.errors import one_line, one_line_errors
 
 REPO = Path(__file__).parents[2]
 # So that a hanging test ends.

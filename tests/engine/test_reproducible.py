@@ -17,6 +17,7 @@ from detr_panoptic_d2.engine.reproducible import (
     seed_everything,
     seeded,
 )
+from detr_panoptic_d2.errors import UserError
 
 
 def draw():
@@ -110,7 +111,7 @@ def test_augmentation_depends_on_the_position_only():
 
 def test_mapper_that_takes_nothing():
     dataset = SeededDataset(DatasetFromList([{"index": 3}]), NoisyMapper())
-    with pytest.raises(RuntimeError, match="turned down"):
+    with pytest.raises(UserError, match="turned down"):
         dataset[1, 0, 0]
 
 

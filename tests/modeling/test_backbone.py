@@ -13,7 +13,8 @@ from torch import nn
 from torchvision import models
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
-from detr_panoptic_d2.modeling.backbone import LEVELS, RenamedBackbone, check_backbone
+from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.modeling.backbone.resnet import LEVELS, RenamedBackbone, check_backbone
 
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"
@@ -213,7 +214,7 @@ def test_torchvision_offline(monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(RuntimeError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
+    with pytest.raises(UserError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
         build_torchvision("resnet18", "MODEL.DETR.BACKBONE.PRETRAINED", True)
 
 
@@ -311,13 +312,13 @@ def test_timm_offline(monkeypatch):
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(RuntimeError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
+    with pytest.raises(UserError, match="PRETRAINED.*no route to host.*MODEL.WEIGHTS"):
         build_timm("resnet18", "MODEL.DETR.BACKBONE.PRETRAINED", True)
 
 
 def test_timm_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"pip install 'detr_panoptic_d2\[timm\]'"):
+    with pytest.raises(UserError, match=r"pip install 'detr_panoptic_d2\[timm\]'"):
         build_timm("resnet18")
 
 

@@ -8,8 +8,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
-from detr_panoptic_d2.modeling.backbone import TorchvisionResNet, narrow_resnet
-from detr_panoptic_d2.modeling.fold import FoldedCache, fold_frozen_batch_norm
+from detr_panoptic_d2.modeling.backbone.fold import FoldedCache, fold_frozen_batch_norm
+from detr_panoptic_d2.modeling.backbone.resnet import TorchvisionResNet, narrow_resnet
 
 NORMS = ("FrozenBatchNorm2d", "BatchNorm2d", "SyncBatchNorm")
 

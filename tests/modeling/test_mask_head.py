@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling import (
     MASK_HEAD_REGISTRY,
     BoxAttentionMap,
@@ -399,7 +400,7 @@ def test_keys_of_memory_are_read(cfg, shapes):
 
 def test_an_unknown_name_lists_those_that_are_known(cfg, shapes):
     cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadOfNobody"
-    with pytest.raises(KeyError, match="MaskHeadOfNobody.*MaskHeadSmallConv"):
+    with pytest.raises(UserError, match="MaskHeadOfNobody.*MaskHeadSmallConv"):
         build_mask_head(cfg, shapes)
 
 

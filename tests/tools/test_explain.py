@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_d2.apps.explain import explain, load_images, parse_point
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.explain import explain, load_images, parse_point
 
 REPO = Path(__file__).parents[2]
 STAGES = [f"{i:02d}" for i in range(1, 16) if i != 4]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_d2.apps.predict import Predictor, find_inputs, predict_images, predict_video
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.predict import Predictor, find_inputs, predict_images, predict_video
+from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -107,7 +108,7 @@ def test_video(predictor, tmp_path):
 
 def test_video_without_opencv(predictor, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"detr_panoptic_d2\[video\]"):
+    with pytest.raises(UserError, match=r"detr_panoptic_d2\[video\]"):
         predict_video(predictor, tmp_path / "clip.mp4", tmp_path / "out")
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_panoptic_d2.web.app import import_gradio, is_loopback
+from detr_panoptic_d2.apps.web.app import import_gradio, is_loopback
+from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools" / "web_demo.py"
@@ -191,7 +192,7 @@ def test_in_a_browser(server, request, tmp_path):
 
 def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match=r"detr_panoptic_d2\[web\]"):
+    with pytest.raises(UserError, match=r"detr_panoptic_d2\[web\]"):
         import_gradio()
 
 

@@ -1,0 +1,1 @@
+"""The programs on top of the plugin."""

@@ -1,0 +1,71 @@
+"""The demo: built-in data, a short training from scratch, PQ, and pictures beside the truth."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+from tabulate import tabulate
+
+from ..checkpoint.atomic import atomic_file
+from ..data.dataset_mapper import read_image
+from ..engine import PanopticTrainer, setup_job
+from ..visualization.draw import draw_beside_truth, read_truth
+from .predict import Predictor
+from .report import write_report
+
+
+def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, Path, Path]:
+    """Train, evaluate, draw and report.
+
+    Args:
+        config_file: path or name of a config.
+        output_dir: folder of checkpoints, metrics and pictures.
+        opts: flat list of config keys and values.
+
+    Returns:
+        the table of PQ, SQ and RQ, the path of the picture and that of the report.
+    """
+    arguments = argparse.Namespace(
+        config_file=config_file, opts=["OUTPUT_DIR", str(output_dir), *opts], eval_only=False
+    )
+    cfg = setup_job(arguments)
+    trainer = PanopticTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()["panoptic_seg"]
+    weights = str(output_dir / "model_final.pth")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = weights
+    picture = output_dir / "truth_and_prediction.png"
+    write_picture(Predictor(cfg), cfg.DATASETS.TEST[0], picture)
+    return results_table(results), picture, write_report(output_dir)
+
+
+def results_table(results: dict[str, float]) -> str:
+    """PQ, SQ and RQ of all, thing and stuff classes, as text."""
+    rows = [
+        [name, *(results[f"{metric}{suffix}"] for metric in ("PQ", "SQ", "RQ"))]
+        for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
+    ]
+    return tabulate(rows, headers=["held-out", "PQ", "SQ", "RQ"], floatfmt=".1f")
+
+
+def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8) -> None:
+    """Write one picture, two data set images in a row: each with its truth and prediction."""
+    metadata = MetadataCatalog.get(dataset_name)
+    rows = []
+    for item in DatasetCatalog.get(dataset_name)[:num_images]:
+        image = read_image(item["file_name"], "RGB")
+        prediction = predictor(image)["panoptic_seg"]
+        rows.append(draw_beside_truth(image, read_truth(item), prediction, metadata))
+    cell = np.max([row.shape for row in rows], axis=0)
+    page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        top, left = cell[0] * (i // 2), cell[1] * (i % 2)
+        page[top : top + row.shape[0], left : left + row.shape[1]] = row
+    PathManager.mkdirs(str(path.parent))
+    with atomic_file(path, "wb") as f:
+        Image.fromarray(page).save(f, format="PNG", optimize=True)

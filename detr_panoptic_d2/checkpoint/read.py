@@ -1,0 +1,297 @@
+"""Read a checkpoint of any format into tensors, without running code from it.
+
+What a file is, is told by its first bytes and not by its name.
+"""
+
+import json
+import os
+import pickle
+import re
+import struct
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+from detectron2.utils.file_io import PathManager
+
+from ..errors import UserError
+from .safe_pickle import Refused, data_types_allowed, load_arrays
+
+# Names of the weights in a Hugging Face folder, best first.
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ZIP = b"PK\x03\x04"
+# torch.save before 1.6: a pickled magic number of torch's own comes first.
+_TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE = b"\x80"
+# What reading a damaged file ends with.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# What torch names when it refuses a file.
+_NOT_ALLOWED = re.compile(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)")
+# Where the weights are within a checkpoint: ours, official DETR's and Detectron2's; timm's and
+# Lightning's; pycls's.
+_WEIGHT_KEYS = ("model", "state_dict", "model_state")
+# What files tell of themselves -> its name among official DETR's options.
+_OPTIONS = {"dilation": "dilation", "heads": "nheads"}
+
+
+def _in_folder(path: str) -> str:
+    """The file with the weights in a Hugging Face folder."""
+    for name in _FOLDER_FILES:
+        if os.path.isfile(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise FileNotFoundError(
+        f"The folder {path} has no weights in it: expected one of {', '.join(_FOLDER_FILES)}. "
+        "Name the checkpoint file itself"
+    )
+
+
+def local_file(path: str) -> str:
+    """The local file with the weights that ``MODEL.WEIGHTS`` means; URLs are downloaded.
+
+    Args:
+        path: file, Hugging Face folder, URL (``file://`` too) or a name of Detectron2's catalog.
+
+    Raises:
+        FileNotFoundError: it leads to no file; the message says what does.
+    """
+    if path.startswith("file://"):
+        path = url2pathname(urlparse(path).path)
+    if os.path.isdir(path):
+        return _in_folder(path)
+    if "://" not in path and not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"There is no checkpoint {path}. MODEL.WEIGHTS takes a file, a folder with Hugging "
+            "Face files, a URL, or a Detectron2 name such as "
+            "detectron2://ImageNetPretrained/torchvision/R-50.pkl. A model of the Hugging Face "
+            "hub must be downloaded first: hf download NAME --local-dir FOLDER"
+        )
+    try:
+        local = PathManager.get_local_path(path)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path} could not be downloaded: {_first_line(error)} Check the address and the "
+            "connection, or get the file by other means and name it instead"
+        ) from error
+    if not os.path.isfile(local):
+        raise FileNotFoundError(f"{path} leads to {local}, which is no file")
+    return local
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a local file.
+
+    Args:
+        path: a file that :func:`local_file` returned.
+
+    Returns:
+        ``model``: the weights, name to tensor, on the CPU; whatever else the file holds besides
+        (iteration, optimizer, ...); and where the file, its ``config.json`` (Hugging Face) or its
+        name tell: ``class_names``, the name of each row of the class head that has one;
+        ``dilation``, whether res5 is dilated; ``heads``, the number of attention heads.
+
+    Raises:
+        UserError: the file is no checkpoint.
+        UserError: it is broken, or holds code.
+        UserError: it is a safetensors file and safetensors is not installed.
+    """
+    read = _read_shards if path.endswith(".index.json") else _read_file
+    data = _with_model(read(path), path)
+    return {**_official_options(data, path), **_huggingface_config(path), **data}
+
+
+def _read_file(path: str) -> Any:
+    with open(path, "rb") as f:
+        head = f.read(512)
+    if head.startswith((_ZIP, _TORCH_LEGACY)):
+        return _read_torch(path)
+    if _is_safetensors(head, os.path.getsize(path)):
+        return _read_safetensors(path)
+    if head.startswith(_PICKLE) or (path.endswith(".pkl") and head and head[:1] != b"<"):
+        return _read_arrays(path)
+    if not head:
+        kind = "is empty"
+    elif head.lstrip()[:1] == b"<":
+        kind = "is a web page (HTML or XML) and no checkpoint"
+    elif head.startswith(b"version https://git-lfs"):
+        kind = "is a Git LFS pointer and not the file itself"
+    else:
+        kind = f"is no checkpoint that is known here (it starts with {head[:8]!r})"
+    raise UserError(
+        f"{path} {kind}. Was the download complete, and the address that of the file itself? "
+        "Remove it and get it again"
+    )
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        with data_types_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        refused = isinstance(error, pickle.UnpicklingError)
+        named = _NOT_ALLOWED.search(str(error)) if refused else None
+        if named is None:
+            raise UserError(
+                f"{path} cannot be read as a file of torch.save: {_first_line(error)} It is "
+                "truncated or damaged: remove it and get it again"
+            ) from error
+        raise UserError(
+            f"{path} holds more than tensors and plain values, so it was not loaded and no code "
+            f"from it was run: it names '{named[1]}'. If you trust its author, load it with torch "
+            "yourself and save its state dict anew"
+        ) from error
+
+
+def _read_arrays(path: str) -> dict[str, Any]:
+    """A pickle of NumPy arrays, as Detectron2's and Detectron's model zoos have them."""
+    try:
+        with open(path, "rb") as f:
+            data = load_arrays(f)
+    except Refused as error:
+        raise UserError(
+            f"{path} was not loaded, and no code from it was run: {error}. Only pickles of NumPy "
+            "arrays are read; save the weights with torch.save instead"
+        ) from error
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path} cannot be read as a pickle of NumPy arrays: {_first_line(error)} It is "
+            "truncated or damaged: remove it and get it again"
+        ) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is a pickle of a {type(data).__name__} and no checkpoint")
+    if "model" in data and "__author__" in data:
+        return data
+    if "blobs" in data:
+        data = data["blobs"]
+    arrays = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+    return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    return struct.unpack("<Q", head[:8])[0] <= size
+
+
+def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a safetensors file: pip install safetensors, or pip install "
+            "'detr_panoptic_d2[huggingface]'"
+        ) from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as safetensors: {_first_line(error)} It is truncated or "
+            "damaged: remove it and get it again"
+        ) from error
+
+
+def _read_shards(index: str) -> dict[str, torch.Tensor]:
+    """All shards that a Hugging Face index names."""
+    with open(index, encoding="utf-8") as f:
+        content = json.load(f)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index} has no 'weight_map': it is no index of shards")
+    weights = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise UserError(f"{index} names the shard {name!r}, which is not in its own folder")
+        shard = str(Path(index).with_name(name))
+        if not os.path.isfile(shard):
+            raise FileNotFoundError(f"{index} names {name}, which is missing: get all shards")
+        weights.update(_read_file(shard))
+    missing = sorted(weight_map.keys() - weights.keys())
+    if missing:
+        raise UserError(f"{index} names {len(missing)} tensors that no shard has: {missing[:3]}")
+    return weights
+
+
+def _with_model(data: Any, path: str) -> dict[str, Any]:
+    """Check that there is a state dict, and put it under ``model``."""
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__} and no state dict")
+    found = [key for key in _WEIGHT_KEYS if isinstance(data.get(key), dict)]
+    if found:
+        key = found[0]
+        weights, extra = data[key], {k: v for k, v in data.items() if k != key}
+        if key == "model_state":
+            extra["matching_heuristics"] = True
+    else:
+        weights, extra = data, {}
+    wrong = [k for k, v in weights.items() if not (isinstance(k, str) and _is_tensor(v))]
+    if wrong or not weights:
+        what = f"of which {len(wrong)} are no tensors (first: {wrong[0]!r})" if wrong else ""
+        raise UserError(
+            f"{path} holds no state dict: {len(weights)} entries {what}. A checkpoint is a state "
+            f"dict, or a dict with one under one of {list(_WEIGHT_KEYS)}"
+        )
+    return {"model": {k: torch.as_tensor(v) for k, v in weights.items()}, **extra}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
+
+
+def _official_options(data: dict[str, Any], path: str) -> dict[str, Any]:
+    """What official training options, or else the file's name, say of dilation and heads."""
+    options = data.get("args")
+    told = {key: getattr(options, name, None) for key, name in _OPTIONS.items()}
+    if "dc5" in os.path.basename(path).lower():
+        told.update(dilation=True)
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _huggingface_config(path: str) -> dict[str, Any]:
+    """What the ``config.json`` of a DETR beside the file says of classes and dilation."""
+    config = Path(path).with_name("config.json")
+    if not config.is_file():
+        return {}
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{config} is no valid JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("model_type") != "detr":
+        return {}
+    if content.get("position_embedding_type", "sine") != "sine":
+        raise UserError(
+            f"{config}: position_embedding_type is {content['position_embedding_type']!r}, but "
+            "PanopticDETR has sine position embeddings, as all published models"
+        )
+    names = {int(k): str(v) for k, v in (content.get("id2label") or {}).items()}
+    backbone = content.get("backbone_config") or {}
+    dilated = bool(content.get("dilation")) or backbone.get("output_stride") == 16
+    return {
+        "class_names": {k: v for k, v in names.items() if v != "N/A" and v[:6] != "LABEL_"},
+        "dilation": dilated,
+        "heads": content.get("encoder_attention_heads", 8),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line if line.endswith(".") else f"{line}."

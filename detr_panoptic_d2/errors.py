@@ -1,0 +1,69 @@
+"""What a user can put right, and how a program ends with it: one line and exit status 1."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+# 128 + SIGINT, as shells have it.
+_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """A mistake that the user can put right.
+
+    The message names the file, the key or the value, and the way out. Programs print it as one
+    line; any other exception but ``OSError`` is a bug and keeps its traceback.
+    """
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line on stderr and exit status 1 on ``UserError`` and ``OSError``.
+
+    Ctrl-C ends it with status 130. The traceback goes to the log files that are open, and not to
+    the console.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _end(str(error) or "Stopped by Ctrl-C.", _INTERRUPTED)
+    except (UserError, OSError) as error:
+        line = one_line(error)
+        # At a level that Python does not show where no logging is set up.
+        logging.getLogger(__name__).debug("%s", line, exc_info=True)
+        _end(f"error: {line}", 1)
+
+
+def one_line(error: UserError | OSError) -> str:
+    """The message in one line; from a worker process of a ``DataLoader`` without its traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        # The last line of a traceback is "<module>.<exception>: <message>".
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
+
+
+class NoTraceback(logging.Filter):
+    """Keeps from the console the tracebacks of errors that end the program in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return False for such a record."""
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError | OSError))
+
+
+def quiet_console(*names: str) -> None:
+    """Put :class:`NoTraceback` before what these loggers write to the console.
+
+    Args:
+        names: loggers that Detectron2's ``setup_logger`` has set up.
+    """
+    for name in names:
+        for handler in logging.getLogger(name).handlers:
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.addFilter(NoTraceback())
+
+
+def _end(line: str, status: int) -> None:
+    sys.stderr.write(f"{line}\n")
+    raise SystemExit(status) from None

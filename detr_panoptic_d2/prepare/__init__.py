@@ -1,0 +1,1 @@
+"""Data sets made ready: conversion and checking."""

@@ -1,0 +1,227 @@
+import json
+import logging
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torchvision.models import resnet101
+from torchvision.ops import FrozenBatchNorm2d
+
+from detr_panoptic_d2.checkpoint import to_canonical
+from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint.convert import config_of, convert_checkpoint
+from detr_panoptic_d2.checkpoint.export import huggingface_checkpoint, official_checkpoint
+from detr_panoptic_d2.engine import setup_cfg
+
+
+@pytest.fixture
+def official_file(official, tmp_path):
+    """An official panoptic file."""
+    path = tmp_path / "official.pth"
+    torch.save({"model": official()}, path)
+    return str(path)
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_official_to_ours_to_official(official_file, tmp_path):
+    """The first conversion chooses the rows; from then on both ways are exact."""
+    ours, back, again = (str(tmp_path / f"{name}.pth") for name in ("ours", "back", "again"))
+    convert_checkpoint(official_file, ours, "ours", None)
+    convert_checkpoint(ours, back, "official", None)
+    found, expected = weights(back), weights(official_file)
+    assert found.keys() == expected.keys()
+    # Rows of ids that are no category of COCO are left behind.
+    unused = found["detr.class_embed.bias"] == -1e4
+    assert unused.sum() == 251 - 134
+    for name, tensor in expected.items():
+        if "class_embed." in name:
+            assert torch.equal(found[name][~unused], tensor[~unused])
+        else:
+            assert torch.equal(found[name], tensor), name
+    convert_checkpoint(back, again, "ours", None)
+    assert_equal(weights(again), weights(ours))
+
+
+def test_ours_to_hugging_face_to_ours(official_file, tmp_path):
+    pytest.importorskip("safetensors")
+    ours, folder, back = (str(tmp_path / name) for name in ("ours.pth", "folder", "back.pth"))
+    convert_checkpoint(official_file, ours, "ours", None)
+    convert_checkpoint(ours, folder, "huggingface", None)
+    convert_checkpoint(folder, back, "ours", None)
+    assert_equal(weights(back), weights(ours))
+
+
+def test_boxes_only(official, tmp_path):
+    torch.save({"model": official(masks=False, rows=92)}, tmp_path / "boxes.pth")
+    paths = {name: str(tmp_path / name) for name in ("ours.pth", "folder", "official.pth")}
+    convert_checkpoint(str(tmp_path / "boxes.pth"), paths["ours.pth"], "ours", None)
+    assert len(weights(paths["ours.pth"])["class_embed.bias"]) == 81
+    convert_checkpoint(paths["ours.pth"], paths["folder"], "huggingface", None)
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert config["architectures"] == ["DetrForObjectDetection"]
+    convert_checkpoint(paths["folder"], paths["official.pth"], "official", None)
+    assert weights(paths["official.pth"]).keys() == official(masks=False).keys()
+
+
+def test_transformers_loads_the_folder(build, official_file, tmp_path):
+    """Its numbers are ours; so is the size that its processor gives an image."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("timm")
+    folder = tmp_path / "folder"
+    convert_checkpoint(official_file, str(folder), "huggingface", None)
+    theirs, report = transformers.DetrForSegmentation.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    assert theirs.config.id2label[200] == "rug-merged"
+    assert theirs.config.id2label[92] == "banner"
+    assert theirs.config.num_labels == 250
+    model = build()
+    PanopticCheckpointer(model).load(official_file)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        found = model.detect(model.preprocess([{"image": image}]))
+        pixels = (image - model.pixel_mean) / model.pixel_std
+        expected = theirs.eval()(pixel_values=pixels[None])
+    used = [*model.dataset_ids, 250]
+    torch.testing.assert_close(found.pred_logits[-1], expected.logits[..., used], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.pred_boxes[-1], expected.pred_boxes, rtol=0, atol=1e-4)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["size"] == {"shortest_edge": 800, "longest_edge": 1333}
+    mean = torch.tensor(processor["image_mean"]) * 255
+    torch.testing.assert_close(mean, model.pixel_mean.flatten())
+
+
+def test_own_classes_through_both_formats(build, class_set, tmp_path):
+    """Other classes than COCO's: ids and names travel with the file."""
+    options = ("DATASETS.TRAIN", (class_set("tsst"),), "DATASETS.TEST", ())
+    options += ("MODEL.DETR.NUM_CLASSES", 4, "MODEL.BACKBONE.NAME", "build_torchvision_backbone")
+    options += ("MODEL.DETR.BACKBONE.MODEL_NAME", "resnet18")
+    model = build(*options)
+    content = official_checkpoint(model)
+    assert len(content["model"]["detr.class_embed.bias"]) == 42
+    torch.save(content, tmp_path / "official.pth")
+    tensors, config, _ = huggingface_checkpoint(model)
+    assert config["id2label"]["20"] == "class 1"
+    assert config["id2label"]["21"] == "N/A"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
+    torch.save(tensors, tmp_path / "folder" / "pytorch_model.bin")
+    for path in ("official.pth", "folder"):
+        other = build(*options)
+        PanopticCheckpointer(other).load(str(tmp_path / path))
+        assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_config_read_off_the_tensors(official, caplog):
+    with torch.device("meta"):
+        body = resnet101(norm_layer=FrozenBatchNorm2d).state_dict()
+    state = {n: x for n, x in official(masks=False).items() if ".body." not in n}
+    state |= {f"backbone.0.body.{n}": x for n, x in body.items() if not n.startswith("fc.")}
+    file = to_canonical({"model": state}, set(), "a.pth")
+    with caplog.at_level(logging.INFO):
+        cfg = config_of(file, {"dilation": True, "heads": 4}, "a.pth")
+    assert cfg.MODEL.RESNETS.DEPTH == 101
+    assert cfg.MODEL.RESNETS.RES5_DILATION == 2
+    assert cfg.MODEL.DETR.NHEADS == 4
+    assert (cfg.MODEL.DETR.ENC_LAYERS, cfg.MODEL.DETR.DEC_LAYERS) == (1, 2)
+    assert (cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.DIM_FEEDFORWARD) == (32, 48)
+    assert cfg.MODEL.DETR.NUM_OBJECT_QUERIES == 5
+    assert not cfg.MODEL.MASK_ON
+    assert "does not tell" not in caplog.text
+
+
+def test_dilation_and_heads_are_kept(official_file, tmp_path, caplog):
+    """A DC5 model has the same tensors; its name, its options or its config.json tell."""
+    folder = tmp_path / "folder"
+    with caplog.at_level(logging.INFO):
+        convert_checkpoint(official_file, str(folder), "huggingface", None)
+    assert "does not tell whether it is a DC5 model" in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["dilation"], config["encoder_attention_heads"]) == (False, 8)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        convert_checkpoint(str(folder), str(tmp_path / "o.pth"), "ours", None)
+    assert "does not tell" not in caplog.text
+    (tmp_path / "o.pth").rename(tmp_path / "detr-r18-DC5.pth")
+    with pytest.raises(ValueError, match="DC5 model of a ResNet-18, which neither torchvision"):
+        convert_checkpoint(str(tmp_path / "detr-r18-DC5.pth"), str(folder), "huggingface", None)
+
+
+def test_what_cannot_be_converted(build, official, tmp_path, tiny_model):
+    def convert(content, to="ours"):
+        torch.save(content, tmp_path / "in.pth")
+        convert_checkpoint(str(tmp_path / "in.pth"), str(tmp_path / "out"), to, None)
+
+    state = official()
+    headless = {n: x for n, x in state.items() if "class_embed" not in n}
+    with pytest.raises(ValueError, match=r"in\.pth .* holds no DETR: there is nothing to convert"):
+        convert(headless)
+    resnet = {n.split("body.")[1]: x for n, x in state.items() if "body." in n}
+    with pytest.raises(ValueError, match="holds no DETR"):
+        convert(resnet)
+    few = {n: x[:5] if "class_embed" in n else x for n, x in state.items()}
+    with pytest.raises(ValueError, match=r"has 5 class rows, which are not COCO's. Give --config"):
+        convert(few)
+    with pytest.raises(ValueError, match="its backbone is none of ResNet-18 to -152"):
+        convert(tiny_model().state_dict())
+    with pytest.raises(ValueError, match="format 'onnx' is none of ours, official, huggingface"):
+        convert(state, "onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_without_a_place_elsewhere(build, tiny_model):
+    with pytest.raises(ValueError, match="gets ResNet-18, -34, -50, -101 and -152 from here"):
+        huggingface_checkpoint(tiny_model())
+    model = build("MODEL.DETR.PRE_NORM", True)
+    with pytest.raises(ValueError, match="MODEL.DETR.PRE_NORM is True"):
+        huggingface_checkpoint(model)
+    model = build("MODEL.RESNETS.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0)
+    with pytest.raises(ValueError, match="Only models with a ResNet with batch norms"):
+        official_checkpoint(model)
+
+
+def test_failure_leaves_the_old_file(official_file, tmp_path, monkeypatch):
+    target = tmp_path / "ours.pth"
+    target.write_bytes(b"old")
+
+    def fail(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        convert_checkpoint(official_file, str(target), "ours", None)
+    assert target.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["official.pth", "ours.pth"]
+
+
+def test_reads_urls_and_uses_a_config(build, official_file, tmp_path, class_set):
+    """With a config, the model is the config's; a file that lacks its classes is an error."""
+    options = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    options += ["MODEL.DETR.HIDDEN_DIM", 32, "MODEL.DETR.NUM_OBJECT_QUERIES", 5]
+    options += ["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 2, "MODEL.DEVICE", "cpu"]
+    options += ["MODEL.DETR.DIM_FEEDFORWARD", 48, "DATASETS.TEST", ()]
+    cfg = setup_cfg("detr_panoptic_R50.yaml", options)
+    url = (tmp_path / "official.pth").as_uri()
+    convert_checkpoint(url, str(tmp_path / "deep" / "ours.pth"), "ours", cfg)
+    model = build_model(cfg)
+    PanopticCheckpointer(model).load(str(tmp_path / "deep" / "ours.pth"))
+    own = ["DATASETS.TRAIN", (class_set("ts"),), "MODEL.DETR.NUM_CLASSES", 2]
+    cfg = setup_cfg("detr_panoptic_R50.yaml", [*options, *own])
+    with pytest.raises(ValueError, match="not hold all of the model.* The class head keeps"):
+        convert_checkpoint(url, str(tmp_path / "x.pth"), "ours", cfg)
+    more = setup_cfg("detr_panoptic_R50.yaml", [*options, "MODEL.DETR.NUM_OBJECT_QUERIES", 6])
+    with pytest.raises(ValueError, match="does not hold all of the model.*the first 5 queries"):
+        convert_checkpoint(url, str(tmp_path / "x.pth"), "ours", more)
+    cfg = setup_cfg("detr_panoptic_R50.yaml", [*options, "INPUT.FORMAT", "BGR"])
+    with pytest.raises(ValueError, match="INPUT.FORMAT is BGR"):
+        convert_checkpoint(url, str(tmp_path / "x.pth"), "official", cfg)

@@ -1,0 +1,153 @@
+"""Files that transformers writes. That their numbers agree too: tests/test_parity.py."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+
+# The names of modules that are used below came with transformers 5.
+transformers = pytest.importorskip("transformers", minversion="5")
+
+
+@pytest.fixture
+def hugging_face():
+    """Return ``make(masks=True, native=False, rows=251)``: a model of theirs."""
+
+    def make(masks=True, native=False, rows=251, **options):
+        if native:
+            config = transformers.ResNetConfig(
+                depths=[2, 2, 2, 2],
+                hidden_sizes=[64, 128, 256, 512],
+                layer_type="basic",
+                out_features=["stage1", "stage2", "stage3", "stage4"],
+            )
+            options.update(use_timm_backbone=False, backbone=None, backbone_config=config)
+        else:
+            pytest.importorskip("timm")
+            options.update(use_timm_backbone=True, backbone="resnet18")
+        config = transformers.DetrConfig(
+            use_pretrained_backbone=False,
+            num_labels=rows - 1,
+            num_queries=5,
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=2,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            **options,
+        )
+        torch.manual_seed(0)
+        kind = "DetrForSegmentation" if masks else "DetrForObjectDetection"
+        return getattr(transformers, kind)(config)
+
+    return make
+
+
+def assert_loaded(model, theirs):
+    """Spot checks: what is renamed, stacked or sliced."""
+    detr = getattr(theirs, "detr", theirs)
+    ours = model.state_dict()
+    attention = detr.model.decoder.layers[1].encoder_attn
+    stacked = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+    name = "transformer.decoder.layers.1.multihead_attn"
+    assert torch.equal(ours[f"{name}.in_proj_weight"], stacked)
+    assert torch.equal(ours[f"{name}.out_proj.weight"], attention.o_proj.weight)
+    assert torch.equal(ours["class_embed.weight"][-1], detr.class_labels_classifier.weight[-1])
+    assert torch.equal(ours["class_embed.weight"][0], detr.class_labels_classifier.weight[1])
+    assert torch.equal(ours["input_proj.weight"], detr.model.input_projection.weight)
+    last = list(detr.model.backbone.parameters())
+    convolutions = [p for p in last if p.dim() == 4 and p.shape == (512, 512, 3, 3)]
+    assert torch.equal(ours["backbone.res5.1.conv2.weight"], convolutions[-1])
+    if hasattr(theirs, "mask_head"):
+        stage = theirs.mask_head.fpn_stages[2]
+        assert torch.equal(ours["mask_head.adapter3.weight"], stage.fpn_adapter.weight)
+        assert torch.equal(ours["mask_head.lay5.weight"], stage.refine.conv.weight)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_folder_and_state_dict(build, load, hugging_face, tmp_path, native, caplog):
+    theirs = hugging_face(native=native)
+    theirs.save_pretrained(tmp_path / "folder")
+    # On the disk: names of transformers 4. In memory: those of the installed version.
+    names = load_file(tmp_path / "folder" / "model.safetensors")
+    assert "mask_head.lay1.weight" in names
+    assert "detr.model.encoder.layers.0.self_attn.out_proj.weight" in names
+    for path in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
+        model = build()
+        PanopticCheckpointer(model).load(str(path))
+        assert_loaded(model, theirs)
+    assert_loaded(load(build(), theirs.state_dict(), name="pytorch_model.bin"), theirs)
+    plans = [r for r in caplog.records if r.funcName == "log_plan"]
+    assert not [r for r in plans if r.levelno >= logging.WARNING]
+
+
+def test_boxes_only(build, load, hugging_face, boxes_only, tmp_path):
+    theirs = hugging_face(masks=False, rows=92)
+    theirs.save_pretrained(tmp_path / "folder")
+    model = build(*boxes_only)
+    PanopticCheckpointer(model).load(str(tmp_path / "folder"))
+    assert_loaded(model, theirs)
+    assert_loaded(load(build(*boxes_only), theirs.state_dict()), theirs)
+
+
+def test_shards(build, hugging_face, tmp_path):
+    theirs = hugging_face()
+    theirs.save_pretrained(tmp_path, max_shard_size="20MB")
+    assert not (tmp_path / "model.safetensors").exists()
+    model = build()
+    PanopticCheckpointer(model).load(str(tmp_path))
+    assert_loaded(model, theirs)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(FileNotFoundError, match="which is missing: get all shards"):
+        PanopticCheckpointer(model).load(str(tmp_path))
+
+
+def test_bin_and_folder_without_weights(build, hugging_face, tmp_path):
+    theirs = hugging_face(native=True)
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    model = build()
+    PanopticCheckpointer(model).load(str(tmp_path))
+    assert_loaded(model, theirs)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no weights in it: .*model\.safetensors"):
+        PanopticCheckpointer(model).load(str(tmp_path))
+
+
+def test_dc5_and_heads_of_the_config(build, hugging_face, tmp_path, caplog):
+    theirs = hugging_face()
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    changed = {"dilation": True, "encoder_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+    PanopticCheckpointer(build()).load(str(tmp_path))
+    assert "set MODEL.RESNETS.RES5_DILATION to 2" in caplog.text
+    assert "set MODEL.DETR.NHEADS to it" in caplog.text
+    learned = {**config, "position_embedding_type": "learned"}
+    (tmp_path / "config.json").write_text(json.dumps(learned))
+    with pytest.raises(ValueError, match=r"config\.json: position_embedding_type is 'learned'"):
+        PanopticCheckpointer(build()).load(str(tmp_path))
+
+
+def test_fine_tuned_on_own_classes(build, class_set, hugging_face, tmp_path):
+    """Rows are raw ids again; their names are in config.json."""
+    names = {i: "N/A" for i in range(31)} | {10: "class 0", 20: "class 1", 30: "class 2"}
+    theirs = hugging_face(rows=32, id2label=names, label2id={n: i for i, n in names.items()})
+    theirs.save_pretrained(tmp_path)
+    name = class_set("tst")
+    options = ("DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "MODEL.DETR.NUM_CLASSES", 3)
+    model = build(*options)
+    PanopticCheckpointer(model).load(str(tmp_path))
+    expected = theirs.detr.class_labels_classifier.weight[[10, 20, 30, 31]]
+    assert torch.equal(model.class_embed.weight, expected)
+
+
+def test_incomplete_projection(build, hugging_face, tmp_path):
+    weights = hugging_face(native=True).state_dict()
+    del weights["detr.model.encoder.layers.0.self_attn.k_proj.weight"]
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors: of .*self_attn's projections"):
+        PanopticCheckpointer(build()).load(str(tmp_path / "w.safetensors"))

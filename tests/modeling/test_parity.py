@@ -1,0 +1,368 @@
+"""The same weights give the same numbers as Hugging Face's DETR and the official formulas.
+
+Hugging Face's network is official DETR's, with one trap: under its ``auxiliary_loss`` it feeds each
+decoder layer the normalised output of the one before, which official DETR does not. Here it is off,
+and the outputs of the layers are taken with hooks.
+"""
+
+import re
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import (
+    box_convert,
+    generalized_box_iou,
+    sigmoid_focal_loss,
+)
+
+from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.data.metadata import dataset_ids
+from detr_panoptic_d2.engine import setup_cfg
+
+# The names of modules that are used below came with transformers 5.
+transformers = pytest.importorskip("transformers", minversion="5")
+pytest.importorskip("timm")
+
+TOLERANCE = {"rtol": 0, "atol": 1e-4}
+QUERIES = 12
+# Rows of Hugging Face's class head: raw category ids, and no-object.
+ROWS = 251
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+MEAN = torch.tensor([123.675, 116.280, 103.530])[:, None, None]
+STD = torch.tensor([58.395, 57.120, 57.375])[:, None, None]
+# Of the random weights, such that queries and pixels do not end up alike; the first that is found.
+GAINS = {
+    r"bbox_attention": 10,
+    r"encoder_attn\.[qk]_proj": 6,
+    r"_proj\.": 2,
+    r"class_labels|bbox_predictor": 2,
+    r"output_conv": 3,
+    r"mlp|input_projection": 1,
+    r"": 2**0.5,
+}
+
+
+def build_theirs(depth=50, dilation=False, native=False):
+    """Hugging Face's model with random weights that matter: no two queries or pixels alike."""
+    options = {"use_timm_backbone": True, "backbone": f"resnet{depth}", "dilation": dilation}
+    if native:
+        config = transformers.ResNetConfig(out_features=STAGES)
+        options = {"use_timm_backbone": False, "backbone": None, "backbone_config": config}
+    config = transformers.DetrConfig(
+        use_pretrained_backbone=False,
+        num_labels=ROWS - 1,
+        num_queries=QUERIES,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        dropout=0.0,
+        **options,
+    )
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = transformers.DetrForSegmentation(config)
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            randomise(name, tensor)
+    return model
+
+
+def randomise(name, tensor):
+    noise = torch.randn(tensor.shape)
+    if name.endswith("running_mean"):
+        tensor.copy_(0.1 * noise)
+    elif name.endswith("running_var"):
+        tensor.copy_(1 + 0.3 * noise.tanh())
+    elif name.endswith("bias"):
+        tensor.copy_(0.2 * noise)
+    elif tensor.dim() == 1:
+        # The last norm of a residual block stays small: sixteen blocks must not explode.
+        last = ".bn3." in name or "layer.2.normalization" in name
+        tensor.copy_((0.2 if last else 1.0) + 0.1 * noise)
+    elif name.endswith("query_position_embeddings.weight"):
+        tensor.copy_(noise)
+    else:
+        gain = next(gain for pattern, gain in GAINS.items() if re.search(pattern, name))
+        tensor.copy_(gain * noise / tensor[0].numel() ** 0.5)
+    if name == "mask_head.conv1.conv.weight":
+        tensor[:, 256:] *= 300
+
+
+def build_ours(*options):
+    values = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": "",
+        "MODEL.DETR.NUM_OBJECT_QUERIES": QUERIES,
+        "MODEL.DETR.ENC_LAYERS": 2,
+        "MODEL.DETR.DEC_LAYERS": 2,
+        "MODEL.DETR.DIM_FEEDFORWARD": 128,
+        "MODEL.DETR.DROPOUT": 0.0,
+    }
+    pairs = [x for item in values.items() for x in item]
+    return build_model(setup_cfg("detr_panoptic_R50.yaml", [*pairs, *options])).eval()
+
+
+def official_state(theirs):
+    """The weights under the names that official DETR's own modules give them."""
+    detr, state = theirs.detr, {}
+    weights = {name.replace("conv_encoder.", ""): x for name, x in detr.state_dict().items()}
+
+    def put(name, module):
+        state.update({f"{name}.{key}": x for key, x in module.state_dict().items()})
+
+    for name, tensor in weights.items():
+        if name.startswith("model.backbone.model."):
+            state["detr.backbone.0.body." + name.removeprefix("model.backbone.model.")] = tensor
+    for stack in ("encoder", "decoder"):
+        for i, layer in enumerate(getattr(detr.model, stack).layers):
+            prefix = f"detr.transformer.{stack}.layers.{i}"
+            put(f"{prefix}.linear1", layer.mlp.fc1)
+            put(f"{prefix}.linear2", layer.mlp.fc2)
+            norms = [layer.self_attn_layer_norm, layer.final_layer_norm]
+            attentions = {"self_attn": layer.self_attn}
+            if stack == "decoder":
+                norms.insert(1, layer.encoder_attn_layer_norm)
+                attentions["multihead_attn"] = layer.encoder_attn
+            for number, norm in enumerate(norms, start=1):
+                put(f"{prefix}.norm{number}", norm)
+            for name, attention in attentions.items():
+                joint = nn.MultiheadAttention(256, 8)
+                parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+                joint.in_proj_weight.data = torch.cat([part.weight.data for part in parts])
+                joint.in_proj_bias.data = torch.cat([part.bias.data for part in parts])
+                joint.out_proj.load_state_dict(attention.o_proj.state_dict())
+                put(f"{prefix}.{name}", joint)
+    put("detr.transformer.decoder.norm", detr.model.decoder.layernorm)
+    put("detr.input_proj", detr.model.input_projection)
+    put("detr.query_embed", detr.model.query_position_embeddings)
+    put("detr.class_embed", detr.class_labels_classifier)
+    put("detr.bbox_embed", detr.bbox_predictor)
+    put("bbox_attention.q_linear", theirs.bbox_attention.q_proj)
+    put("bbox_attention.k_linear", theirs.bbox_attention.k_proj)
+    head = theirs.mask_head
+    for i, block in enumerate([head.conv1, head.conv2, *(s.refine for s in head.fpn_stages)], 1):
+        put(f"mask_head.lay{i}", block.conv)
+        put(f"mask_head.gn{i}", block.norm)
+    for i, stage in enumerate(head.fpn_stages, 1):
+        put(f"mask_head.adapter{i}", stage.fpn_adapter)
+    put("mask_head.out_lay", head.output_conv)
+    return state
+
+
+def load(model, weights, folder):
+    path = folder / "weights.pth"
+    torch.save(weights, path)
+    PanopticCheckpointer(model).load(str(path))
+    path.unlink()
+    return model
+
+
+def load_official(model, theirs, folder):
+    return load(model, {"model": official_state(theirs)}, folder)
+
+
+@torch.no_grad()
+def their_outputs(theirs, batch):
+    """Sliced class logits and boxes after every decoder layer, and mask logits after the last."""
+    height, width = (max(x["image"].shape[i] for x in batch) for i in (1, 2))
+    pixels = torch.zeros(len(batch), 3, height, width)
+    mask = torch.zeros(len(batch), height, width)
+    for i, x in enumerate(batch):
+        h, w = x["image"].shape[1:]
+        pixels[i, :, :h, :w] = (x["image"] - MEAN) / STD
+        mask[i, :h, :w] = 1
+    layers = []
+    decoder = theirs.detr.model.decoder
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output: layers.append(output))
+        for layer in decoder.layers
+    ]
+    out = theirs(pixel_values=pixels, pixel_mask=mask)
+    for hook in hooks:
+        hook.remove()
+    hs = decoder.layernorm(torch.stack(layers))
+    logits = theirs.detr.class_labels_classifier(hs)
+    boxes = theirs.detr.bbox_predictor(hs).sigmoid()
+    assert torch.equal(logits[-1], out.logits)
+    return logits[..., coco_rows()], boxes, out.pred_masks
+
+
+def coco_rows():
+    return [*dataset_ids(MetadataCatalog.get("coco_2017_train_panoptic")), ROWS - 1]
+
+
+@torch.no_grad()
+def our_outputs(ours, batch):
+    found = ours.detect(ours.preprocess(batch))
+    image, query = torch.ones(len(batch), QUERIES).nonzero(as_tuple=True)
+    masks = ours.predict_masks(found, image, query)
+    return found.pred_logits, found.pred_boxes, masks.unflatten(0, (len(batch), QUERIES))
+
+
+def assert_same(ours, theirs, batch):
+    logits, boxes, masks = our_outputs(ours, batch)
+    expected = their_outputs(theirs, batch)
+    # Numbers that hardly differ from query to query would agree whatever the network does.
+    for numbers in (expected[0][-1], expected[1][-1], expected[2]):
+        assert numbers.std(1).max() > 50 * TOLERANCE["atol"]
+    torch.testing.assert_close(logits[-1], expected[0][-1], **TOLERANCE)
+    torch.testing.assert_close(boxes[-1], expected[1][-1], **TOLERANCE)
+    torch.testing.assert_close(masks, expected[2], **TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return build_theirs()
+
+
+@pytest.fixture(scope="module")
+def ours(theirs, tmp_path_factory):
+    return load_official(build_ours(), theirs, tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture
+def picture(make_input):
+    """An input with smooth blobs; of independent pixels a ResNet makes the same everywhere."""
+
+    def make(h, w, seed, **options):
+        blobs = 255 * torch.rand((1, 3, 4, 4), generator=torch.Generator().manual_seed(seed))
+        image = F.interpolate(blobs, (h, w), mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
+        return {**make_input(h, w, seed=seed, **options), "image": image}
+
+    return make
+
+
+@pytest.fixture
+def one_image(picture):
+    return [picture(66, 97, seed=0)]
+
+
+@pytest.fixture
+def mixed_sizes(picture):
+    return [picture(45, 70, seed=1), picture(75, 40, seed=2), picture(33, 64, seed=3)]
+
+
+def test_one_image(ours, theirs, one_image):
+    assert_same(ours, theirs, one_image)
+
+
+def test_mixed_sizes(ours, theirs, mixed_sizes):
+    assert_same(ours, theirs, mixed_sizes)
+
+
+def test_padded_batch_through_the_whole_model(ours, theirs, mixed_sizes, monkeypatch):
+    monkeypatch.setattr(ours, "pad_mixed_sizes", True)
+    monkeypatch.setattr(ours, "instance_on", True)
+    logits, boxes, _ = their_outputs(theirs, mixed_sizes)
+    best, label = logits[-1].softmax(-1).max(-1)
+    for i, (x, result) in enumerate(zip(mixed_sizes, ours(mixed_sizes), strict=True)):
+        # The 80 things come first in this set's contiguous order.
+        things = (label[i] < 80).nonzero()[:, 0]
+        order = things[best[i, things].argsort(descending=True)]
+        found = result["instances"]
+        assert len(found) == len(order) > 0
+        torch.testing.assert_close(found.scores, best[i, order], **TOLERANCE)
+        assert found.pred_classes.tolist() == label[i, order].tolist()
+        h, w = x["image"].shape[1:]
+        expected = box_convert(boxes[-1, i, order], "cxcywh", "xyxy") * torch.tensor([w, h, w, h])
+        expected = torch.minimum(expected.clamp(min=0), torch.tensor([w, h, w, h]))
+        torch.testing.assert_close(found.pred_boxes.tensor, expected, rtol=0, atol=1e-4 * 75)
+
+
+@pytest.mark.parametrize(
+    ("depth", "dilation", "backbone"),
+    [
+        (50, True, "build_detr_resnet_backbone"),
+        (50, True, "build_torchvision_backbone"),
+        (101, False, "build_detr_resnet_backbone"),
+    ],
+)
+def test_other_networks(depth, dilation, backbone, mixed_sizes, tmp_path):
+    theirs = build_theirs(depth, dilation)
+    options = ["MODEL.BACKBONE.NAME", backbone, "MODEL.RESNETS.DEPTH", str(depth)]
+    options += ["MODEL.RESNETS.RES5_DILATION", "2" if dilation else "1"]
+    ours = load_official(build_ours(*options), theirs, tmp_path)
+    assert_same(ours, theirs, mixed_sizes)
+
+
+def test_from_pretrained_folder(theirs, one_image, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    ours = build_ours()
+    PanopticCheckpointer(ours).load(str(tmp_path))
+    assert_same(ours, theirs, one_image)
+
+
+def test_hugging_face_own_resnet_and_state_dict(one_image, tmp_path):
+    theirs = build_theirs(native=True)
+    ours = load(build_ours(), theirs.state_dict(), tmp_path)
+    assert_same(ours, theirs, one_image)
+
+
+def test_sum_of_weighted_losses(ours, theirs, picture):
+    sizes, classes = [(45, 70), (75, 40), (33, 64)], [[0, 17, 100], [132, 3], [80, 80, 5, 90]]
+    batch = [picture(*sizes[i], classes=classes[i], seed=i) for i in range(3)]
+    losses = ours.train()(batch)
+    ours.eval()
+    expected = official_losses(*their_outputs(theirs, batch), batch)
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name].detach(), value, **TOLERANCE, msg=name)
+    total = sum(expected.values())
+    torch.testing.assert_close(sum(losses.values()).detach(), total, **TOLERANCE)
+
+
+def official_losses(logits, boxes, masks, batch):
+    """Losses by the formulas of facebookresearch/detr: models/matcher.py, detr.py, segmentation.py.
+
+    Written anew and the slow way. Masks are padded to the largest of the batch, the padding counts
+    as background, and every sum is divided by the number of targets of the batch.
+    """
+    targets = []
+    for x in batch:
+        h, w = x["image"].shape[1:]
+        corners = x["instances"].gt_boxes.tensor / torch.tensor([w, h, w, h])
+        targets.append((x["instances"].gt_classes, box_convert(corners, "xyxy", "cxcywh")))
+    count = sum(len(labels) for labels, _ in targets)
+    losses = {}
+    for layer in range(len(logits)):
+        suffix = "" if layer == len(logits) - 1 else f"_{layer}"
+        wanted = torch.full(logits.shape[1:3], logits.shape[-1] - 1)
+        l1, giou, pairs = 0.0, 0.0, []
+        for i, (labels, truth) in enumerate(targets):
+            rows, columns = match(logits[layer, i], boxes[layer, i], labels, truth)
+            wanted[i, rows] = labels[columns]
+            l1 = l1 + (boxes[layer, i, rows] - truth[columns]).abs().sum()
+            giou = giou + (1 - paired_giou(boxes[layer, i, rows], truth[columns]).diag()).sum()
+            pairs += [(i, row, column) for row, column in zip(rows, columns, strict=True)]
+        weight = torch.ones(logits.shape[-1])
+        weight[-1] = 0.1
+        losses[f"loss_ce{suffix}"] = F.cross_entropy(logits[layer].transpose(1, 2), wanted, weight)
+        losses[f"loss_bbox{suffix}"] = 5 * l1 / count
+        losses[f"loss_giou{suffix}"] = 2 * giou / count
+    canvas = [max(x["image"].shape[k] for x in batch) for k in (1, 2)]
+    focal, dice = 0.0, 0.0
+    for i, row, column in pairs:
+        truth = torch.zeros(canvas)
+        mask = batch[i]["instances"].gt_masks.tensor[column]
+        truth[: mask.shape[0], : mask.shape[1]] = mask.float()
+        full = F.interpolate(masks[i, row][None, None], canvas, mode="bilinear")[0, 0]
+        focal = focal + sigmoid_focal_loss(full, truth, alpha=0.25, gamma=2, reduction="mean")
+        p = full.sigmoid()
+        dice = dice + 1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
+    return {**losses, "loss_mask": focal / count, "loss_dice": dice / count}
+
+
+def match(logits, boxes, labels, truth):
+    cost = -logits.softmax(-1)[:, labels] + 5 * torch.cdist(boxes, truth, p=1)
+    return linear_sum_assignment(cost - 2 * paired_giou(boxes, truth))
+
+
+def paired_giou(boxes, truth):
+    return generalized_box_iou(*(box_convert(x, "cxcywh", "xyxy") for x in (boxes, truth)))

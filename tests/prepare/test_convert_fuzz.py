@@ -1,0 +1,310 @@
+"""Random label maps, written in other formats and converted: the same map comes back."""
+
+import base64
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as mask_util
+from scipy import ndimage
+
+from detr_panoptic_d2.data.masks import panoptic_png_to_ids
+from detr_panoptic_d2.prepare.check import DatasetPaths, check_dataset
+from detr_panoptic_d2.prepare.convert import (
+    ClassMasks,
+    ClassOptions,
+    CocoInstances,
+    Cvat,
+    InstanceMasks,
+    LabelMe,
+    WriteOptions,
+    convert,
+)
+from detr_panoptic_d2.prepare.convert.segments import FinishOptions, to_panoptic
+from detr_panoptic_d2.prepare.convert.source import VOID, Labels, Segment
+
+FUZZ = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+NAMES = ["thing", "other"]
+
+
+@st.composite
+def maps(draw):
+    """Objects of an image: int (H, W), 0 none, and the class index of each."""
+    size = draw(st.tuples(st.integers(1, 9), st.integers(1, 12)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**31)))
+    count = draw(st.integers(0, 6))
+    numbers = rng.integers(0, count + 1, size)
+    if draw(st.booleans()):
+        # Larger patches: every pixel takes the value of one in its row.
+        numbers = np.repeat(numbers[:, :1], size[1], axis=1)
+    return numbers, rng.integers(0, len(NAMES), count).tolist()
+
+
+def write_image(folder, size):
+    (folder / "images").mkdir()
+    Image.new("RGB", size[::-1]).save(folder / "images/a.png")
+
+
+def object_masks(case):
+    numbers, classes = case
+    return [(NAMES[c], numbers == i + 1) for i, c in enumerate(classes)]
+
+
+def coco(folder, case):
+    annotations = []
+    for index, (name, mask) in enumerate(object_masks(case)):
+        encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+        rle = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+        if index % 2:
+            flat = mask.reshape(-1, order="F").astype(int)
+            ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+            rle["counts"] = np.diff([0, *ends, flat.size]).tolist()
+        annotations.append(
+            {"id": index, "image_id": 1, "category_id": NAMES.index(name), "segmentation": rle}
+        )
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)],
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return CocoInstances(folder / "instances.json", folder / "images")
+
+
+def labelme(folder, case):
+    shapes = []
+    for name, mask in object_masks(case):
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        if not len(rows):
+            continue
+        buffer = io.BytesIO()
+        cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        Image.fromarray(cut).save(buffer, format="PNG")
+        points = [[int(columns[0]), int(rows[0])], [int(columns[-1]), int(rows[-1])]]
+        text = base64.b64encode(buffer.getvalue()).decode()
+        shapes.append({"label": name, "points": points, "shape_type": "mask", "mask": text})
+    content = {"shapes": shapes, "imagePath": "a.png", "imageData": None}
+    (folder / "images/a.json").write_text(json.dumps(content))
+    return LabelMe(folder / "images")
+
+
+def cvat(folder, case):
+    height, width = case[0].shape
+    shapes = []
+    for name, mask in object_masks(case):
+        ends = np.flatnonzero(np.diff(mask.reshape(-1).astype(int), prepend=0)).tolist()
+        runs = ", ".join(map(str, np.diff([0, *ends, mask.size]).tolist()))
+        box = f'left="0" top="0" width="{width}" height="{height}"'
+        shapes.append(f'<mask label="{name}" rle="{runs}" {box}/>')
+    text = f'<image id="0" name="a.png" width="{width}" height="{height}">{"".join(shapes)}</image>'
+    labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
+    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
+    (folder / "a.xml").write_text(f"<annotations>{meta}{text}</annotations>")
+    return Cvat(folder / "a.xml", folder / "images")
+
+
+def instance_masks(folder, case):
+    (folder / "masks").mkdir()
+    Image.fromarray(case[0].astype(np.uint16)).save(folder / "masks/a_mask.png")
+    return InstanceMasks(folder / "images", folder / "masks", category=NAMES[0])
+
+
+def converted(folder, make, case, **options):
+    """Convert in a folder; return (class, mask) of each segment. The check must find no error."""
+    write_image(folder, case[0].shape)
+    (split,) = convert(make(folder, case), folder / "out", WriteOptions(**options))
+    paths = (split.image_root, split.panoptic_root, split.panoptic_json)
+    report = check_dataset(DatasetPaths("fuzz", *map(str, paths)))
+    assert not [f for f in report.findings if f.is_error or f.kind == "wrong-box"]
+    content = json.loads(split.panoptic_json.read_text())
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    (annotation,) = content["annotations"]
+    ids = panoptic_png_to_ids(split.panoptic_root / annotation["file_name"])
+    return [(names[s["category_id"]], ids == s["id"]) for s in annotation["segments_info"]]
+
+
+def as_set(segments):
+    return sorted((name, mask.tobytes()) for name, mask in segments if mask.any())
+
+
+@pytest.mark.parametrize("make", [coco, labelme, cvat, instance_masks])
+@given(case=maps(), background=st.sampled_from([None, "rest"]))
+@FUZZ
+def test_objects_come_back(make, case, background):
+    numbers, classes = case
+    if make is instance_masks:
+        case = numbers, [0] * len(classes)
+    if make is labelme and not (numbers > 0).any():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = converted(Path(folder), make, case, background=background)
+    expected = object_masks(case)
+    if background:
+        expected.append(("rest", numbers == 0))
+    assert as_set(found) == as_set(expected)
+
+
+@given(case=maps(), connectivity=st.sampled_from([4, 8]))
+@FUZZ
+def test_class_masks_come_back(case, connectivity):
+    numbers, _ = case
+
+    def make(folder, case):
+        (folder / "masks").mkdir()
+        Image.fromarray(case[0].astype(np.uint8)).save(folder / "masks/a.png")
+        (folder / "labels.txt").write_text("".join(f"class {i}\n" for i in range(7)))
+        return ClassMasks(
+            folder / "images",
+            folder / "masks",
+            folder / "labels.txt",
+            connectivity=connectivity,
+            classes=ClassOptions(things=("class 1", "class 4"), ignore=("class 2",)),
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = converted(Path(folder), make, case)
+    expected = [(f"class {i}", numbers == i) for i in (0, 3, 5, 6)]
+    around = np.ones((3, 3)) if connectivity == 8 else None
+    for i in (1, 4):
+        components, count = ndimage.label(numbers == i, around)
+        expected += [(f"class {i}", components == n + 1) for n in range(count)]
+    assert as_set(found) == as_set(expected)
+
+
+@given(case=maps(), min_area=st.integers(0, 6), background=st.booleans(), data=st.data())
+@FUZZ
+def test_finished_maps_are_sound(case, min_area, background, data):
+    numbers, classes = case
+    kinds = st.sampled_from([VOID, 1, 2, 3])
+    segments = [Segment(data.draw(kinds), int(c)) for c in classes]
+    categories = [
+        {"id": i, "name": str(i), "isthing": int(i < 3), "color": [60 * i, 0, 0]} for i in (1, 2, 3)
+    ]
+    options = FinishOptions(3 if background else None, min_area)
+    labels = Labels(numbers.astype(np.int32), segments)
+    ids, infos, hidden = to_panoptic(labels, categories, options)
+    assert {s["id"] for s in infos} == set(np.unique(ids).tolist()) - {0}
+    for info in infos:
+        rows, columns = np.nonzero(ids == info["id"])
+        assert info["area"] == len(rows)
+        assert info["area"] >= min_area or info["category_id"] == 3
+        x, y, width, height = info["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+    stuff = [s for s in infos if s["category_id"] == 3]
+    assert len(stuff) <= 1 and 0 <= hidden <= len(segments)
+    void = np.isin(numbers, [i + 1 for i, s in enumerate(segments) if s.category_id == VOID])
+    assert not ids[void].any()
+    if background:
+        assert ids[~void].all()
+
+
+@given(data=st.binary(max_size=300), name=st.sampled_from(["coco", "labelme", "cvat", "mask"]))
+@FUZZ
+def test_garbage_is_a_named_error(data, name):
+    """Any bytes as input: an error that names the file, and no output."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_image(folder, (3, 3))
+        (folder / "masks").mkdir()
+        target = {"labelme": "images/x.json", "mask": "masks/a_mask.png"}.get(name, "x")
+        (folder / target).write_bytes(data)
+        with pytest.raises((OSError, ValueError), match=Path(target).name):
+            source = {
+                "coco": lambda: CocoInstances(folder / "x", folder / "images"),
+                "labelme": lambda: LabelMe(folder / "images"),
+                "cvat": lambda: Cvat(folder / "x", folder / "images"),
+                "mask": lambda: InstanceMasks(folder / "images", folder / "masks"),
+            }[name]()
+            convert(source, folder / "out", WriteOptions())
+        assert not list(folder.glob("out/*.json"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["a.png", "x"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "id",
+                    "image_id",
+                    "category_id",
+                    "file_name",
+                    "name",
+                    "segmentation",
+                    "counts",
+                    "size",
+                ]
+                + [
+                    "height",
+                    "width",
+                    "shapes",
+                    "label",
+                    "points",
+                    "imagePath",
+                    "shape_type",
+                    "mask",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    images=st.lists(JSON, max_size=2),
+    annotations=st.lists(JSON, max_size=3),
+    categories=st.lists(JSON, max_size=2),
+    keep=st.booleans(),
+)
+@settings(FUZZ, max_examples=80)
+def test_odd_jsons_are_no_crash(images, annotations, categories, keep):
+    """Jsons of the right outline with odd values: a result, or an error that names the file."""
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    if keep:
+        content["images"] = [{"id": 1, "file_name": "a.png"}]
+        content["categories"] = [{"id": 1, "name": "thing"}]
+        content["annotations"] = [
+            {"image_id": 1, "category_id": 1, **(a if isinstance(a, dict) else {"segmentation": a})}
+            for a in annotations
+        ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_image(folder, (3, 3))
+        (folder / "x.json").write_text(json.dumps(content))
+        try:
+            source = CocoInstances(folder / "x.json", folder / "images")
+            convert(source, folder / "out", WriteOptions())
+        except (OSError, ValueError) as error:
+            assert str(error)
+
+
+@given(shapes=st.lists(JSON, max_size=3))
+@settings(FUZZ, max_examples=80)
+def test_odd_labelme_is_no_crash(shapes):
+    shapes = [{"label": "a", **s} if isinstance(s, dict) else s for s in shapes]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_image(folder, (3, 3))
+        content = {"shapes": shapes, "imagePath": "a.png"}
+        (folder / "images/x.json").write_text(json.dumps(content))
+        try:
+            convert(LabelMe(folder / "images"), folder / "out", WriteOptions())
+        except (OSError, ValueError) as error:
+            assert str(error)
