@@ -71,7 +71,6 @@ def tiny_model() -> Callable[..., nn.Module]:
             model.class_embed.bias[-1] = -20
             if model.mask_head is not None:
                 model.bbox_attention.q_linear.weight.mul_(10)
-                model.mask_head.lay1.weight[:, model.mask_head.hidden_dim :].mul_(100)
                 model.mask_head.out_lay.weight.mul_(10)
         return model.eval()
 

@@ -5,9 +5,10 @@ res5, H2 x W2 that of res2, at which masks come out.
 """
 
 import math
+import statistics
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
@@ -103,6 +104,7 @@ class MaskHeadSmallConv(nn.Module):
         fpn_channels: list[int],
         chunk_bytes: int = 256 * 2**20,
         use_checkpoint: bool = False,
+        typical_cells: float = 400,
     ):
         """
         Args:
@@ -111,6 +113,8 @@ class MaskHeadSmallConv(nn.Module):
             fpn_channels: channels of res4, res3 and res2.
             chunk_bytes: memory that one chunk of queries may take at inference.
             use_checkpoint: recompute activations in the backward pass, chunk by chunk.
+            typical_cells: h w of a typical training image; it sets the initial size of the
+                weights that see the attention maps, see :meth:`_scale_attention_weights`.
         """
         super().__init__()
         if hidden_dim % 16:
@@ -132,6 +136,19 @@ class MaskHeadSmallConv(nn.Module):
         self.adapter1 = _conv(fpn_channels[0], widths[1], kernel_size=1)
         self.adapter2 = _conv(fpn_channels[1], widths[2], kernel_size=1)
         self.adapter3 = _conv(fpn_channels[2], widths[3], kernel_size=1)
+        self._scale_attention_weights(nheads, typical_cells)
+
+    @torch.no_grad()
+    def _scale_attention_weights(self, nheads: int, cells: float) -> None:
+        """Let the first convolution see the attention maps at the start as well as the image.
+
+        The maps of a query sum to 1, so their values are about 1 / (M h w); those of src_proj have
+        mean square 1/3 (``nn.Conv2d``'s own initialisation on features of size 1). With weights of
+        one size the two halves' outputs have variances in the ratio M / (M h w)^2 : C / 3, which is
+        1 : 2 10^8 for R50; times h w sqrt(C M / 3) they are equal. Without it all masks of an image
+        are the same for a long time, and no gradient tells the queries apart.
+        """
+        self.lay1.weight[:, self.hidden_dim :] *= cells * math.sqrt(self.hidden_dim * nheads / 3)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -141,6 +158,7 @@ class MaskHeadSmallConv(nn.Module):
             "fpn_channels": [input_shape[f].channels for f in ("res4", "res3", "res2")],
             "chunk_bytes": int(cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB * 2**20),
             "use_checkpoint": cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD,
+            "typical_cells": _typical_cells(cfg, input_shape["res5"].stride),
         }
 
     def forward(
@@ -205,6 +223,12 @@ class MaskHeadSmallConv(nn.Module):
             x = upsampled_conv(x, part.shape[-2:], layer.weight)
             x = _activate(norm, _add_image(x, part, image_index))
         return self.out_lay(x)[:, 0]
+
+
+def _typical_cells(cfg: CfgNode, stride: int) -> float:
+    """Cells of res5 in a training image of the middle size, 4:3 unless that is too long."""
+    short = statistics.median(cfg.INPUT.MIN_SIZE_TRAIN)
+    return max(1.0, short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2)
 
 
 def _add_image(x: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:

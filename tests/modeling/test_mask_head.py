@@ -2,10 +2,12 @@ import pytest
 import torch
 from detectron2.config import configurable, get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling import (
     MASK_HEAD_REGISTRY,
@@ -396,6 +398,25 @@ def test_keys_of_memory_are_read(cfg, shapes):
     assert not build_mask_head(cfg, shapes).use_checkpoint
     cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD = True
     assert build_mask_head(cfg, shapes).use_checkpoint
+
+
+@pytest.mark.parametrize("size, hidden_dim", [(64, 32), (224, 64)])
+def test_a_new_first_convolution_sees_attention_as_well_as_image(size, hidden_dim):
+    """Both halves of its output have the same variance, up to what the maps are not uniform."""
+    options = ["MODEL.DEVICE", "cpu", "MODEL.DETR.HIDDEN_DIM", hidden_dim]
+    options += ["INPUT.MIN_SIZE_TRAIN", (size,), "INPUT.MAX_SIZE_TRAIN", size]
+    cfg = setup_cfg("shapes/tiny.yaml", [str(x) for x in options])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    images = [{"image": torch.randint(0, 256, (3, size, size))} for _ in range(2)]
+    with torch.no_grad():
+        out = model.detect(model.preprocess(images))
+        maps = model.bbox_attention(out.hs[-1], out.memory).flatten(0, 1)
+    weight = model.mask_head.lay1.weight.detach()
+    attention = F.conv2d(maps, weight[:, hidden_dim:], padding=1)
+    image = F.conv2d(out.src_proj, weight[:, :hidden_dim], padding=1)
+    ratio = float(attention.square().mean() / image.square().mean())
+    assert 1 / 8 < ratio < 8
 
 
 def test_an_unknown_name_lists_those_that_are_known(cfg, shapes):

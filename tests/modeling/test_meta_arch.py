@@ -346,7 +346,7 @@ def test_a_mixed_batch_gives_what_single_images_give(tiny_model, make_input):
     batch = [make_input(*size, seed=i) for i, size in enumerate([(48, 64), (80, 40), (48, 64)])]
     for x, together in zip(batch, model(batch), strict=True):
         (alone,) = model([x])
-        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=1e-4, atol=1e-4)
         a, b = together["instances"], alone["instances"]
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
         torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=1e-3)
@@ -486,7 +486,8 @@ def assert_is_unfolded(model, x):
     with torch.no_grad():
         expected = model.backbone(model.preprocess([x]).tensor)
     for name, feature in detect(model, x).features.items():
-        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4)
+        size = float(expected[name].abs().max())
+        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4 * size)
 
 
 @pytest.mark.parametrize("options", [(), RESNET])
