@@ -2,55 +2,76 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-READY := $(VENV)/.ready
+PIP := $(RUN) -m pip install --disable-pip-version-check
+# Two stamps: what the programs need, and what tests and lint need on top of it.
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+# Processes of the tests. Each takes about 1 GB.
+JOBS ?= 2
+# Where rounding decides whether a test passes; `make test-other-cpu` runs them as on an old CPU.
+NUMERIC := tests/modeling tests/test_traps.py
 
 # Threads that wait must not spin: on two cores they cost more than they help.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo docs figures test test-slow lint format audit setup clean
+.PHONY: demo docs figures test test-other-cpu test-slow lint format build audit setup clean
 
-demo: $(READY)
-	$(RUN) tools/demo.py
+demo: $(BASE)
+	$(VENV)/bin/detr-panoptic demo
 
 # The figures of docs/architecture.md, from the model that `make demo` trained.
-figures: $(READY)
-	$(RUN) tools/explain.py --config-file shapes/detr_panoptic_shapes.yaml \
+figures: $(BASE)
+	$(VENV)/bin/detr-panoptic explain --config-file shapes/detr_panoptic_shapes.yaml \
 		--input docs/images/shapes_1.png docs/images/shapes_2.png --points 52,62 34,20 \
 		--output output/explained MODEL.WEIGHTS output/demo/model_final.pth
 	find output/explained -name '*.png' ! -name '*_2.png' -exec cp {} docs/images/ \;
 
-docs: $(READY)
-	$(RUN) -m pip install --disable-pip-version-check --quiet -e '.[docs]'
+docs: $(BASE)
+	$(PIP) --quiet -e '.[docs]'
 	$(RUN) -m mkdocs build --strict
 
-test: $(READY)
-	$(RUN) -m pytest $(PYTEST_ARGS)
+test: $(DEV)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-test-slow: $(READY)
+# The numeric tests without AVX and with one thread.
+test-other-cpu: $(DEV)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
+		$(RUN) -m pytest -n $(JOBS) --dist worksteal $(NUMERIC)
+
+test-slow: $(DEV)
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(READY)
+lint: $(DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
-format: $(READY)
+format: $(DEV)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+build: $(DEV)
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+
 # Known vulnerabilities of what is installed here; needs PyPI's own data (docs/install.md).
-audit: $(READY)
+audit: $(DEV)
 	$(RUN) -m pip freeze --all --exclude-editable --exclude detectron2 > $(VENV)/audited.txt
 	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
-setup: $(READY)
+setup: $(DEV)
 
-# The stamp is written last, so a set-up that was broken off starts again where pip left it.
-$(READY): setup.py tools/install_detectron2.py
+# The stamps are written last, so a set-up that was broken off starts again where pip left it.
+$(BASE): setup.py tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else \
 	"detr_panoptic_d2 needs Python 3.10 or newer; $(PYTHON) is %d.%d. Choose one: make PYTHON=python3.11" % v[:2])'
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e .
 	$(RUN) tools/install_detectron2.py
+	@touch $@
+
+$(DEV): $(BASE)
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 clean:

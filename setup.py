@@ -24,9 +24,11 @@ def read_readme() -> str:
 
 
 TIMM = ["timm>=1.0"]
-HUGGINGFACE = ["transformers>=4.45", "safetensors>=0.4"]
 VIDEO = ["opencv-python-headless"]
 WEB = ["gradio>=6"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.26"]
+# Hugging Face's DETR, which tools/benchmark and the tests of parity compare with.
+BENCHMARK = ["transformers>=4.45"]
 
 setup(
     name="detr-panoptic-d2",
@@ -34,13 +36,36 @@ setup(
     description="DETR's panoptic segmentation as a Detectron2 plugin",
     long_description=read_readme(),
     long_description_content_type="text/markdown",
+    author="The detr_panoptic_d2 authors",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
+    project_urls={"Paper": "https://arxiv.org/abs/2005.12872"},
+    keywords=["panoptic segmentation", "DETR", "Detectron2", "transformer", "PyTorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
-    packages=[*find_packages(include=[NAME, f"{NAME}.*"]), f"{NAME}.configs"],
+    packages=[
+        *find_packages(include=[NAME, f"{NAME}.*", "detr_panoptic_cli"]),
+        f"{NAME}.configs",
+    ],
     package_dir={f"{NAME}.configs": "configs"},
-    package_data={f"{NAME}.configs": ["*.yaml", "**/*.yaml"]},
+    package_data={
+        NAME: ["py.typed"],
+        f"{NAME}.*": ["*.html", "*.css", "*.jinja"],
+        f"{NAME}.configs": ["*.yaml", "**/*.yaml"],
+    },
     scripts=["tools/install_detectron2.py"],
+    entry_points={"console_scripts": ["detr-panoptic = detr_panoptic_cli:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -49,25 +74,40 @@ setup(
         "Pillow>=10",
         "fvcore>=0.1.5,<0.1.6",
         "pycocotools>=2.0.7",
+        "matplotlib>=3.8",
+        "PyYAML>=6",
+        "safetensors>=0.4",
+        "filelock>=3.12",
+        "jinja2>=3.1",
         "tabulate",
         "tqdm",
     ],
     extras_require={
         "timm": TIMM,
-        "huggingface": HUGGINGFACE,
         "video": VIDEO,
         "web": WEB,
-        "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.26"],
+        "docs": DOCS,
+        "benchmark": BENCHMARK,
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6",
             "ruff>=0.17,<0.18",
+            "import-linter>=2.3",
+            "mypy>=1.13",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
             "selenium>=4.15",
             "pip-audit>=2.7",
+            "build>=1.2",
+            "twine>=5",
+            "nbclient>=0.10",
+            "ipykernel>=6",
             *TIMM,
-            *HUGGINGFACE,
             *VIDEO,
             *WEB,
+            *BENCHMARK,
         ],
     },
     zip_safe=False,

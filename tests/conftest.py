@@ -22,7 +22,8 @@ from detr_panoptic_d2.engine import setup_cfg
 
 pytest_plugins = ["tests.data_fixtures"]
 
-torch.set_num_threads(2)
+# One thread for each process of pytest-xdist.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 # In the background of a script Ctrl-C is ignored, and would be by the processes of tests as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

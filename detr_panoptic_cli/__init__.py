@@ -1,0 +1,68 @@
+"""The command ``detr-panoptic``: arguments of all programs, and nothing else.
+
+A package of its own, because importing ``detr_panoptic_d2`` imports torch and Detectron2, which
+takes seconds: arguments are parsed, and ``--help`` is answered, before that. So a module here
+imports only the standard library at its top. Each has ``add_arguments(parser)`` and
+``run(args) -> int``; its docstring is the help text.
+"""
+
+import argparse
+import importlib
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+
+# Name of the command -> the line in the list of commands. Its module has the same name.
+COMMANDS = {
+    "train": "train a model, or evaluate one",
+    "report": "one page about a training: curves, PQ, best and worst images",
+    "demo": "train a small model on built-in data and measure it; no download",
+    "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",
+}
+
+_EPILOG = """\
+detr-panoptic COMMAND --help says more about each. KEY VALUE pairs at the end of a command change
+its config. Exit status: 0, or 1 with one line that says what to put right.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="detr-panoptic",
+        description="DETR's panoptic segmentation with Detectron2.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, line in COMMANDS.items():
+        module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
+        description, _, epilog = textwrap.dedent(module.__doc__).partition("\nExamples:\n")
+        sub = commands.add_parser(
+            name,
+            help=line,
+            description=description.strip(),
+            epilog=f"Examples:\n{epilog.rstrip()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run, parser=sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status."""
+    args = build_parser().parse_args(argv)
+    # Of interfaces that Detectron2 and fvcore still use; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    try:
+        from detr_panoptic_d2.errors import one_line_errors
+    except ImportError as error:
+        if error.name not in ("detectron2", "panopticapi"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    with one_line_errors():
+        return args.run(args)

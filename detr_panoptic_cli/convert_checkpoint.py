@@ -1,0 +1,40 @@
+"""Convert a checkpoint to this project's, official DETR's or Hugging Face's format.
+
+The format of the input is found out. Training and prediction need no conversion: MODEL.WEIGHTS
+takes all of them. Without a config the model is read off the file, which works for COCO's classes.
+In official DETR's and Hugging Face's formats classes are at their raw category ids; rows of unused
+ids are zero, with a bias that makes their probability 0.
+
+Examples:
+  detr-panoptic convert-checkpoint --input detr-r50-panoptic-00ce5173.pth --output model.pth \\
+      --format ours
+  detr-panoptic convert-checkpoint --input output/model_final.pth --output my-detr \\
+      --format huggingface --config-file my.yaml
+"""
+
+import argparse
+
+from ._options import add_config_options, set_up_console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add input, output and format."""
+    parser.add_argument("--input", required=True, help="file, Hugging Face folder or URL")
+    parser.add_argument("--output", required=True, help="file; a folder for huggingface")
+    parser.add_argument("--format", required=True, choices=("ours", "official", "huggingface"))
+    add_config_options(parser, required=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and return the exit status."""
+    if args.opts and not args.config_file:
+        args.parser.error("KEY VALUE pairs change a config: give --config-file as well")
+    from detr_panoptic_d2.checkpoint.convert import convert_checkpoint
+    from detr_panoptic_d2.engine import setup_cfg
+
+    set_up_console()
+    cfg = None
+    if args.config_file:
+        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    convert_checkpoint(args.input, args.output, args.format, cfg)
+    return 0

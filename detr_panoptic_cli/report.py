@@ -1,0 +1,26 @@
+"""Write the report of a run: OUTPUT_DIR/report.html, one page with everything in it.
+
+Works on a run that is going on and on one that failed as well.
+
+Examples:
+  detr-panoptic report output/demo
+"""
+
+import argparse
+from pathlib import Path
+
+from ._options import set_up_console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of the run."""
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder of the run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say where it is."""
+    from detr_panoptic_d2.apps.report import write_report
+
+    set_up_console()
+    print(f"Report: {write_report(args.output_dir)}")
+    return 0

@@ -1,0 +1,63 @@
+"""Train, or evaluate with --eval-only. Detectron2's command line; without a GPU on the CPU.
+
+Examples:
+  detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8
+  detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8 --resume
+  detr-panoptic train --config-file detr_panoptic_R50.yaml --eval-only MODEL.WEIGHTS model.pth
+  torchrun --nproc_per_node 8 -m detr_panoptic_cli train --config-file detr_panoptic_R50.yaml
+"""
+
+import argparse
+import os
+import sys
+
+from ._options import add_opts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of Detectron2's ``default_argument_parser``, which imports torch."""
+    add = parser.add_argument
+    add("--config-file", default="", metavar="CONFIG", help="path, or name of a config")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    add("--num-gpus", type=int, default=1, metavar="N", help="per machine; on the CPU: processes")
+    add("--num-machines", type=int, default=1, metavar="N")
+    add("--machine-rank", type=int, default=0, metavar="N", help="0 is the first machine")
+    # Detectron2's port: one per user, so that processes left over by a training are noticed.
+    port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
+    add(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        metavar="URL",
+        help="where the machines meet (%(default)s)",
+    )
+    add_opts(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run :func:`train_or_evaluate` in every process of the job."""
+    from detr_panoptic_d2.engine import launch_job
+
+    launch_job(train_or_evaluate, args)
+    return 0
+
+
+def train_or_evaluate(args: argparse.Namespace) -> dict | None:
+    """Train, or evaluate with ``--eval-only``, in one process of the job."""
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
+    from detr_panoptic_d2.engine import PanopticTrainer, setup_job
+
+    cfg = setup_job(args)
+    if not args.eval_only:
+        trainer = PanopticTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+    model = PanopticTrainer.build_model(cfg)
+    checkpointer = PanopticTrainer.build_checkpointer(cfg, model)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = PanopticTrainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

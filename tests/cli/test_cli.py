@@ -1,0 +1,68 @@
+"""The command ``detr-panoptic`` as a whole; what each command does is tested with its subject."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from detr_panoptic_cli import COMMANDS, build_parser
+from detr_panoptic_d2.checkpoint.convert import FORMATS
+
+
+def run_command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "detr_panoptic_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def parser_of(command):
+    return build_parser()._subparsers._group_actions[0].choices[command]
+
+
+def test_arguments_are_parsed_without_torch():
+    code = (
+        "import sys, detr_panoptic_cli; detr_panoptic_cli.build_parser();"
+        "print(sorted({'torch', 'detectron2', 'numpy', 'detr_panoptic_d2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_screen(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = parser_of(command) if command else build_parser()
+    lines = parser.format_help().splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 100
+    if command:
+        assert f"  detr-panoptic {command} " in parser.format_help()
+
+
+def test_train_takes_what_detectron2_takes():
+    """The same names, defaults and types, so that its launcher and users find all of them."""
+    ours = {a.dest: (a.default, a.type, a.nargs) for a in parser_of("train")._actions}
+    theirs = {a.dest: (a.default, a.type, a.nargs) for a in default_argument_parser()._actions}
+    assert ours == theirs
+
+
+def test_formats_of_checkpoints():
+    action = next(a for a in parser_of("convert-checkpoint")._actions if a.dest == "format")
+    assert tuple(action.choices) == FORMATS
+
+
+def test_what_a_user_can_put_right_is_one_line(tmp_path):
+    done = run_command("report", tmp_path / "nowhere")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and "nowhere" in done.stderr
+
+
+def test_usage_errors_have_status_2():
+    for arguments in ((), ("fly",), ("convert-checkpoint", "--input", "a")):
+        assert run_command(*arguments).returncode == 2
