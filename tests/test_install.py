@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -9,7 +10,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2.data import DatasetCatalog, MapDataset, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator
+from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "install_detectron2.py"
 
@@ -23,7 +29,7 @@ def installer():
 
 
 @pytest.fixture
-def donor(tmp_path):
+def donor(installer, tmp_path):
     """A wheel like the donor's: the subpackage wanted, files that are not, and a yaml."""
     files = {
         "LabGym/__init__.py": "",
@@ -34,6 +40,8 @@ def donor(tmp_path):
         "LabGym/detectron2/model_zoo/configs/a.yaml": "A: 1\n",
         "labgym-3.1.2.dist-info/METADATA": "Name: LabGym\n",
     }
+    for file, before, _, _ in installer.REPAIRS:
+        files[f"LabGym/{file}"] = f"if True:\n    {before}\n"
     wheel = tmp_path / "labgym-3.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, text in files.items():
@@ -58,12 +66,13 @@ def test_rename(installer):
 
 def test_extract_takes_one_subpackage_with_its_data(installer, donor):
     files = installer.extract_package(donor)
-    assert sorted(files) == [
+    repaired = {file for file, *_ in installer.REPAIRS}
+    assert files.keys() - repaired == {
         "detectron2/__init__.py",
         "detectron2/model_zoo/__init__.py",
         "detectron2/model_zoo/configs/a.yaml",
         "detectron2/value.py",
-    ]
+    }
     assert files["detectron2/model_zoo/__init__.py"] == b"NAME = 'detectron2.model_zoo'\n"
 
 
@@ -79,6 +88,18 @@ def test_extract_refuses_what_is_no_detectron2(installer, donor, tmp_path):
         installer.extract_package(donor)
 
 
+def test_every_repair_must_apply_exactly_once(installer, donor):
+    files = installer.extract_package(donor)
+    for file, _, after, _ in installer.REPAIRS:
+        assert files[file] == f"if True:\n    {after}\n".encode()
+    with pytest.raises(installer.InstallError, match=r"sem_seg_evaluation\.py has the line .* 0"):
+        installer.repair(files)  # a second time
+    file, before, *_ = installer.REPAIRS[0]
+    files[file] = f"{before}\n{before}\n".encode()
+    with pytest.raises(installer.InstallError, match="2 times, but once is meant"):
+        installer.repair(files)
+
+
 def test_wheel_has_metadata_licence_and_true_record(installer, donor, tmp_path):
     wheel = installer.build_wheel(installer.extract_package(donor), tmp_path)
     assert wheel.name == "detectron2-0.6-py3-none-any.whl"
@@ -91,7 +112,9 @@ def test_wheel_has_metadata_licence_and_true_record(installer, donor, tmp_path):
     assert "Requires-Dist: setuptools<81\n" in metadata
     assert "torch" not in [line.split(": ")[-1] for line in metadata.splitlines()]
     assert b"Apache License" in content[f"{info}/LICENSE"]
-    assert b"LabGym.detectron2" in content[f"{info}/NOTICE"]
+    for text in (metadata, content[f"{info}/NOTICE"].decode()):
+        assert "LabGym.detectron2" in text
+        assert all(r.file in text and r.after in text for r in installer.REPAIRS)
     lines = [line.split(",") for line in content[f"{info}/RECORD"].decode().splitlines()]
     assert [name for name, _, _ in lines] == list(content)
     for name, digest, size in lines[:-1]:
@@ -124,8 +147,32 @@ def test_built_wheel_is_a_distribution_for_pip(installer, donor, tmp_path, bare_
     assert ["detectron2", "0.6"] in [line.split() for line in listed.splitlines()]
     code = "from detectron2.value import value; print(value)"
     assert run(bare_python, "-c", code).stdout == "0.6\n"
-    done = run(bare_python, "-m", "pip", "uninstall", "--yes", "detectron2")
-    assert done.returncode == 0, done.stderr
+    try:
+        # This copy has every repair; one that has not would be replaced, so needs the network.
+        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+        assert "Detectron2 is already installed (0.6 at" in done.stdout
+        metadata = wheel_metadata(bare_python)
+        lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
+        old = [line for line in lines if "_rng.sample" not in line]
+        metadata.write_text("".join(old), encoding="utf-8")
+        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+        assert "is an older copy from this script; it is replaced." in done.stdout
+        assert done.returncode == 1
+        # Without the network, the old one is left as it is.
+        assert run(bare_python, "-c", code).stdout == "0.6\n"
+        # A Detectron2 of the user's own, of whatever age, is kept.
+        metadata.write_text("Name: detectron2\nVersion: 0.6\nSummary: FAIR's\n", encoding="utf-8")
+        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+        assert "Detectron2 is already installed (0.6 at" in done.stdout
+    finally:
+        done = run(bare_python, "-m", "pip", "uninstall", "--yes", "detectron2")
+        assert done.returncode == 0, done.stderr
+
+
+def wheel_metadata(python) -> Path:
+    """The METADATA of the Detectron2 that is installed there."""
+    code = "import importlib.metadata as m; print(m.distribution('detectron2')._path)"
+    return Path(run(python, "-c", code).stdout.strip()) / "METADATA"
 
 
 def test_without_network_it_says_so_in_one_line(bare_python):
@@ -178,3 +225,43 @@ def test_second_run_in_this_environment_does_nothing():
     assert done.returncode == 0, done.stderr
     assert "Detectron2 is already installed" in done.stdout
     assert done.stdout.endswith("Nothing to do.\n")
+
+
+@pytest.fixture
+def our_copy(installer):
+    """Skip where Detectron2 is an installation of the user's own."""
+    try:
+        summary = importlib.metadata.metadata("detectron2")["Summary"]
+    except importlib.metadata.PackageNotFoundError:
+        summary = None
+    if summary != installer.SUMMARY:
+        pytest.skip("this Detectron2 does not come from tools/install_detectron2.py")
+
+
+def test_repaired_semantic_evaluation_reads_annotations(our_copy, tmp_path):
+    """Under NumPy 2, ``np.array(image, copy=False)`` raised for every annotation."""
+    name = "install_test_sem_seg"
+    truth = np.array([[0, 0, 1], [1, 1, 1]], dtype=np.uint8)
+    Image.fromarray(truth).save(tmp_path / "a.png")
+    dicts = [{"file_name": "a.jpg", "sem_seg_file_name": str(tmp_path / "a.png")}]
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(stuff_classes=["sky", "grass"], ignore_label=255)
+    try:
+        evaluator = SemSegEvaluator(name, distributed=False)
+        evaluator.reset()
+        scores = torch.nn.functional.one_hot(torch.tensor(truth).long(), 2).permute(2, 0, 1)
+        scores[:, 0, 0] = torch.tensor([0, 1])  # one of two sky pixels is missed
+        evaluator.process(dicts, [{"sem_seg": scores.float()}])
+        result = evaluator.evaluate()["sem_seg"]
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert result["IoU-sky"] == pytest.approx(50)
+    assert result["IoU-grass"] == pytest.approx(80)
+
+
+def test_repaired_loader_passes_over_what_a_mapper_leaves_out(our_copy):
+    """From Python 3.11 on, ``random.sample`` of a set raised where a mapper returned None."""
+    data = MapDataset(list(range(5)), lambda x: x if x > 1 else None)
+    assert [data[i] for i in (2, 3, 4)] == [2, 3, 4]
+    assert {data[0], data[1]} <= {2, 3, 4}

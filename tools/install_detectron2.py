@@ -5,9 +5,11 @@ Detectron2 is not on PyPI under its own name, but the wheel of ``labgym`` carrie
 it (Apache-2.0) as its subpackage ``LabGym.detectron2``. This takes that one subpackage out of the
 pinned, hash-checked wheel, gives it its own name back, and installs it as the distribution
 ``detectron2``. Pure Python: Detectron2's compiled operators are not in it; panoptic segmentation
-uses none of them. A Detectron2 that is already there is kept, whatever it is.
+uses none of them. Two faults of the copy's date (January 2024) are repaired, see ``REPAIRS``.
 
-Only the standard library and pip are needed. A second run finds all in place and does nothing.
+A Detectron2 that is already there is kept, whatever it is, unless this script installed it before
+it knew a repair. Only the standard library and pip are needed. A second run finds all in place and
+does nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = "labgym==3.1.2"
 SOURCE_SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
@@ -61,15 +64,48 @@ OPENCV = "opencv-python-headless"
 # Never moved to another version by what is installed here.
 KEPT = ("torch", "torchvision", "numpy")
 
+
+class Repair(NamedTuple):
+    """One line of the copy that is replaced; it must occur exactly once in its file."""
+
+    file: str
+    before: str
+    after: str
+    reason: str
+
+
+# Both faults are repaired in the same way in Detectron2's repository since then.
+REPAIRS = (
+    Repair(
+        f"{NAME}/evaluation/sem_seg_evaluation.py",
+        "array = np.array(Image.open(f), copy=copy, dtype=dtype)",
+        "array = (np.array if copy else np.asarray)(Image.open(f), dtype=dtype)",
+        "NumPy 2 raises where copy=False needs a copy: SemSegEvaluator could read no file",
+    ),
+    Repair(
+        f"{NAME}/layers/mask_ops.py",
+        "mask = np.array(mask, copy=False)",
+        "mask = np.asarray(mask)",
+        "NumPy 2 raises where copy=False needs a copy",
+    ),
+    Repair(
+        f"{NAME}/data/common.py",
+        "self._rng.sample(self._fallback_candidates, k=1)[0]",
+        "self._rng.sample(list(self._fallback_candidates), k=1)[0]",
+        "Python 3.11 and newer sample no sets: a mapper that returned None ended the training",
+    ),
+)
+
+SUMMARY = "Detectron2 without its compiled operators, repacked from the labgym wheel"
 NOTICE = f"""\
 Detectron2, Copyright (c) Facebook, Inc. and its affiliates, under the Apache License 2.0:
 https://github.com/facebookresearch/detectron2
 
 This copy was taken from the subpackage LabGym.detectron2 of the wheel {SOURCE} on PyPI
 (sha256 {SOURCE_SHA256}).
-The only change: the module name LabGym.detectron2 was turned back into detectron2.
-Detectron2's compiled operators (detectron2._C) are not part of it.
-"""
+Detectron2's compiled operators (detectron2._C) are not part of it. What was changed:
+- the module name LabGym.detectron2 was turned back into detectron2
+""" + "".join(f"- {r.file}: `{r.before}` became `{r.after}` ({r.reason})\n" for r in REPAIRS)
 LICENCE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
 
 # Zip files hold no dates before 1980; a fixed one makes the same wheel every time.
@@ -89,11 +125,25 @@ def rename(data: bytes) -> bytes:
     return data.replace(SOURCE_MODULE, NAME.encode())
 
 
+def repair(files: dict[str, bytes]) -> None:
+    """Apply every one of ``REPAIRS`` to ``files`` (archive name -> content), in place.
+
+    Raises:
+        InstallError: a line that should be replaced is not there exactly once.
+    """
+    for name, before, after, _ in REPAIRS:
+        found = files.get(name, b"").count(before.encode())
+        if found != 1:
+            raise InstallError(f"{name} has the line `{before}` {found} times, but once is meant.")
+        files[name] = files[name].replace(before.encode(), after.encode())
+
+
 def extract_package(wheel: Path) -> dict[str, bytes]:
     """Return the files of the Detectron2 inside ``wheel``: archive name -> renamed content.
 
     Raises:
-        InstallError: the wheel has no such subpackage, or a name of the donor is left in a file.
+        InstallError: the wheel has no such subpackage, a name of the donor is left in a file, or a
+            repair does not apply.
     """
     files = {}
     with zipfile.ZipFile(wheel) as archive:
@@ -105,6 +155,7 @@ def extract_package(wheel: Path) -> dict[str, bytes]:
                     raise InstallError(f"{info.filename} in {wheel.name} still speaks of LabGym.")
     if f"{NAME}/__init__.py" not in files:
         raise InstallError(f"{wheel.name} holds no {SOURCE_PREFIX}__init__.py.")
+    repair(files)
     return files
 
 
@@ -128,7 +179,7 @@ def metadata_text() -> str:
         "Metadata-Version: 2.1",
         f"Name: {NAME}",
         f"Version: {VERSION}",
-        "Summary: Detectron2 without its compiled operators, repacked from the labgym wheel",
+        f"Summary: {SUMMARY}",
         "Home-page: https://github.com/facebookresearch/detectron2",
         "License: Apache-2.0",
         "License-File: LICENSE",
@@ -207,6 +258,19 @@ def existing_detectron2() -> str | None:
     return f"{version or 'without metadata'} at {where}"
 
 
+def lacks_repairs() -> bool:
+    """Tell whether the installed Detectron2 is an older copy made by this script."""
+    found = next(iter(importlib.metadata.distributions(name=NAME)), None)
+    if found is None or found.metadata["Summary"] != SUMMARY:
+        return False
+    # Not a user's own Detectron2 that hides the distribution.
+    own = (
+        Path(found.locate_file(NAME)).resolve()
+        == Path(importlib.util.find_spec(NAME).origin).resolve().parent
+    )
+    return own and any(r.after not in (found.read_text("METADATA") or "") for r in REPAIRS)
+
+
 def pip(*arguments: str, quiet: bool = False) -> str:
     """Run pip with this Python; return "" when it worked, else its last line of error."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
@@ -262,17 +326,27 @@ def install(requirements: list[str], folder: Path, *options: str) -> None:
 def install_missing(folder: Path) -> bool:
     """Install what is missing of Detectron2, panopticapi and OpenCV; return if anything was."""
     found = existing_detectron2()
-    missing = [] if found else [str(build_wheel(extract_package(download_source(folder)), folder))]
-    if found:
+    missing = [] if is_there("cv2") else [OPENCV]
+    if not found:
+        missing.append(build_from_source(folder))
+    elif lacks_repairs():
+        say(f"Detectron2 ({found}) is an older copy from this script; it is replaced.")
+        # Version and requirements are the same; pip would find nothing to do.
+        install([build_from_source(folder)], folder, "--force-reinstall", "--no-deps")
+        found = None
+    else:
         say(f"Detectron2 is already installed ({found}); kept.")
-    if not is_there("cv2"):
-        missing.append(OPENCV)
     if missing:
         install(missing, folder)
     if not is_there("panopticapi"):
         install([PANOPTICAPI], folder, "--no-deps")
         return True
-    return bool(missing)
+    return bool(missing) or not found
+
+
+def build_from_source(folder: Path) -> str:
+    """Download the pinned wheel into ``folder`` and return the path of Detectron2's."""
+    return str(build_wheel(extract_package(download_source(folder)), folder))
 
 
 def main() -> int:
