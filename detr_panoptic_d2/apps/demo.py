@@ -12,7 +12,7 @@ from tabulate import tabulate
 from ..checkpoint.atomic import atomic_file
 from ..data.dataset_mapper import read_image
 from ..engine import PanopticTrainer, setup_job
-from ..visualization.draw import draw_beside_truth, read_truth
+from ..visualization.draw import draw_beside_ground_truth, read_ground_truth
 from .predict import Predictor
 from .report import write_report
 
@@ -60,7 +60,7 @@ def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_image
     for item in DatasetCatalog.get(dataset_name)[:num_images]:
         image = read_image(item["file_name"], "RGB")
         prediction = predictor(image)["panoptic_seg"]
-        rows.append(draw_beside_truth(image, read_truth(item), prediction, metadata))
+        rows.append(draw_beside_ground_truth(image, read_ground_truth(item), prediction, metadata))
     cell = np.max([row.shape for row in rows], axis=0)
     page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)
     for i, row in enumerate(rows):

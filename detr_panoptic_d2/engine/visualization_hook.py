@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint.atomic import atomic_file
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
-from ..visualization.draw import draw_beside_truth, limit_size, read_truth
+from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 from .random_state import same_random_state
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _MAX_SIZE = 1000
 
 
 class PanopticVisualizationHook(HookBase):
-    """Draw truth and prediction of the same few validation images every ``period`` iterations.
+    """Draw the same few validation images, with ground truth, every ``period`` iterations.
 
     Pictures go to TensorBoard (``predictions/<image>``) and, as
     ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``, to the disk. Between two times the hook
@@ -74,8 +74,8 @@ class PanopticVisualizationHook(HookBase):
         for number, item in enumerate(self._items):
             output = self._model([mapper(item)])[0]["panoptic_seg"]
             image = read_image(item["file_name"], "RGB")
-            picture = draw_beside_truth(
-                *limit_size(_MAX_SIZE, image, read_truth(item), output), metadata
+            picture = draw_beside_ground_truth(
+                *limit_size(_MAX_SIZE, image, read_ground_truth(item), output), metadata
             )
             stem = re.sub(r"[^\w.-]", "_", Path(item["file_name"]).stem)
             self._write(f"{number:02d}_{stem}", picture)

@@ -1,1 +1,1 @@
-"""Pictures of panoptic segmentation."""
+"""Pictures of panoptic segmentation, on Detectron2's ``Visualizer``."""

@@ -1,4 +1,4 @@
-"""Pictures of panoptic segmentation, drawn with Detectron2's ``Visualizer``.
+"""Pictures of panoptic segmentation: a prediction, the ground truth beside it, and its errors.
 
 Images are H x W x 3 uint8 RGB, segment ids H x W (a tensor or an array; ids without a segment are
 void). Nothing here draws random numbers: the same input gives the same picture.
@@ -12,28 +12,18 @@ from detectron2.data import Metadata
 from PIL import Image
 
 from ..data.masks import panoptic_png_to_ids
-from ..data.palette import default_color
 from ..errors import UserError
-from .panels import Color, enlarge, side_by_side, text_size, with_caption, with_legend
-from .segment_drawing import LUMINANCE, SegmentDrawing
-from .segment_errors import (
-    CORRECT,
-    IGNORED,
-    MISSED,
-    WRONG_CLASS,
-    WRONG_SEGMENT,
-    Segments,
-    compare,
-    index_map,
-)
+from .panels import Color, enlarge, side_by_side, with_caption, with_legend
+from .segment_errors import CORRECT, IGNORED, MISSED, WRONG_CLASS, WRONG_SEGMENT, compare
+from .visualizer import PanopticVisualizer, Segments, class_colors, class_name
 
 __all__ = [
     "class_colors",
-    "draw_beside_truth",
+    "draw_beside_ground_truth",
     "draw_errors",
     "draw_panoptic",
     "limit_size",
-    "read_truth",
+    "read_ground_truth",
 ]
 
 # Ids and segments of one image.
@@ -54,23 +44,10 @@ ERROR_NAMES = {
     MISSED: "missed",
     IGNORED: "void, ignored",
 }
-# Brightness of the first, second, third ... object of a class, to tell neighbours apart.
-_OBJECT_SHADES = (1.0, 0.72, 1.35, 0.86, 1.18)
 # Errors over a smaller part of the image get no label.
 _LEAST_LABELLED = 0.006
-
-
-def class_colors(metadata: Metadata, count: int) -> list[Color]:
-    """Return the colours of the first ``count`` classes.
-
-    Those of the metadata (COCO's for COCO), else a palette for every kind of colour vision.
-
-    Args:
-        metadata: ``thing_colors`` or ``stuff_colors`` of all classes, or neither.
-        count: contiguous classes.
-    """
-    given = max(metadata.get("thing_colors") or [], metadata.get("stuff_colors") or [], key=len)
-    return [tuple(given[i] if i < len(given) else default_color(i)) for i in range(count)]
+# Weights of red, green and blue in the brightness of a colour (ITU-R BT.601).
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_panoptic(
@@ -84,9 +61,6 @@ def draw_panoptic(
     min_size: int = 0,
 ) -> np.ndarray:
     """Draw segments over an image, each with its name and, for things, its score.
-
-    Objects of a class have the class's colour in different shades. A label lies within its segment
-    where it fits; one that could only be put over another label is left out.
 
     Args:
         image: H x W x 3 uint8 RGB.
@@ -104,60 +78,45 @@ def draw_panoptic(
     Raises:
         UserError: image and ids have different sizes.
     """
-    ids = _as_array(panoptic_seg)
-    _check_sizes(image, ids)
-    index = enlarge(index_map(ids, segments_info), min_size)
-    drawing = SegmentDrawing(enlarge(image, min_size), metadata)
-    colors = _segment_colors(segments_info, metadata)
-    drawing.fill(index, colors, alpha)
-    if labels:
-        masks = [index == i for i in range(len(segments_info))]
-        shown = [i for i, mask in enumerate(masks) if mask.any()]
-        drawing.write(
-            [masks[i] for i in shown],
-            [_label(segments_info[i], metadata) for i in shown],
-            [colors[i] for i in shown],
-        )
-    return drawing.result()
+    _check_sizes(image, panoptic_seg)
+    classes = 1 + max((s["category_id"] for s in segments_info), default=0)
+    image, ids = enlarge(image, min_size), enlarge(_as_array(panoptic_seg), min_size)
+    visualizer = PanopticVisualizer(image, metadata, classes=classes, labels=labels)
+    visualizer.draw_panoptic_seg(ids, segments_info, alpha=alpha)
+    return visualizer.get_picture()
 
 
-def draw_beside_truth(
+def draw_beside_ground_truth(
     image: np.ndarray,
-    truth: Panoptic | None,
+    ground_truth: Panoptic | None,
     prediction: Panoptic,
     metadata: Metadata,
     *,
-    captions: tuple[str, str, str] = ("Image", "Truth", "Prediction"),
-    with_image: bool = True,
     min_size: int = 320,
 ) -> np.ndarray:
-    """Draw the image, its truth and the prediction side by side, each below its caption.
+    """Draw the image, its ground truth and the prediction side by side, each below its caption.
 
     Args:
         image: H x W x 3 uint8 RGB.
-        truth: ids and segments; None where it is not known, which leaves its picture out.
+        ground_truth: ids and segments; None where there is none, which leaves its picture out.
         prediction: ids and segments.
         metadata: names and colours of the classes.
-        captions: of the three pictures.
-        with_image: show the image itself as well.
         min_size: see :func:`draw_panoptic`.
 
     Raises:
         UserError: image and ids have different sizes.
     """
-    pictures = []
-    if with_image:
-        pictures.append((enlarge(image, min_size), captions[0]))
-    for panoptic, caption in ((truth, captions[1]), (prediction, captions[2])):
+    pictures = [with_caption(enlarge(image, min_size), "Image")]
+    for panoptic, caption in ((ground_truth, "Ground truth"), (prediction, "Prediction")):
         if panoptic is not None:
-            pictures.append((draw_panoptic(image, *panoptic, metadata, min_size=min_size), caption))
-    size = text_size(*pictures[0][0].shape[:2])
-    return side_by_side([with_caption(picture, text, size) for picture, text in pictures])
+            picture = draw_panoptic(image, *panoptic, metadata, min_size=min_size)
+            pictures.append(with_caption(picture, caption))
+    return side_by_side(pictures)
 
 
 def draw_errors(
     image: np.ndarray,
-    truth: Panoptic,
+    ground_truth: Panoptic,
     prediction: Panoptic,
     metadata: Metadata,
     *,
@@ -168,12 +127,12 @@ def draw_errors(
     """Draw what is right and what is wrong in a prediction, over the image in grey.
 
     Colours stand for: correct; right class but wrong segment; wrong class; missed; void in the
-    truth and so ignored (see :func:`.segment_errors.compare`). White lines are the edges of the
-    true segments. Larger errors are labelled, as "true class, not predicted class".
+    ground truth and so ignored (see :func:`.segment_errors.compare`). White lines are the edges of
+    the annotated segments. Larger errors are labelled, as "annotated class, not predicted class".
 
     Args:
         image: H x W x 3 uint8 RGB.
-        truth: ids and segments, with ``iscrowd`` where it is so.
+        ground_truth: ids and segments, with ``iscrowd`` where it is so.
         prediction: ids and segments.
         metadata: names of the classes.
         alpha: share of the colour, 0 to 1.
@@ -181,20 +140,28 @@ def draw_errors(
         min_size: see :func:`draw_panoptic`.
 
     Raises:
-        UserError: image, truth and prediction have different sizes.
+        UserError: image, ground truth and prediction have different sizes.
     """
-    ids = [_as_array(truth[0]), _as_array(prediction[0])]
-    _check_sizes(image, ids[0])
-    errors = compare(ids[0], truth[1], ids[1], prediction[1])
-    grey = image.astype(np.float32) @ LUMINANCE
-    base = enlarge(np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2), min_size)
-    kinds, index = enlarge(errors.kinds, min_size), enlarge(errors.truth, min_size)
-    drawing = SegmentDrawing(base, metadata)
-    drawing.img = _tinted(base, kinds, alpha)
-    drawing.fill(index, [(0, 0, 0)] * len(truth[1]), 0.0)
-    masks, texts, colors = _error_labels(errors, truth[1], prediction[1], metadata)
-    drawing.write([enlarge(mask, min_size) for mask in masks], texts, colors)
-    picture = drawing.result()
+    annotated, predicted = (_as_array(ids) for ids, _ in (ground_truth, prediction))
+    _check_sizes(image, annotated)
+    errors = compare(annotated, ground_truth[1], predicted, prediction[1])
+    base, kinds, index = (
+        enlarge(x, min_size) for x in (image @ _LUMINANCE, errors.kinds, errors.annotated)
+    )
+    table = np.array([ERROR_COLORS[kind] for kind in sorted(ERROR_COLORS)], dtype=np.float32)
+    # What is ignored gets stripes.
+    period = max(6, round(np.sqrt(kinds.size) / 45))
+    y, x = np.ogrid[: kinds.shape[0], : kinds.shape[1]]
+    plain = (kinds != IGNORED) | ((x + y) % period < period / 2)
+    share = np.where(plain, alpha, 0.15)[..., None]
+    picture = base[..., None] * (1 - share) + table[kinds] * share
+    picture[_edges(index)] = 255
+    visualizer = PanopticVisualizer(picture, metadata)
+    factor = kinds.shape[0] // image.shape[0]
+    for mask, text, color in _labels(errors, ground_truth[1], prediction[1], metadata):
+        middle = (np.median(np.nonzero(mask), axis=1)[::-1] + 0.5) * factor
+        visualizer.draw_text(text, middle, color=np.divide(color, 255))
+    picture = visualizer.get_picture()
     if not legend:
         return picture
     shares = np.bincount(errors.kinds.ravel(), minlength=len(ERROR_NAMES)) / errors.kinds.size
@@ -203,11 +170,11 @@ def draw_errors(
         for kind, name in ERROR_NAMES.items()
         if shares[kind]
     ]
-    return with_legend(picture, entries, text_size(*picture.shape[:2]))
+    return with_legend(picture, entries)
 
 
-def read_truth(item: dict[str, Any]) -> Panoptic | None:
-    """Return ids and segments of a dataset dict; None if it has no panoptic truth.
+def read_ground_truth(item: dict[str, Any]) -> Panoptic | None:
+    """Return ids and segments of a dataset dict; None if it has no panoptic annotation.
 
     Raises:
         FileNotFoundError, OSError, ValueError: see :func:`.data.masks.panoptic_png_to_ids`.
@@ -217,24 +184,21 @@ def read_truth(item: dict[str, Any]) -> Panoptic | None:
     return panoptic_png_to_ids(item["pan_seg_file_name"]), item["segments_info"]
 
 
-def limit_size(
-    max_size: int, image: np.ndarray, truth: Panoptic | None, prediction: Panoptic
-) -> tuple[np.ndarray, Panoptic | None, Panoptic]:
-    """Make image, truth and prediction smaller, for pictures of a reasonable size.
+def limit_size(max_size: int, image: np.ndarray, *panoptic: Panoptic | None) -> list:
+    """Make an image and its segmentations smaller, for pictures of a reasonable size.
 
     Args:
         max_size: longer side in pixels; what is not larger stays as it is.
         image: H x W x 3 uint8 RGB.
-        truth: ids H x W and segments, or None.
-        prediction: ids H x W and segments.
+        panoptic: pairs of ids H x W and segments, or None.
 
     Returns:
-        tuple: image, truth and prediction.
+        list: the image and each of ``panoptic``.
     """
     height, width = image.shape[:2]
     scale = max_size / max(height, width)
     if scale >= 1:
-        return image, truth, prediction
+        return [image, *panoptic]
     size = [max(1, round(side * scale)) for side in (height, width)]
     small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     # The id at the middle of each new pixel.
@@ -242,11 +206,7 @@ def limit_size(
         ((np.arange(new) + 0.5) * old / new).astype(int)
         for new, old in zip(size, (height, width), strict=True)
     )
-
-    def shrink(panoptic: Panoptic) -> Panoptic:
-        return _as_array(panoptic[0])[np.ix_(rows, columns)], panoptic[1]
-
-    return small, truth and shrink(truth), shrink(prediction)
+    return [small, *(p and (_as_array(p[0])[np.ix_(rows, columns)], p[1]) for p in panoptic)]
 
 
 def _percent(share: float) -> str:
@@ -257,67 +217,35 @@ def _as_array(ids: torch.Tensor | np.ndarray) -> np.ndarray:
     return ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
 
 
-def _check_sizes(image: np.ndarray, ids: np.ndarray) -> None:
-    if image.shape[:2] != ids.shape:
+def _check_sizes(image: np.ndarray, ids: torch.Tensor | np.ndarray) -> None:
+    if image.shape[:2] != tuple(ids.shape):
         raise UserError(
             "The image is {} x {} (height x width), ".format(*image.shape[:2])
             + "the map of segment ids {} x {}.".format(*ids.shape)
         )
 
 
-def _segment_colors(segments: Segments, metadata: Metadata) -> list[Color]:
-    palette = class_colors(metadata, 1 + max((s["category_id"] for s in segments), default=0))
-    seen: dict[int, int] = {}
-    colors = []
-    for segment in segments:
-        color = np.array(palette[segment["category_id"]], dtype=np.float32)
-        if segment.get("isthing", True):
-            number = seen[segment["category_id"]] = seen.get(segment["category_id"], -1) + 1
-            color *= _OBJECT_SHADES[number % len(_OBJECT_SHADES)]
-        colors.append(tuple(int(c) for c in color.clip(0, 255)))
-    return colors
+def _edges(index: np.ndarray) -> np.ndarray:
+    """Return H x W bool, True on lines between different values."""
+    edges = np.zeros(index.shape, dtype=bool)
+    for shift in range(1, max(1, round(np.sqrt(index.size) / 450)) + 1):
+        edges[:, :-shift] |= index[:, shift:] != index[:, :-shift]
+        edges[:-shift] |= index[shift:] != index[:-shift]
+    return edges
 
 
-def _class_name(category: int, metadata: Metadata) -> str:
-    names = metadata.get("thing_classes") or metadata.get("stuff_classes") or []
-    return names[category] if category < len(names) else f"class {category}"
-
-
-def _label(segment: dict[str, Any], metadata: Metadata) -> str:
-    name = _class_name(segment["category_id"], metadata)
-    if segment.get("iscrowd", 0):
-        return f"{name} (crowd)"
-    if segment.get("isthing", True) and segment.get("score") is not None:
-        return f"{name} {100 * float(segment['score']):.0f}%"
-    return name
-
-
-def _tinted(base: np.ndarray, kinds: np.ndarray, alpha: float) -> np.ndarray:
-    """Mix the colours of the kinds of errors into a grey image; what is ignored gets stripes."""
-    table = np.array([ERROR_COLORS[kind] for kind in sorted(ERROR_COLORS)], dtype=np.float32)
-    period = max(6, round(np.sqrt(kinds.size) / 45))
-    y, x = np.ogrid[: kinds.shape[0], : kinds.shape[1]]
-    plain = (kinds != IGNORED) | ((x + y) % period < period / 2)
-    share = np.where(plain, np.float32(alpha), np.float32(0.15))[..., None]
-    return (base * (1 - share) + table[kinds] * share).astype(np.uint8)
-
-
-def _error_labels(
-    errors, truth: Segments, predicted: Segments, metadata: Metadata
-) -> tuple[list[np.ndarray], list[str], list[Color]]:
-    """Return mask, text and colour of each larger error, by pair of segments."""
+def _labels(errors, annotated: Segments, predicted: Segments, metadata: Metadata):
+    """Yield mask, text and colour of each larger error, by pair of segments, largest first."""
     wrong = (errors.kinds != CORRECT) & (errors.kinds != IGNORED)
-    pairs = np.stack([errors.truth[wrong], errors.prediction[wrong]], axis=1)
-    masks, texts, colors = [], [], []
-    for (true, found), count in zip(*np.unique(pairs, axis=0, return_counts=True), strict=True):
-        if count < _LEAST_LABELLED * errors.kinds.size:
-            continue
-        mask = (errors.truth == true) & (errors.prediction == found) & wrong
+    pairs = np.stack([errors.annotated[wrong], errors.predicted[wrong]], axis=1)
+    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    for i in np.argsort(-counts):
+        if counts[i] < _LEAST_LABELLED * errors.kinds.size:
+            return
+        expected, found = pairs[i]
+        mask = (errors.annotated == expected) & (errors.predicted == found) & wrong
         kind = int(errors.kinds[mask][0])
-        text = _class_name(truth[true]["category_id"], metadata)
+        text = class_name(annotated[expected]["category_id"], metadata)
         if kind == WRONG_CLASS:
-            text += f", not {_class_name(predicted[found]['category_id'], metadata)}"
-        masks.append(mask)
-        texts.append(text)
-        colors.append(ERROR_COLORS[kind])
-    return masks, texts, colors
+            text += f", not {class_name(predicted[found]['category_id'], metadata)}"
+        yield mask, text, ERROR_COLORS[kind]

@@ -123,7 +123,7 @@ def test_failure_is_logged_and_the_training_goes_on(make_cfg, tmp_path, monkeypa
         torch.rand(1)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(visualization_hook, "draw_beside_truth", fail)
+    monkeypatch.setattr(visualization_hook, "draw_beside_ground_truth", fail)
     caplog.set_level(logging.ERROR, logger="detr_panoptic_d2")
     monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
     failing, _ = train(make_cfg("failing", "VIS_PERIOD", "2"))

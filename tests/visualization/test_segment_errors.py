@@ -8,7 +8,6 @@ from detr_panoptic_d2.visualization.segment_errors import (
     WRONG_CLASS,
     WRONG_SEGMENT,
     compare,
-    index_map,
 )
 
 
@@ -18,15 +17,15 @@ def segments(**classes):
 
 def test_each_kind():
     #                 found  cls  mis  split    void
-    truth = np.array([[1, 1, 2, 3, 4, 4, 4, 4, 0]])
+    truth = np.array([[1, 1, 2, 70000, 4, 4, 4, 4, 0]])
     found = np.array([[7, 7, 8, 0, 9, 9, 6, 6, 7]])
     errors = compare(
-        truth, segments(i1=0, i2=1, i3=0, i4=2), found, segments(i7=0, i8=3, i9=2, i6=2)
+        truth, segments(i1=0, i2=1, i70000=0, i4=2), found, segments(i7=0, i8=3, i9=2, i6=2)
     )
     expected = [CORRECT] * 2 + [WRONG_CLASS, MISSED] + [WRONG_SEGMENT] * 4 + [IGNORED]
     assert errors.kinds.tolist() == [expected]
-    assert errors.truth.tolist() == [[0, 0, 1, 2, 3, 3, 3, 3, -1]]
-    assert errors.prediction.tolist() == [[0, 0, 1, -1, 2, 2, 3, 3, 0]]
+    assert errors.annotated.tolist() == [[0, 0, 1, 2, 3, 3, 3, 3, -1]]
+    assert errors.predicted.tolist() == [[0, 0, 1, -1, 2, 2, 3, 3, 0]]
 
 
 def test_iou_must_be_above_one_half():
@@ -59,10 +58,5 @@ def test_nothing_true_or_nothing_predicted():
 
 
 def test_sizes_differ():
-    with pytest.raises(ValueError, match=r"truth is 2 x 3 .* prediction 3 x 2"):
+    with pytest.raises(ValueError, match=r"ground truth is 2 x 3 .* prediction 3 x 2"):
         compare(np.zeros((2, 3)), [], np.zeros((3, 2)), [])
-
-
-def test_index_map():
-    ids = np.array([[70000, 3], [9, 0]], dtype=np.uint32)
-    assert index_map(ids, segments(i3=0, i70000=1)).tolist() == [[1, 0], [-1, -1]]

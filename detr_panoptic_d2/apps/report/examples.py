@@ -15,7 +15,13 @@ from ...data.masks import panoptic_png_to_ids
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.register import register_from_config
 from ...errors import UserError
-from ...visualization.draw import Panoptic, draw_errors, draw_panoptic, limit_size, read_truth
+from ...visualization.draw import (
+    Panoptic,
+    draw_errors,
+    draw_panoptic,
+    limit_size,
+    read_ground_truth,
+)
 from ...visualization.panels import enlarge
 from .quality import Evaluation, ImageQuality
 
@@ -67,7 +73,7 @@ def draw_examples(evaluation: Evaluation, chosen: list[ImageQuality]) -> list[Ex
     examples = []
     for entry in chosen:
         item = items[entry.image_id]
-        truth = read_truth(item)
+        truth = read_ground_truth(item)
         if truth is None:
             raise UserError(f"{item['file_name']} has no pan_seg_file_name in the data set.")
         image, truth, prediction = limit_size(
