@@ -14,7 +14,8 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
 from ..errors import UserError
-from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks, panoptic_png_to_ids
+from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks
+from .panoptic_png import read_panoptic_png
 
 _ORIENTATION_HINT = (
     ". Sizes are compared after the image's EXIF orientation is applied, so the truth must be in "
@@ -130,7 +131,7 @@ class PanopticDatasetMapper:
         self, dataset_dict: dict, transforms: T.TransformList, image_size: tuple[int, int]
     ) -> Instances:
         png = dataset_dict["pan_seg_file_name"]
-        ids = panoptic_png_to_ids(png)
+        ids = read_panoptic_png(png)
         if ids.shape != image_size:
             raise utils.SizeMismatchError(
                 f"Panoptic PNG '{png}' is {_describe(ids.shape)}, but its image "

@@ -6,48 +6,10 @@ segment s. Work is done on the horizontal runs of equal values, of which a map h
 thousands, and not on pixels times segments.
 """
 
-import os
-
 import numpy as np
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from ..errors import UserError
-
-
-def panoptic_png_to_ids(path: str | os.PathLike) -> np.ndarray:
-    """Read a panoptic PNG of the COCO format.
-
-    Args:
-        path: an RGB image; alpha is ignored.
-
-    Returns:
-        ndarray: uint32 ids (H, W), ``R + 256 G + 65536 B``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is not a whole image.
-        UserError: it has no three colour channels (a class mask, for one).
-    """
-    try:
-        with PathManager.open(os.fspath(path), "rb") as file:
-            image = Image.open(file)
-            image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"Panoptic PNG '{path}' does not exist. Check panoptic_root and the file_name of the "
-            "annotation."
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Panoptic PNG '{path}' cannot be read: {error}") from error
-    if image.mode not in ("RGB", "RGBA"):
-        raise UserError(
-            f"Panoptic PNG '{path}' has mode {image.mode}, but ids are stored in RGB "
-            "(R + 256 G + 65536 B). Convert class or instance masks to COCO panoptic format first."
-        )
-    packed = image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA")
-    ids = np.frombuffer(packed, dtype="<u4").reshape(image.height, image.width)
-    return ids & np.uint32(0xFFFFFF)
+from .panoptic_png import read_panoptic_png as panoptic_png_to_ids  # noqa: F401
 
 
 def ids_to_labels(ids: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Reading and checking COCO panoptic jsons.
+"""Jsons of the COCO panoptic format: read into Detectron2's dataset dicts, and written.
 
 Class names, colours and thing-ness come from ``categories``, the real names of the image files
 from ``images``; Detectron2's own reader expects COCO's classes and ``.jpg``.
@@ -7,13 +7,26 @@ from ``images``; Detectron2's own reader expects COCO's classes and ``.jpg``.
 import json
 import logging
 import os
-from pathlib import PureWindowsPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.atomic import atomic_file
 from ..errors import UserError
+from .masks import ids_to_labels, label_boxes_and_areas
 from .palette import default_color
+from .panoptic_check import (
+    FATAL,
+    KINDS,
+    AnnotatedImage,
+    Finding,
+    Report,
+    check_categories,
+    check_panoptic_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +48,55 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
         FileNotFoundError: the json, or the first image or PNG, is missing.
         UserError: the json is not in the format.
     """
-    content = read_panoptic_json(panoptic_json)
-    metadata = panoptic_metadata(content.get("categories"), panoptic_json)
-    dicts = panoptic_dicts(content, metadata, image_root, panoptic_root, panoptic_json)
+    dicts = panoptic_dicts(
+        read_panoptic_json(panoptic_json), image_root, panoptic_root, panoptic_json
+    )
     for key in ("file_name", "pan_seg_file_name"):
         if not PathManager.isfile(dicts[0][key]):
             raise FileNotFoundError(f"'{dicts[0][key]}', named by '{panoptic_json}', is missing.")
-    without = len(content["images"]) - len(dicts)
-    if without:
-        logger.info(f"{without} images of '{panoptic_json}' have no annotation and are left out.")
     return dicts
+
+
+def panoptic_dicts(
+    content: dict, image_root: str, panoptic_root: str, panoptic_json: str
+) -> list[dict]:
+    """Check the content of a json and make the dataset dicts, as :func:`load_panoptic_json`.
+
+    Args:
+        content: of the json.
+        image_root: folder of the images.
+        panoptic_root: folder of the panoptic PNGs.
+        panoptic_json: what to name in errors.
+
+    Raises:
+        UserError: the content is not in the format.
+    """
+    metadata = panoptic_metadata(content.get("categories"), panoptic_json)
+    report = _raise_if_fatal(panoptic_json)
+    images = check_panoptic_json(content, image_root, panoptic_root, report).images
+    if not images:
+        raise UserError(f"'{panoptic_json}' has no annotations.")
+    if without := len(content["images"]) - len(images):
+        logger.info(f"{without} images of '{panoptic_json}' have no annotation and are left out.")
+    return [_dataset_dict(image, metadata) for image in images]
+
+
+def _dataset_dict(image: AnnotatedImage, metadata: dict[str, Any]) -> dict:
+    things = metadata["thing_dataset_id_to_contiguous_id"]
+    stuff = metadata["stuff_dataset_id_to_contiguous_id"]
+    segments = []
+    for _, segment in image.segments:
+        is_thing = segment["category_id"] in things
+        contiguous_id = (things if is_thing else stuff)[segment["category_id"]]
+        segments.append({**segment, "category_id": contiguous_id, "isthing": is_thing})
+    sizes = {side: image.image[side] for side in ("height", "width") if side in image.image}
+    return {
+        "file_name": image.image_path,
+        **sizes,
+        "image_id": image.image["id"],
+        "pan_seg_file_name": image.png_path,
+        "segments_info": segments,
+    }
 
 
 def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
@@ -60,30 +112,22 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     Raises:
         UserError: the list is missing or empty, or an entry is incomplete or a duplicate.
     """
-    if not isinstance(categories, list) or not categories:
-        raise UserError(f"'{source}' has no list 'categories' with at least one class.")
-    things: dict[int, int] = {}
-    stuff: dict[int, int] = {}
+    if (
+        not isinstance(categories, list)
+        or not categories
+        or not all(isinstance(category, dict) for category in categories)
+    ):
+        raise UserError(f"'{source}' has no list 'categories' of mappings with at least one class.")
+    checked = check_categories(categories, _raise_if_fatal(source))
+    ids: dict[bool, dict[int, int]] = {True: {}, False: {}}
     names, colors = [], []
-    for contiguous_id, category in enumerate(categories):
-        where = f"'{source}': category {category!r}"
-        if not isinstance(category, dict) or not _is_int(category.get("id")):
-            raise UserError(f"{where} has no integer 'id'.")
-        if category["id"] in things or category["id"] in stuff:
-            raise UserError(f"{where}: another category has the id {category['id']}.")
-        if not isinstance(category.get("name"), str) or not category["name"]:
-            raise UserError(f"{where} has no 'name'.")
-        if category.get("isthing") not in (0, 1):
-            raise UserError(
-                f"{where} has no valid 'isthing'. Add \"isthing\": 1 to classes with countable "
-                'objects, "isthing": 0 to stuff such as sky.'
-            )
-        (things if category["isthing"] else stuff)[category["id"]] = contiguous_id
+    for contiguous_id, (dataset_id, category) in enumerate(checked.items()):
+        ids[bool(category["isthing"])][dataset_id] = contiguous_id
         names.append(category["name"])
-        colors.append(_color(category.get("color"), contiguous_id, where))
+        colors.append(list(category.get("color") or default_color(contiguous_id)))
     return {
-        "thing_dataset_id_to_contiguous_id": things,
-        "stuff_dataset_id_to_contiguous_id": stuff,
+        "thing_dataset_id_to_contiguous_id": ids[True],
+        "stuff_dataset_id_to_contiguous_id": ids[False],
         "thing_classes": names,
         "stuff_classes": list(names),
         "thing_colors": colors,
@@ -91,110 +135,15 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     }
 
 
-def panoptic_dicts(
-    content: dict,
-    metadata: dict[str, Any],
-    image_root: str,
-    panoptic_root: str,
-    panoptic_json: str,
-) -> list[dict]:
-    """Check images and annotations of a json and make the dataset dicts.
+def _raise_if_fatal(source: str) -> Report:
+    def report(finding: Finding) -> None:
+        if KINDS[finding.kind][0] == FATAL:
+            raise UserError(f"'{source}': {finding.where}: {finding.detail}.")
 
-    Args:
-        content: of the json.
-        metadata: from :func:`panoptic_metadata`.
-        image_root: folder of the images.
-        panoptic_root: folder of the panoptic PNGs.
-        panoptic_json: what to name in errors.
-
-    Returns:
-        list[dict]: as :func:`load_panoptic_json`.
-
-    Raises:
-        UserError: the content is not in the format.
-    """
-    images: dict[int | str, dict] = {}
-    for image in _entries(content, "images", panoptic_json):
-        where = f"'{panoptic_json}': image {image.get('id')!r}"
-        if not _is_int(image.get("id")) and not isinstance(image.get("id"), str):
-            raise UserError(f"{where}: 'id' must be an integer or a string.")
-        if image["id"] in images:
-            raise UserError(f"{where} is listed twice.")
-        entry = {"file_name": inside_root(image_root, image.get("file_name"), where)}
-        for side in ("height", "width"):
-            if side in image:
-                if not _is_int(image[side]) or image[side] < 1:
-                    raise UserError(f"{where}: '{side}' is {image[side]!r}, not a pixel count.")
-                entry[side] = image[side]
-        images[image["id"]] = entry
-
-    dicts: dict[int | str, dict] = {}
-    for annotation in _entries(content, "annotations", panoptic_json):
-        image_id = annotation.get("image_id")
-        where = f"'{panoptic_json}': annotation of image {image_id!r}"
-        if not isinstance(image_id, int | str) or image_id not in images:
-            raise UserError(f"{where}: there is no such image in 'images'.")
-        if image_id in dicts:
-            raise UserError(f"{where} is listed twice.")
-        file_name = annotation.get("file_name")
-        dicts[image_id] = {
-            **images[image_id],
-            "image_id": image_id,
-            "pan_seg_file_name": inside_root(panoptic_root, file_name, where),
-            "segments_info": _segments(annotation, metadata, f"{where} ('{file_name}')"),
-        }
-    if not dicts:
-        raise UserError(f"'{panoptic_json}' has no annotations.")
-    return list(dicts.values())
+    return report
 
 
-def _segments(annotation: dict, metadata: dict[str, Any], where: str) -> list[dict]:
-    """Check the segments of one image and convert their category ids."""
-    things = metadata["thing_dataset_id_to_contiguous_id"]
-    stuff = metadata["stuff_dataset_id_to_contiguous_id"]
-    segments, seen = [], set()
-    for segment in _entries(annotation, "segments_info", where):
-        segment_id, category_id = segment.get("id"), segment.get("category_id")
-        if not _is_int(segment_id) or not 0 < segment_id < 1 << 24:
-            raise UserError(
-                f"{where}: segment id {segment_id!r} is not within 1 and 2^24 - 1 (0 is void)."
-            )
-        if segment_id in seen:
-            raise UserError(f"{where}: segment id {segment_id} is listed twice.")
-        seen.add(segment_id)
-        is_thing = _is_int(category_id) and category_id in things
-        if not is_thing and not (_is_int(category_id) and category_id in stuff):
-            raise UserError(
-                f"{where}: segment {segment_id} has category_id {category_id!r}, which is not in "
-                f"'categories' ({sorted([*things, *stuff])})."
-            )
-        contiguous_id = (things if is_thing else stuff)[category_id]
-        segments.append({**segment, "category_id": contiguous_id, "isthing": is_thing})
-    return segments
-
-
-def _entries(content: dict, key: str, where: str) -> list[dict]:
-    """Return ``content[key]``, which must be a list of mappings."""
-    entries = content.get(key)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{where}: '{key}' must be a list of mappings, as in COCO panoptic.")
-    return entries
-
-
-def inside_root(root: str, file_name: Any, where: str) -> str:
-    """Join a file name of a json to its root, which it must not leave."""
-    if not isinstance(file_name, str) or not file_name:
-        raise UserError(f"{where} has no 'file_name'.")
-    windows = PureWindowsPath(file_name)
-    if windows.drive or windows.root or ".." in windows.parts or "\0" in file_name:
-        raise UserError(
-            f"{where}: file_name {file_name!r} leads out of '{root}'. Names must be relative to "
-            "their root and without '..'."
-        )
-    return os.path.join(root, file_name)
-
-
-def read_panoptic_json(path: str) -> dict:
+def read_panoptic_json(path: str | os.PathLike) -> dict:
     """Parse a json whose top level is a mapping.
 
     Raises:
@@ -202,7 +151,7 @@ def read_panoptic_json(path: str) -> dict:
         UserError: it is no json, or no mapping.
     """
     try:
-        with PathManager.open(path, "r", encoding="utf-8") as file:
+        with PathManager.open(os.fspath(path), "r", encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"Panoptic json '{path}' does not exist.") from None
@@ -213,18 +162,46 @@ def read_panoptic_json(path: str) -> dict:
     return content
 
 
-def _color(color: Any, index: int, where: str) -> list[int]:
-    """Check a category's colour, or choose one."""
-    if color is None:
-        return default_color(index)
-    if (
-        not isinstance(color, list | tuple)
-        or len(color) != 3
-        or not all(_is_int(channel) and 0 <= channel <= 255 for channel in color)
-    ):
-        raise UserError(f"{where}: 'color' must be three integers from 0 to 255.")
-    return list(color)
+def write_panoptic_json(
+    path: str | os.PathLike,
+    images: list[dict],
+    annotations: list[dict],
+    categories: list[dict],
+    **more: Any,
+) -> None:
+    """Write a json; it appears whole or not at all.
+
+    Args:
+        path: of the json.
+        images: with ``id``, ``file_name``, ``height`` and ``width``.
+        annotations: with ``image_id``, ``file_name`` of the PNG, and ``segments_info`` from
+            :func:`complete_segments`.
+        categories: with ``id``, ``name`` and ``isthing``.
+        more: other entries, such as ``info``.
+    """
+    content = {**more, "images": images, "annotations": annotations, "categories": categories}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        json.dump(content, file)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def complete_segments(ids: np.ndarray, segments: Sequence[dict]) -> list[dict]:
+    """Add what a COCO panoptic json says of each segment: ``iscrowd``, ``area``, ``bbox``.
+
+    Args:
+        ids: integer ids (H, W), as :func:`.panoptic_png.write_panoptic_png` takes them.
+        segments: with ``id``, ``category_id`` (of the data set), and whatever else to keep.
+
+    Returns:
+        list[dict]: the segments that have pixels, in their order. Boxes are x, y, width, height.
+    """
+    labels, _ = ids_to_labels(ids, np.array([s["id"] for s in segments], dtype=np.int64))
+    boxes, areas = label_boxes_and_areas(labels, len(segments))
+    boxes[:, 2:] += 1 - boxes[:, :2]
+    return [
+        {"iscrowd": 0, **segment, "area": area, "bbox": box}
+        for segment, area, box in zip(
+            segments, areas.tolist(), boxes.astype(int).tolist(), strict=True
+        )
+        if area
+    ]

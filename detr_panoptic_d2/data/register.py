@@ -60,7 +60,7 @@ def register_panoptic(
     paths = {key: arguments[key] for key in ("image_root", "panoptic_root", "panoptic_json")}
     content = read_panoptic_json(arguments["panoptic_json"])
     metadata = panoptic_metadata(content.get("categories"), arguments["panoptic_json"])
-    panoptic_dicts(content, metadata, **paths)
+    panoptic_dicts(content, **paths)
     loader = functools.partial(load_panoptic_json, **paths)
     register_with_metadata(name, loader, metadata, **arguments)
 

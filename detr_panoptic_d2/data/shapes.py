@@ -10,16 +10,23 @@ import json
 import logging
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from ..errors import UserError
-from .panoptic_json import load_panoptic_json, panoptic_metadata
+from .panoptic_json import (
+    complete_segments,
+    load_panoptic_json,
+    panoptic_metadata,
+    write_panoptic_json,
+)
+from .panoptic_png import write_panoptic_png
 from .register import is_registered, register_with_metadata
-from .work_folder import work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +128,22 @@ def make_shapes(
     folder, paths = Path(root) / split, ShapesPaths.of(root, split)
     if _stamp_of(folder) == stamp:
         return paths
-    logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with work_folder(folder.parent, f".{split}-") as work:
-        new = work / "new"
-        _write_split(new, num_images, size, seed)
-        (new / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-        _move_into_place(new, folder, work / "old", stamp)
+    with FileLock(folder.parent / f".{split}.lock"):
+        if _stamp_of(folder) == stamp:
+            return paths
+        logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
+        # Left by a process that was killed: whoever has the lock is alone here.
+        work = folder.parent / f".{split}-new"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            _write_split(work, num_images, size, seed)
+            (work / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return paths
 
 
@@ -148,35 +164,19 @@ def _stamp_of(folder: Path) -> dict | None:
         ) from None
 
 
-def _move_into_place(new: Path, folder: Path, old: Path, stamp: dict) -> None:
-    """Rename ``new`` to ``folder``, unless another process has made the same in the meantime."""
-    if _stamp_of(folder) == stamp:
-        return
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if _stamp_of(folder) != stamp:
-            raise
-
-
 def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:
     images, annotations = [], []
-    for kind in ("images", "panoptic"):
-        (folder / kind).mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     for index in range(num_images):
         pixels, ids, segments = render(np.random.default_rng((seed, index)), size)
         file_name, image_id = f"{index:06d}.png", index + 1
         Image.fromarray(pixels).save(folder / "images" / file_name, compress_level=1)
-        rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        Image.fromarray(rgb).save(folder / "panoptic" / file_name)
+        write_panoptic_png(folder / "panoptic" / file_name, ids)
         images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
         annotations.append(
             {"image_id": image_id, "file_name": file_name, "segments_info": segments}
         )
-    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-    (folder / "panoptic.json").write_text(json.dumps(content), encoding="utf-8")
+    write_panoptic_json(folder / "panoptic.json", images, annotations, CATEGORIES)
 
 
 def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
@@ -271,24 +271,11 @@ def _segments(labels: np.ndarray, categories: list[dict]) -> tuple[np.ndarray, l
     ids = np.zeros_like(labels)
     segments = []
     for label, category in enumerate(categories):
-        mask = labels == label
-        if not mask.any():
-            continue
         red, green, blue = category["color"]
         segment_id = red + 256 * green + 65536 * (blue - label)
-        ids[mask] = segment_id
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        x, y = int(columns[0]), int(rows[0])
-        segments.append(
-            {
-                "id": segment_id,
-                "category_id": category["id"],
-                "iscrowd": 0,
-                "area": int(mask.sum()),
-                "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-            }
-        )
-    return ids, segments
+        ids[labels == label] = segment_id
+        segments.append({"id": segment_id, "category_id": category["id"]})
+    return ids, complete_segments(ids, segments)
 
 
 def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:

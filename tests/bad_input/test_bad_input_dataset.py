@@ -45,7 +45,7 @@ AT_REGISTRATION = {
     ),
     "unknown category": (
         lambda s: segments(s)[1].update(category_id=77),
-        ["image 1", "img1.png", "77", "[5, 9]"],
+        ["img1.png", "77", "[5, 9]"],
     ),
     "segment twice": (lambda s: segments(s)[1].update(id=1), ["img1.png", "id 1", "listed twice"]),
     "segment 0": (lambda s: segments(s)[1].update(id=0), ["img1.png", "0", "2^24 - 1"]),

@@ -41,7 +41,7 @@ def test_deterministic_and_reused(tmp_path):
     assert os.stat(paths.panoptic_json).st_mtime_ns == before
     make_shapes(tmp_path / "a", "train", 3, size=64, seed=4)
     assert _bytes(tmp_path / "a" / "train") != first
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["train"]
+    assert [p.name for p in (tmp_path / "a").iterdir() if p.is_dir()] == ["train"]
 
 
 def test_foreign_folder_is_kept(tmp_path):
@@ -61,14 +61,14 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", stop)
     with pytest.raises(KeyboardInterrupt):
         make_shapes(tmp_path, "train", 2, seed=1)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".train.lock"]
 
 
 def test_several_at_once(tmp_path):
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(make_shapes, tmp_path, "train", 4, seed=1) for _ in range(3)]
     assert len({run.result() for run in runs}) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["train"]
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["train"]
 
 
 def test_annotations_are_true(tmp_path):

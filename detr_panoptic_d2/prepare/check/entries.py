@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...data.panoptic_json import inside_root, panoptic_metadata
+from ...data.panoptic_check import inside_root
+from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
 from .findings import Finding, Fix
 
@@ -108,7 +109,7 @@ def _check_images(
             bad(f"another image ('{found[image_id][1]['file_name']}') has the id")
             continue
         try:
-            path = inside_root(root, image.get("file_name"), "json")
+            path = inside_root(root, image.get("file_name"))
         except ValueError as error:
             bad(_reason(error))
             continue
@@ -145,7 +146,7 @@ def _check_annotations(
         annotated.add(image_id)
         image_index, image, path = images[image_id]
         try:
-            png = inside_root(root, annotation.get("file_name"), "json")
+            png = inside_root(root, annotation.get("file_name"))
         except ValueError as error:
             bad(_reason(error))
             continue

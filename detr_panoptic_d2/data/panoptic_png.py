@@ -1,0 +1,75 @@
+"""PNGs of the COCO panoptic format: a segment id per pixel, ``R + 256 G + 65536 B``, 0 for void.
+
+The only reader and the only writer of such files in this package.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from ..checkpoint.atomic import atomic_file
+from ..errors import UserError
+
+MAX_SEGMENT_ID = (1 << 24) - 1
+# More different ids than this, on runs of less than four pixels, make a photograph.
+_MANY_IDS = 1000
+
+
+def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
+    """Read the ids.
+
+    Args:
+        path: an RGB image; alpha is ignored.
+
+    Returns:
+        ndarray: uint32 ids (H, W).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is not a whole image.
+        UserError: it has no three colour channels (a class mask, for one), or nearly every pixel
+            has an id of its own (a photograph, or a mask that was saved as JPEG).
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file:
+            image = Image.open(file)
+            image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Panoptic PNG '{path}' does not exist. Check panoptic_root and the file_name of the "
+            "annotation."
+        ) from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"Panoptic PNG '{path}' cannot be read: {error}") from error
+    if image.mode not in ("RGB", "RGBA"):
+        raise UserError(
+            f"Panoptic PNG '{path}' has mode {image.mode}, but ids are stored in RGB "
+            "(R + 256 G + 65536 B). Convert class or instance masks to COCO panoptic format first."
+        )
+    packed = image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA")
+    ids = np.frombuffer(packed, dtype="<u4").reshape(image.height, image.width)
+    ids = ids & np.uint32(MAX_SEGMENT_ID)
+    if 4 * np.count_nonzero(ids[:, 1:] != ids[:, :-1]) > ids.size:
+        count = len(np.unique(ids))
+        if count > _MANY_IDS:
+            raise UserError(
+                f"'{path}' is no panoptic PNG: it has {count} different ids on {ids.size} pixels. "
+                "Is it a photograph, or are panoptic_root and image_root swapped?"
+            )
+    return ids
+
+
+def write_panoptic_png(path: str | os.PathLike, ids: np.ndarray) -> None:
+    """Write ids; the file appears whole or not at all, its folder is made if need be.
+
+    Args:
+        path: of the PNG.
+        ids: integer ids (H, W) from 0 to 2^24 - 1.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    with atomic_file(path, "wb") as file:
+        Image.fromarray(rgb).save(file, format="PNG")
