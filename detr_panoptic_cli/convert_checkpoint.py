@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert and return the exit status."""
     if args.opts and not args.config_file:
         args.parser.error("KEY VALUE pairs change a config: give --config-file as well")
-    from detr_panoptic_d2.checkpoint.convert import convert_checkpoint
+    from detr_panoptic_d2.apps.convert_checkpoint import convert_checkpoint
     from detr_panoptic_d2.engine import setup_cfg
 
     set_up_console()

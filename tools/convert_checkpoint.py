@@ -18,7 +18,7 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 import detr_panoptic_d2  # noqa: F401  registers model and data sets
-from detr_panoptic_d2.checkpoint.convert import FORMATS, convert_checkpoint
+from detr_panoptic_d2.apps.convert_checkpoint import FORMATS, convert_checkpoint
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import one_line_errors, quiet_console
 

@@ -6,8 +6,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..checkpoint.canonical import CLASS_HEAD, own
-from ..checkpoint.huggingface_names import from_own, older_name
+from ..checkpoint.huggingface_names import BACKBONE, from_own, older_name
+from ..checkpoint.names import rename_resnet
+from ..checkpoint.resnet_names import ResNetNames
 from ..errors import UserError
 from .agreement import Disagreement
 
@@ -69,8 +70,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
         Disagreement: a weight of either side has no counterpart.
     """
     # The names of transformers 4, without the prefix that the panoptic model gives the detector.
-    own_weights = own(ours.state_dict())
-    tensors = {**own_weights.tensors, **dict(zip(CLASS_HEAD, own_weights.head[:2], strict=True))}
+    tensors = rename_resnet(ours.state_dict(), ResNetNames(BACKBONE, "torchvision"))
     source = {older_name(name): tensor for name, tensor in from_own(tensors).items()}
     wanted = theirs.state_dict()
     names = {older_name(name) for name in wanted}

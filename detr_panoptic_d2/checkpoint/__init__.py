@@ -1,20 +1,14 @@
-"""Checkpoints of other DETR code bases: read safely, renamed, fitted to a model, written back.
+"""Checkpoints of this project and of other DETR code bases.
 
-The way of a file: :mod:`.read` makes tensors of it (and runs nothing), :mod:`.canonical` tells
-whose it is and gives its tensors this project's names, :mod:`.fit` finds the place of each tensor
-in a model, with :mod:`.class_rows` choosing the rows of the class head. :mod:`.convert` goes back
-to the other formats.
+:mod:`.names` gives any known checkpoint the names of a model, with :mod:`.class_rows` choosing the
+rows of the class head; ``PanopticDETR`` calls it on every state dict that it loads.
+:class:`PanopticCheckpointer` adds reading without running code (:mod:`.read`), checks and a log of
+what was loaded, and files that survive a crash. :mod:`.export` goes back to the other formats.
 """
 
-from .canonical import Canonical, to_canonical
-from .fit import Plan, plan_load
+from .atomic import atomic_file
+from .checkpointer import PanopticCheckpointer
+from .names import adapt
 from .read import local_file, read_checkpoint
 
-__all__ = [
-    "Canonical",
-    "Plan",
-    "local_file",
-    "plan_load",
-    "read_checkpoint",
-    "to_canonical",
-]
+__all__ = ["PanopticCheckpointer", "adapt", "atomic_file", "local_file", "read_checkpoint"]

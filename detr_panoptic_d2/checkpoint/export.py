@@ -6,13 +6,15 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from .canonical import CLASS_HEAD, RESNET, Canonical, own
-from .class_rows import spread_rows
-from .huggingface_names import from_own
+from .class_rows import BOX_ROWS, COCO_NAMES, COCO_THING_IDS, PANOPTIC_ROWS
+from .huggingface_names import BACKBONE, from_own
+from .names import CLASS_HEAD, MASK_PARTS, rename_resnet
 from .network_config import network_config, resnet_depth
+from .resnet_names import ResNetNames, find_resnet
 
-_COUNTER = "num_batches_tracked"
-_MASK_PARTS = ("mask_head.", "bbox_attention.")
+# Rows of ids without a class have zero weights and this bias: their probability is exactly 0 in
+# float32 and float16 alike.
+UNUSED_BIAS = -1e4
 
 
 def official_checkpoint(model: nn.Module) -> dict[str, Any]:
@@ -28,15 +30,12 @@ def official_checkpoint(model: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: see :func:`_exportable`.
     """
-    file, names = _exportable(model)
-    masks = any(name.startswith(_MASK_PARTS) for name in file.tensors)
-    weights = {}
-    for name, tensor in file.tensors.items():
-        if name.startswith(RESNET):
-            name = "backbone.0.body." + name[len(RESNET) :]
-        if masks and not name.startswith(_MASK_PARTS):
-            name = f"detr.{name}"
-        weights[name] = tensor
+    weights, names = _exportable(model, "backbone.0.body.")
+    if any(name.startswith(MASK_PARTS) for name in weights):
+        weights = {
+            name if name.startswith(MASK_PARTS) else f"detr.{name}": tensor
+            for name, tensor in weights.items()
+        }
     return {"model": weights, "class_names": names}
 
 
@@ -46,8 +45,7 @@ def huggingface_checkpoint(
     """Make the three files of a Hugging Face folder; the backbone is timm's.
 
     Args:
-        model: a ``PanopticDETR`` with a standard ResNet, its
-            images in RGB.
+        model: a ``PanopticDETR`` with a standard ResNet, its images in RGB.
         min_size, max_size: lengths that images are resized to, for their image processor.
 
     Returns:
@@ -56,16 +54,14 @@ def huggingface_checkpoint(
     Raises:
         UserError: see :func:`_exportable`; or the model is one that Hugging Face does not have.
     """
-    file, names = _exportable(model)
-    shape = network_config(file)
-    depth = resnet_depth(file.tensors)
+    weights, names = _exportable(model, BACKBONE)
+    shape, depth = network_config(weights), resnet_depth(weights)
     if depth is None:
         raise UserError("Hugging Face's Detr gets ResNet-18, -34, -50, -101 and -152 from here")
     if shape["MODEL.DETR.PRE_NORM"]:
         raise UserError("MODEL.DETR.PRE_NORM is True: Hugging Face's Detr has norms behind only")
     masks = shape["MODEL.MASK_ON"]
-    rows = len(file.tensors[CLASS_HEAD[1]])
-    labels = {i: names.get(i, "N/A") for i in range(rows - 1)}
+    labels = {i: names.get(i, "N/A") for i in range(len(weights[CLASS_HEAD[1]]) - 1)}
     config = {
         "model_type": "detr",
         "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
@@ -96,33 +92,73 @@ def huggingface_checkpoint(
         "image_mean": [x / 255 for x in model.pixel_mean.flatten().tolist()],
         "image_std": [x / 255 for x in model.pixel_std.flatten().tolist()],
     }
-    weights = {name: tensor.contiguous() for name, tensor in from_own(file.tensors).items()}
+    weights = {name: tensor.contiguous() for name, tensor in from_own(weights).items()}
     return weights, config, processor
 
 
-def _exportable(model: nn.Module) -> tuple[Canonical, dict[int, str]]:
-    """The weights under common names with the class head at raw ids, and the ids' names.
+def spread_rows(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    dataset_ids: list[int],
+    class_names: list[str] | None,
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    """Put a model's class head at raw category ids, as official DETR has it.
+
+    COCO's classes give 251 or 92 rows, others as many as their greatest id needs. Rows of unused
+    ids have zero weights and :data:`UNUSED_BIAS`.
+
+    Args:
+        weight, bias: (K + 1) x C and K + 1.
+        dataset_ids, class_names: of the K classes.
+
+    Returns:
+        weight, bias, and the name of each raw id.
+
+    Raises:
+        UserError: an id is negative.
+    """
+    if min(dataset_ids) < 0:
+        raise UserError(f"category id {min(dataset_ids)} is negative: official heads have no row")
+    class_names = class_names or [f"class {i}" for i in dataset_ids]
+    names = dict(zip(dataset_ids, class_names, strict=True))
+    count = max(dataset_ids) + 2
+    if all(COCO_NAMES.get(i) == name for i, name in names.items()):
+        count = BOX_ROWS if set(names) <= set(COCO_THING_IDS) else PANOPTIC_ROWS
+    spread = weight.new_zeros((count, weight.shape[1]))
+    spread_bias = bias.new_full((count,), UNUSED_BIAS)
+    rows = torch.tensor([*dataset_ids, count - 1])
+    spread[rows], spread_bias[rows] = weight, bias
+    return spread, spread_bias, names
+
+
+def _exportable(
+    model: nn.Module, resnet_prefix: str
+) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
+    """The weights, the ResNet under torchvision's names, class rows at raw ids; the ids' names.
 
     Raises:
         UserError: the backbone is no ResNet with batch norms, the class ids are not known, or the
             mask head is another one.
     """
-    file = own({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()})
-    strange = [name for name in file.tensors if name.startswith("backbone.")]
-    if strange or f"{RESNET}bn1.running_mean" not in file.tensors:
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    if find_resnet(state, "backbone."):
+        state = rename_resnet(state, ResNetNames(resnet_prefix, "torchvision"))
+    strange = [n for n in state if n.startswith("backbone.") and not n.startswith(resnet_prefix)]
+    if strange or f"{resnet_prefix}bn1.running_mean" not in state:
         raise UserError(
             "Only models with a ResNet with batch norms have a place in other DETR code bases; "
             f"this one's backbone is {type(model.backbone).__name__} (for example "
-            f"{(strange or list(file.tensors))[0]})"
+            f"{(strange or list(state))[0]})"
         )
-    if model.mask_head is not None and "mask_head.lay1.weight" not in file.tensors:
+    if model.mask_head is not None and "mask_head.lay1.weight" not in state:
         raise UserError(f"{type(model.mask_head).__name__} is a mask head of this project only")
     if model.dataset_ids is None:
         raise UserError(
             "The category ids of the model's data set are not known: give the config that it was "
             "trained with (DATASETS.TRAIN and MODEL.DETR.NUM_CLASSES)"
         )
-    head = spread_rows(file.head.weight, file.head.bias, model.dataset_ids, model.class_names)
-    file.tensors.update(zip(CLASS_HEAD, head[:2], strict=True))
-    file.tensors = {k: v for k, v in file.tensors.items() if not k.endswith(_COUNTER)}
-    return file, head[2]
+    weight, bias, names = spread_rows(
+        *(state[name] for name in CLASS_HEAD), model.dataset_ids, model.class_names
+    )
+    state.update(zip(CLASS_HEAD, (weight, bias), strict=True))
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, names

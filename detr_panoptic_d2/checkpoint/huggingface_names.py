@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ..errors import UserError
-
+BACKBONE = "model.backbone.conv_encoder.model."
 # Names of transformers 5 -> those of 4; the first that is found in a name counts.
 _NEWER = (
-    (r"^model\.backbone\.model\.", "model.backbone.conv_encoder.model."),
+    (r"^model\.backbone\.model\.", BACKBONE),
     (r"_attn\.o_proj\.", "_attn.out_proj."),
     (r"\.mlp\.(fc[12])\.", r".\1."),
     (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
@@ -36,32 +35,19 @@ _OUTER = {
     "bbox_predictor.layers.2": "bbox_embed.layers.2",
 }
 # Theirs -> ours, within a layer.
+_SELF = {"self_attn": "self_attn", "self_attn_layer_norm": "norm1"}
+_CROSS = {"encoder_attn": "multihead_attn", "encoder_attn_layer_norm": "norm2"}
+_FFN = {"fc1": "linear1", "fc2": "linear2"}
 _LAYER = {
-    "encoder": {
-        "self_attn": "self_attn",
-        "self_attn_layer_norm": "norm1",
-        "fc1": "linear1",
-        "fc2": "linear2",
-        "final_layer_norm": "norm2",
-    },
-    "decoder": {
-        "self_attn": "self_attn",
-        "self_attn_layer_norm": "norm1",
-        "encoder_attn": "multihead_attn",
-        "encoder_attn_layer_norm": "norm2",
-        "fc1": "linear1",
-        "fc2": "linear2",
-        "final_layer_norm": "norm3",
-    },
+    "encoder": {**_SELF, **_FFN, "final_layer_norm": "norm2"},
+    "decoder": {**_SELF, **_CROSS, **_FFN, "final_layer_norm": "norm3"},
 }
 _OUTER_BACK = {ours: theirs for theirs, ours in _OUTER.items()}
 _LAYER_BACK = {
     stack: {ours: theirs for theirs, ours in parts.items()} for stack, parts in _LAYER.items()
 }
-_IN_LAYER = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.(\w+)\.(.+)")
-_OWN_IN_LAYER = re.compile(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(\w+)\.(.+)")
+_IN_LAYER = re.compile(r"(?:model|transformer)\.(encoder|decoder)\.layers\.(\d+)\.(\w+)\.(.+)")
 _PROJECTION = re.compile(r"(.+_attn)\.([qkv])_proj\.(weight|bias)")
-_BACKBONE = "model.backbone.conv_encoder.model."
 
 
 def recognise(names: Iterable[str]) -> bool:
@@ -69,40 +55,37 @@ def recognise(names: Iterable[str]) -> bool:
     return any(name.endswith("model.query_position_embeddings.weight") for name in names)
 
 
-def to_own(weights: Mapping[str, torch.Tensor], path: str) -> dict[str, torch.Tensor]:
-    """Rename to this project's names, the ResNet under ``backbone.`` as it is; stack projections.
+def to_own(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename to ``PanopticDETR``'s names, the ResNet's own ones behind ``backbone.``.
 
-    Names that are not known stay as they are.
-
-    Raises:
-        UserError: one of the three projections of an attention is missing.
+    The three projections of an attention are stacked. Names that are not known, and projections
+    that are not three, stay as they are.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    projections: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-    for name, tensor in weights.items():
-        name = _own_name(older_name(name))
-        if match := _PROJECTION.fullmatch(name):
-            projections.setdefault((match[1], match[3]), {})[match[2]] = tensor
-        else:
-            tensors[name] = tensor
-    for (attention, what), parts in projections.items():
-        if len(parts) != 3:
-            raise UserError(f"{path}: of {attention}'s projections there are only {list(parts)}")
-        tensors[f"{attention}.in_proj_{what}"] = torch.cat([parts[k] for k in "qkv"])
+    tensors = {_own_name(older_name(name)): tensor for name, tensor in weights.items()}
+    for name in list(tensors):
+        if (match := _PROJECTION.fullmatch(name)) and match[2] == "q":
+            parts = [f"{match[1]}.{k}_proj.{match[3]}" for k in "qkv"]
+            if all(part in tensors for part in parts):
+                stacked = torch.cat([tensors.pop(part) for part in parts])
+                tensors[f"{match[1]}.in_proj_{match[3]}"] = stacked
     return tensors
 
 
 def from_own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The way back, to the names of transformers 4; ``resnet.`` is the ResNet (timm's names)."""
+    """The way back, to the names of transformers 4.
+
+    Args:
+        tensors: a state dict of ``PanopticDETR``, its ResNet with timm's names behind
+            :data:`BACKBONE`.
+    """
     masks = any(name.startswith("mask_head.") for name in tensors)
     weights = {}
     for name, tensor in tensors.items():
         stem, _, what = name.rpartition(".")
-        if what in ("in_proj_weight", "in_proj_bias"):
+        named = {name: tensor}
+        if what.startswith("in_proj_"):
             parts = zip("qkv", tensor.chunk(3), strict=True)
             named = {f"{stem}.{k}_proj.{what[8:]}": part.clone() for k, part in parts}
-        else:
-            named = {name: tensor}
         for own_name, part in named.items():
             weights[_their_name(own_name, masks)] = part
     return weights
@@ -110,7 +93,7 @@ def from_own(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def older_name(name: str) -> str:
     """The name under transformers 4, without the ``detr.`` that the segmentation model adds."""
-    name = re.sub(r"^detr\.", "", name)
+    name = name.removeprefix("detr.")
     for pattern, replacement in _NEWER:
         name, count = re.subn(pattern, replacement, name)
         if count:
@@ -122,12 +105,11 @@ def older_name(name: str) -> str:
 
 
 def _own_name(name: str) -> str:
-    if name.startswith(_BACKBONE):
-        return "backbone." + name[len(_BACKBONE) :]
+    if name.startswith(BACKBONE):
+        return "backbone." + name[len(BACKBONE) :]
     if match := _IN_LAYER.fullmatch(name):
         stack, layer, part, rest = match.groups()
-        part = _LAYER[stack].get(part, part)
-        return f"transformer.{stack}.layers.{layer}.{part}.{rest}"
+        return f"transformer.{stack}.layers.{layer}.{_LAYER[stack].get(part, part)}.{rest}"
     stem, _, what = name.rpartition(".")
     return f"{_OUTER.get(stem, stem)}.{what}"
 
@@ -136,11 +118,9 @@ def _their_name(name: str, masks: bool) -> str:
     if name.startswith(("mask_head.", "bbox_attention.")):
         return name
     stem, _, what = name.rpartition(".")
-    if name.startswith("resnet."):
-        theirs = _BACKBONE + name[len("resnet.") :]
-    elif match := _OWN_IN_LAYER.fullmatch(name):
+    if match := _IN_LAYER.fullmatch(name):
         stack, layer, part, rest = match.groups()
-        theirs = f"model.{stack}.layers.{layer}.{_LAYER_BACK[stack][part]}.{rest}"
-    else:
-        theirs = f"{_OUTER_BACK[stem]}.{what}"
-    return f"detr.{theirs}" if masks else theirs
+        name = f"model.{stack}.layers.{layer}.{_LAYER_BACK[stack][part]}.{rest}"
+    elif not name.startswith(BACKBONE):
+        name = f"{_OUTER_BACK[stem]}.{what}"
+    return f"detr.{name}" if masks else name

@@ -1,8 +1,9 @@
 """Read a checkpoint of any format into tensors, without running code from it.
 
-What a file is, is told by its first bytes and not by its name.
+The first bytes of a file say what it is, not its name.
 """
 
+import argparse
 import json
 import os
 import pickle
@@ -15,6 +16,8 @@ from urllib.request import url2pathname
 
 import torch
 from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from ..errors import UserError
 from .safe_pickle import Refused, data_types_allowed, load_arrays
@@ -30,27 +33,13 @@ _ZIP = b"PK\x03\x04"
 # torch.save before 1.6: a pickled magic number of torch's own comes first.
 _TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLE = b"\x80"
-# What reading a damaged file ends with.
-_DAMAGED = (
-    pickle.UnpicklingError,
-    struct.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 # What torch names when it refuses a file.
 _NOT_ALLOWED = re.compile(r"(?:GLOBAL|global|class|function) ([\w.]*\w\.\w+)")
 # Where the weights are within a checkpoint: ours, official DETR's and Detectron2's; timm's and
 # Lightning's; pycls's.
 _WEIGHT_KEYS = ("model", "state_dict", "model_state")
-# What files tell of themselves -> its name among official DETR's options.
-_OPTIONS = {"dilation": "dilation", "heads": "nheads"}
+# Data-parallel training puts this before all names.
+_DATA_PARALLEL = "module."
 
 
 def _in_folder(path: str) -> str:
@@ -105,13 +94,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Returns:
         ``model``: the weights, name to tensor, on the CPU; whatever else the file holds besides
         (iteration, optimizer, ...); and where the file, its ``config.json`` (Hugging Face) or its
-        name tell: ``class_names``, the name of each row of the class head that has one;
+        name say so: ``class_names``, the name of each row of the class head that has one;
         ``dilation``, whether res5 is dilated; ``heads``, the number of attention heads.
 
     Raises:
-        UserError: the file is no checkpoint.
-        UserError: it is broken, or holds code.
-        UserError: it is a safetensors file and safetensors is not installed.
+        UserError: the file is no checkpoint, broken, or holds code.
     """
     read = _read_shards if path.endswith(".index.json") else _read_file
     data = _with_model(read(path), path)
@@ -145,7 +132,7 @@ def _read_torch(path: str) -> Any:
     try:
         with data_types_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    except Exception as error:
         refused = isinstance(error, pickle.UnpicklingError)
         named = _NOT_ALLOWED.search(str(error)) if refused else None
         if named is None:
@@ -170,7 +157,7 @@ def _read_arrays(path: str) -> dict[str, Any]:
             f"{path} was not loaded, and no code from it was run: {error}. Only pickles of NumPy "
             "arrays are read; save the weights with torch.save instead"
         ) from error
-    except _DAMAGED as error:
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read as a pickle of NumPy arrays: {_first_line(error)} It is "
             "truncated or damaged: remove it and get it again"
@@ -192,14 +179,6 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 
 
 def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a safetensors file: pip install safetensors, or pip install "
-            "'detr_panoptic_d2[huggingface]'"
-        ) from error
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -249,6 +228,8 @@ def _with_model(data: Any, path: str) -> dict[str, Any]:
             f"{path} holds no state dict: {len(weights)} entries {what}. A checkpoint is a state "
             f"dict, or a dict with one under one of {list(_WEIGHT_KEYS)}"
         )
+    if all(name.startswith(_DATA_PARALLEL) for name in weights):
+        weights = {name[len(_DATA_PARALLEL) :]: value for name, value in weights.items()}
     return {"model": {k: torch.as_tensor(v) for k, v in weights.items()}, **extra}
 
 
@@ -258,11 +239,11 @@ def _is_tensor(value: Any) -> bool:
 
 def _official_options(data: dict[str, Any], path: str) -> dict[str, Any]:
     """What official training options, or else the file's name, say of dilation and heads."""
-    options = data.get("args")
-    told = {key: getattr(options, name, None) for key, name in _OPTIONS.items()}
+    options = vars(data["args"]) if isinstance(data.get("args"), argparse.Namespace) else {}
+    about = {"dilation": options.get("dilation"), "heads": options.get("nheads")}
     if "dc5" in os.path.basename(path).lower():
-        told.update(dilation=True)
-    return {key: value for key, value in told.items() if value is not None}
+        about["dilation"] = True
+    return {key: value for key, value in about.items() if value is not None}
 
 
 def _huggingface_config(path: str) -> dict[str, Any]:

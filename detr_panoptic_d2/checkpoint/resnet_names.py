@@ -1,14 +1,13 @@
 """Names of a ResNet's tensors in torchvision (official DETR, timm), Detectron2 and Hugging Face.
 
-Torchvision's are the common ones: ``conv1.weight``, ``bn1.*``, ``layer1.0.conv1.weight``,
-``layer1.0.bn1.*``, ``layer1.0.downsample.0.weight``, ``layer1.0.downsample.1.*``.
+They are translated by way of torchvision's: ``conv1.weight``, ``bn1.*``,
+``layer1.0.conv1.weight``, ``layer1.0.bn1.*``, ``layer1.0.downsample.0.weight``,
+``layer1.0.downsample.1.*``.
 """
 
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
-
-from ..errors import UserError
 
 # Two names of every ResNet of each style: the stem's convolution and the first of the first stage.
 _SIGNATURES = {
@@ -19,9 +18,11 @@ _SIGNATURES = {
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
     ),
 }
-_PARTS = {"convolution": "conv", "normalization": "bn"}
+_STEM = re.compile(r"(?:conv1|bn1)\.\w+")
 _BLOCK = re.compile(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)")
+_DETECTRON2_STEM = re.compile(r"stem\.conv1(\.norm)?\.(\w+)")
 _DETECTRON2_BLOCK = re.compile(r"res(\d)\.(\d+)\.(?:conv(\d)|shortcut)(\.norm)?\.(\w+)")
+_HUGGINGFACE_STEM = re.compile(r"embedder\.embedder\.(convolution|normalization)\.(\w+)")
 _HUGGINGFACE_BLOCK = re.compile(
     r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut)"
     r"\.(convolution|normalization)\.(\w+)"
@@ -39,7 +40,7 @@ class ResNetNames(NamedTuple):
     prefix: str
     style: str
 
-    def to_common(self, name: str) -> str | None:
+    def to_torchvision(self, name: str) -> str | None:
         """Torchvision's name of a tensor, without prefix; None if it is none of the ResNet's."""
         if not name.startswith(self.prefix):
             return None
@@ -48,17 +49,11 @@ class ResNetNames(NamedTuple):
             name = _from_detectron2(name)
         elif self.style == "huggingface":
             name = _from_huggingface(name)
-        if name is None or not (_BLOCK.fullmatch(name) or re.fullmatch(r"(conv1|bn1)\.\w+", name)):
-            return None
-        return name
+        return name if _BLOCK.fullmatch(name) or _STEM.fullmatch(name) else None
 
-    def from_common(self, name: str) -> str:
-        """The full name here of the tensor that torchvision calls ``name``."""
-        if self.style == "detectron2":
-            name = _to_detectron2(name)
-        elif self.style == "huggingface":
-            raise UserError("names of Hugging Face's own ResNet are only read, not written")
-        return self.prefix + name
+    def from_torchvision(self, name: str) -> str:
+        """The name here of the tensor that torchvision calls ``name``; not for "huggingface"."""
+        return self.prefix + (_to_detectron2(name) if self.style == "detectron2" else name)
 
 
 def find_resnet(names: Iterable[str], within: str = "") -> ResNetNames | None:
@@ -71,30 +66,24 @@ def find_resnet(names: Iterable[str], within: str = "") -> ResNetNames | None:
     names = {name for name in names if name.startswith(within)}
     for style, (stem, first) in _SIGNATURES.items():
         for name in sorted(names, key=len):
-            prefix = name[: -len(stem)]
-            if (
-                name.endswith(stem)
-                and (not prefix or prefix[-1] == ".")
-                and prefix + first in names
-            ):
+            prefix = name.removesuffix(stem)
+            if prefix != name and prefix[-1:] in ("", ".") and prefix + first in names:
                 return ResNetNames(prefix, style)
     return None
 
 
-def _from_detectron2(name: str) -> str | None:
-    if match := re.fullmatch(r"stem\.conv1(\.norm)?\.(\w+)", name):
+def _from_detectron2(name: str) -> str:
+    if match := _DETECTRON2_STEM.fullmatch(name):
         return f"{'bn1' if match[1] else 'conv1'}.{match[2]}"
-    match = _DETECTRON2_BLOCK.fullmatch(name)
-    if not match:
-        return None
+    if not (match := _DETECTRON2_BLOCK.fullmatch(name)):
+        return ""
     stage, block, conv, norm, what = match.groups()
-    kind, number = ("bn" if norm else "conv", conv) if conv else ("downsample.", int(bool(norm)))
-    return f"layer{int(stage) - 1}.{block}.{kind}{number}.{what}"
+    place = f"{'bn' if norm else 'conv'}{conv}" if conv else f"downsample.{int(bool(norm))}"
+    return f"layer{int(stage) - 1}.{block}.{place}.{what}"
 
 
 def _to_detectron2(name: str) -> str:
-    match = _BLOCK.fullmatch(name)
-    if not match:
+    if not (match := _BLOCK.fullmatch(name)):
         return "stem." + name.replace("bn1.", "conv1.norm.")
     stage, block, part, number, what = match.groups()
     if part == "downsample.":
@@ -104,16 +93,12 @@ def _to_detectron2(name: str) -> str:
     return f"res{int(stage) + 1}.{block}.{place}.{what}"
 
 
-def _from_huggingface(name: str) -> str | None:
-    stem = r"embedder\.embedder\.(convolution|normalization)\.(\w+)"
-    if match := re.fullmatch(stem, name):
-        return f"{_PARTS[match[1]]}1.{match[2]}"
-    match = _HUGGINGFACE_BLOCK.fullmatch(name)
-    if not match:
-        return None
+def _from_huggingface(name: str) -> str:
+    if match := _HUGGINGFACE_STEM.fullmatch(name):
+        return f"{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
+    if not (match := _HUGGINGFACE_BLOCK.fullmatch(name)):
+        return ""
     stage, block, conv, part, what = match.groups()
-    if conv is None:
-        place = f"downsample.{0 if part == 'convolution' else 1}"
-    else:
-        place = f"{_PARTS[part]}{int(conv) + 1}"
+    norm = part == "normalization"
+    place = f"{'bn' if norm else 'conv'}{int(conv) + 1}" if conv else f"downsample.{int(norm)}"
     return f"layer{int(stage) + 1}.{block}.{place}.{what}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 
-from ..checkpoint.atomic import AtomicCheckpointerMixin, atomic_file
+from ..checkpoint import PanopticCheckpointer, atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class BestCheckpoint(HookBase):
         metric: name in the event storage; larger is better.
     """
 
-    def __init__(self, eval_period: int, checkpointer: AtomicCheckpointerMixin, metric: str):
+    def __init__(self, eval_period: int, checkpointer: PanopticCheckpointer, metric: str):
         self._period = eval_period
         self._checkpointer = checkpointer
         self._metric = metric

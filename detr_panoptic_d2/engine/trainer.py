@@ -1,6 +1,5 @@
 """The trainer: Detectron2's ``DefaultTrainer`` with what DETR panoptic segmentation needs."""
 
-import functools
 import logging
 import os
 import weakref
@@ -12,16 +11,15 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint.atomic import resume_hint
 from ..checkpoint.checkpointer import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper
-from ..evaluation import build_evaluator
+from ..evaluation import build_evaluator, images_done, prediction_key
 from .batch_scale import check_reference_world_size, warn_about_batch
 from .hooks import BestCheckpoint
 from .memory_hook import MemoryUse
@@ -61,7 +59,7 @@ class PanopticTrainer(DefaultTrainer):
             data_loader,
             optimizer,
             dtype=amp_dtype(cfg),
-            way_out=functools.partial(resume_hint, self.checkpointer),
+            way_out=self.checkpointer.resume_hint,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.start_iter = 0
@@ -109,8 +107,46 @@ class PanopticTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, key: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, key=key)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> dict[str, dict]:
+        """Evaluate on ``DATASETS.TEST``, from where it was broken off with ``TEST.RESUME``.
+
+        Args:
+            cfg: the config.
+            model: with its weights.
+            evaluators: one per data set; None: :meth:`build_evaluator` makes them.
+
+        Returns:
+            results by task; with several data sets, by data set and task.
+        """
+        if evaluators is not None or not cfg.MODEL.DETR.TEST.RESUME:
+            return super().test(cfg, model, evaluators)
+        results = {name: cls._test_remaining(cfg, model, name) for name in cfg.DATASETS.TEST}
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @classmethod
+    def _test_remaining(cls, cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict]:
+        evaluator = cls.build_evaluator(cfg, name, prediction_key(cfg, model, name))
+        done = images_done(evaluator)
+        logger.info("Images of '%s' that were predicted before: %d", name, len(done))
+        loader = cls.build_test_loader(cfg, name, done)
+        if loader is None:
+            results = evaluator.evaluate() or {}
+        else:
+            results = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``."""
@@ -146,7 +182,7 @@ class PanopticTrainer(DefaultTrainer):
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Training was stopped by Ctrl-C at iteration {self.iter}. "
-                f"{resume_hint(self.checkpointer)}"
+                f"{self.checkpointer.resume_hint()}"
             ) from None
         return getattr(self, "_last_eval_results", None)
 

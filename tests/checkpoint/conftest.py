@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.engine import setup_cfg
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,8 +27,8 @@ def propagating_log(monkeypatch):
 
 
 @pytest.fixture
-def build() -> Callable[..., nn.Module]:
-    """Return ``build("KEY", value, ...)``: a narrow DETR with a ResNet-18 for COCO panoptic."""
+def config() -> Callable[..., CfgNode]:
+    """Return ``config("KEY", value, ...)``: a narrow DETR with a ResNet-18 for COCO panoptic."""
     values = {
         "MODEL.DEVICE": "cpu",
         "MODEL.WEIGHTS": "",
@@ -41,11 +42,17 @@ def build() -> Callable[..., nn.Module]:
         "MODEL.DETR.DROPOUT": 0.0,
     }
 
-    def make(*options: object) -> nn.Module:
+    def make(*options: object) -> CfgNode:
         pairs = [x for item in values.items() for x in item]
-        return build_model(setup_cfg("detr_panoptic_R50.yaml", [*pairs, *options])).eval()
+        return setup_cfg("detr_panoptic_R50.yaml", [*pairs, *options])
 
     return make
+
+
+@pytest.fixture
+def build(config) -> Callable[..., nn.Module]:
+    """Return ``build("KEY", value, ...)``: the model of :func:`config`."""
+    return lambda *options: build_model(config(*options)).eval()
 
 
 @pytest.fixture

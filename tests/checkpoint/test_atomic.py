@@ -1,11 +1,12 @@
 import logging
+import multiprocessing
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from detr_panoptic_d2.checkpoint.atomic import atomic_file
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer, atomic_file
 from detr_panoptic_d2.errors import UserError
 
 
@@ -93,6 +94,38 @@ def test_failed_save_leaves_the_old_file(job, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
     monkeypatch.undo()
     assert "broken" not in torch.load(tmp_path / "model_0000001.pth", weights_only=True)["model"]
+
+
+def test_what_a_killed_process_left_is_removed(job, tmp_path):
+    save(job, 1)
+    left = tmp_path / f".model_0000002.pth.{'0' * 32}.tmp"
+    left.write_bytes(b"half")
+    job[0].resume_or_load("", resume=True)
+    assert not left.exists()
+
+
+def write_often(target, letter):
+    for _ in range(40):
+        with atomic_file(target) as f:
+            f.write(letter * 50_000)
+
+
+def test_two_processes_write_one_file(tmp_path):
+    target = tmp_path / "a.txt"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_often, args=(target, letter)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        time.sleep(0.002)
+        if target.exists():
+            seen.add(target.read_text())
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen <= {"a" * 50_000, "b" * 50_000}
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_atomic_file(tmp_path):

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_own_checkpoint(saved, tiny_model, caplog):
         rest = PanopticCheckpointer(other).load(path)
     assert rest == {"iteration": 4}
     assert_unchanged(other, model.state_dict())
-    (record,) = (r for r in caplog.records if r.funcName == "log_plan")
+    (record,) = (r for r in caplog.records if "Loaded" in r.getMessage())
     assert record.levelno == logging.INFO
     assert f"Loaded {path} (PanopticDETR)" in record.getMessage()
     rows = table(caplog)
@@ -176,6 +176,52 @@ def test_nothing_to_load(tiny_model):
     before = {name: x.clone() for name, x in model.state_dict().items()}
     assert PanopticCheckpointer(model).load("") == {}
     assert_unchanged(model, before)
+
+
+def incomplete(kind, saved, tiny_model, class_set, tmp_path):
+    """A file, and a model of which a part is not in the file."""
+    if kind == "queries":
+        return saved[0], tiny_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9)
+    if kind == "classes":
+        options = ("DATASETS.TRAIN", (class_set("tst"),), "DATASETS.TEST", ())
+        return saved[0], tiny_model(*options, "MODEL.DETR.NUM_CLASSES", 3)
+    state = saved[1].state_dict()
+    if kind == "masks":
+        state = {n: x for n, x in state.items() if not n.startswith(("mask_head", "bbox_att"))}
+    else:
+        state = {n[9:]: x for n, x in state.items() if n.startswith("backbone.")}
+    torch.save({"model": state}, tmp_path / "part.pth")
+    return str(tmp_path / "part.pth"), tiny_model()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("queries", ["query_embed.weight is loaded in part", "MODEL.DETR.NUM_OBJECT_QUERIES"]),
+        ("classes", ["The class head keeps its initial values", "DATASETS.TRAIN"]),
+        ("masks", ["mask_head (28 tensors): not in the file", "MODEL.MASK_ON"]),
+        ("backbone", ["it holds a backbone only"]),
+    ],
+)
+def test_complete(kind, words, saved, tiny_model, class_set, tmp_path):
+    """Evaluation and prediction take no weights that training would complete."""
+    path, model = incomplete(kind, saved, tiny_model, class_set, tmp_path)
+    before = scramble(model)
+    with pytest.raises(UserError) as error:
+        PanopticCheckpointer(model).load(path, complete=True)
+    for word in [path, "does not hold all of the model", "config.yaml", *words]:
+        assert word in str(error.value)
+    assert_unchanged(model, before)
+    PanopticCheckpointer(model).load(path)
+
+
+def test_complete_file_or_none(saved, tiny_model):
+    checkpointer = PanopticCheckpointer(tiny_model())
+    checkpointer.load(saved[0], complete=True)
+    assert_unchanged(checkpointer.model, saved[1].state_dict())
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: .* random weights"):
+        checkpointer.resume_or_load("", resume=False, complete=True)
+    assert checkpointer.load("", complete=True, allow_random=True) == {}
 
 
 def test_optimizer_comes_back(saved, tiny_model, tmp_path):

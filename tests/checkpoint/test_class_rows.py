@@ -3,12 +3,11 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from detr_panoptic_d2.checkpoint.class_rows import (
-    ClassHead,
+    choose_rows,
     coco_things_head,
-    fit_rows,
     raw_id_head,
-    spread_rows,
 )
+from detr_panoptic_d2.checkpoint.export import spread_rows
 
 THINGS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 
@@ -22,7 +21,7 @@ def head(rows, names=None, width=3):
 def fit(file_head, ids, names):
     """Fitted to a model whose own rows are -1."""
     count = len(ids) + 1
-    return fit_rows(file_head, -torch.ones(count, 3), -torch.ones(count), ids, names)
+    return choose_rows(file_head, -torch.ones(count, 3), -torch.ones(count), ids, names)
 
 
 def test_rows_by_id_and_not_by_position():
@@ -52,7 +51,7 @@ def test_classes_that_the_file_lacks_stay():
 )
 def test_other_classes_get_nothing(ids, names, why):
     rows = len(ids or names) + 1
-    fitted = fit_rows(head(251), torch.zeros(rows, 3), torch.zeros(rows), ids, names)
+    fitted = choose_rows(head(251), torch.zeros(rows, 3), torch.zeros(rows), ids, names)
     assert fitted.weight is None
     assert why in fitted.note
 
@@ -76,13 +75,6 @@ def test_names_of_coco_as_transformers_writes_them():
     names = {c["id"]: c["name"] for c in COCO_CATEGORIES if c["isthing"]}
     fitted = fit(head(251, names), [200, 1], ["rug-merged", "person"])
     assert fitted.bias.tolist() == [200, 1, 250]
-
-
-def test_contiguous_rows_go_by_number_alone():
-    own = ClassHead(torch.ones(3, 3), torch.ones(3))
-    assert fit(own, [5, 6], ["a", "b"]).bias.tolist() == [1, 1, 1]
-    fitted = fit(own, [5, 6, 7], ["a", "b", "c"])
-    assert fitted.note == "the file has 2 classes, the model 3"
 
 
 def test_eighty_one_rows_of_things():

@@ -4,9 +4,14 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint.export import huggingface_checkpoint
 from detr_panoptic_d2.data.metadata import dataset_ids
 from detr_panoptic_d2.errors import UserError
 
@@ -83,6 +88,66 @@ def test_data_parallel_names(build, load, official):
     state = official()
     content = {f"module.{name}": tensor for name, tensor in state.items()}
     assert_loaded(load(build(*TORCHVISION), content), state, PANOPTIC_IDS)
+
+
+@pytest.mark.parametrize("names", ["official", "data parallel", "wrapper", "hugging face"])
+def test_detectron2s_checkpointer_gives_the_same(build, official, tmp_path, names):
+    """The model renames: any checkpointer will do."""
+    state = official(rows=81 if names == "wrapper" else 251)
+    projection = state["detr.input_proj.weight"]
+    if names == "data parallel":
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+    elif names == "wrapper":
+        state = with_detectron2_names(state)
+    elif names == "hugging face":
+        model = build(*TORCHVISION)
+        model.load_state_dict(state)
+        state = huggingface_checkpoint(model)[0]
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    torch.manual_seed(0)
+    ours, stock = build(), build()
+    # Class rows that the file lacks keep the model's own values.
+    stock.load_state_dict(ours.state_dict())
+    PanopticCheckpointer(ours).load(str(tmp_path / "weights.pth"))
+    DetectionCheckpointer(stock).load(str(tmp_path / "weights.pth"))
+    expected = ours.state_dict()
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert torch.equal(stock.input_proj.weight, projection)
+
+
+def test_detectron2s_predictor_gives_the_same(config, official, tmp_path):
+    """``DefaultPredictor(cfg)`` with an official file: the result of the converted file."""
+    options = ["MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SCORE_THRESH", 0.0]
+    options += ["INPUT.MIN_SIZE_TEST", 64, "DATASETS.TEST", ("coco_2017_val_panoptic",)]
+    torch.save({"model": official()}, tmp_path / "official.pth")
+    model = build_model(config(*options))
+    PanopticCheckpointer(model, str(tmp_path)).load(str(tmp_path / "official.pth"))
+    PanopticCheckpointer(model, str(tmp_path)).save("ours")
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    found, expected = (
+        DefaultPredictor(config(*options, "MODEL.WEIGHTS", str(tmp_path / f"{name}.pth")))(image)
+        for name in ("official", "ours")
+    )
+    assert expected["panoptic_seg"][1]
+    assert found["panoptic_seg"][1] == expected["panoptic_seg"][1]
+    assert torch.equal(found["panoptic_seg"][0], expected["panoptic_seg"][0])
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+
+
+def test_load_state_dict_of_torch(build, official):
+    """Strict, and below another module as in data-parallel training."""
+    model, state = build(*TORCHVISION), official()
+    assert not any(model.load_state_dict(state))
+    assert_loaded(model, state, PANOPTIC_IDS)
+    wrapped = torch.nn.ModuleDict({"module": build(*TORCHVISION)})
+    assert not any(wrapped.load_state_dict({f"module.{n}": x for n, x in state.items()}))
+    assert_loaded(wrapped["module"], state, PANOPTIC_IDS)
+    del state["mask_head.gn3.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*mask_head\.gn3\.bias"):
+        model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Unexpected key.*no_such_tensor"):
+        model.load_state_dict({"no_such_tensor": torch.ones(1)})
 
 
 def test_boxes_only(build, load, official, boxes_only):

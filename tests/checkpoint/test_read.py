@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from detr_panoptic_d2.checkpoint import local_file, read_checkpoint
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer, local_file, read_checkpoint
 from detr_panoptic_d2.checkpoint.safe_pickle import load_arrays
 from detr_panoptic_d2.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.checkpoint.resnet_names import find_resnet
 from detr_panoptic_d2.errors import UserError
 
@@ -46,7 +46,7 @@ def assert_loaded(model, weights):
 
 
 def messages(caplog):
-    return [r.getMessage() for r in caplog.records if r.funcName == "log_plan"]
+    return [r.getMessage() for r in caplog.records if "Loaded" in r.getMessage()]
 
 
 def test_torchvision_onto_detectron2(build, load, torchvision_weights, caplog):
@@ -126,7 +126,7 @@ def test_strides_of_another_resnet_are_told(build, load, caplog):
     options += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
     model = build(*options, "MODEL.BACKBONE.NAME", "build_detr_resnet_backbone")
     resnet = find_resnet(model.state_dict(), "backbone.")
-    common = {resnet.to_common(n): x for n, x in model.state_dict().items()}
+    common = {resnet.to_torchvision(n): x for n, x in model.state_dict().items()}
     common.pop(None)
     load(model, common)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]

@@ -8,7 +8,7 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from detr_panoptic_cli import COMMANDS, build_parser
-from detr_panoptic_d2.checkpoint.convert import FORMATS
+from detr_panoptic_d2.apps.convert_checkpoint import FORMATS
 
 
 def run_command(*arguments, **environment):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detr_panoptic_d2.checkpoint.checkpointer import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
