@@ -16,6 +16,7 @@ from collections.abc import Sequence
 # Name of the command -> the line in the list of commands. Its module has the same name.
 COMMANDS = {
     "train": "train a model, or evaluate one",
+    "convert": "other formats of labels to COCO panoptic, and a config that names them",
     "report": "one page about a training: curves, PQ, best and worst images",
     "demo": "train a small model on built-in data and measure it; no download",
     "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",

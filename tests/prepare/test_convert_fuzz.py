@@ -16,18 +16,15 @@ from scipy import ndimage
 
 from detr_panoptic_d2.data.masks import panoptic_png_to_ids
 from detr_panoptic_d2.prepare.check import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.convert import (
-    ClassMasks,
-    ClassOptions,
-    CocoInstances,
-    Cvat,
-    InstanceMasks,
-    LabelMe,
-    WriteOptions,
-    convert,
-)
-from detr_panoptic_d2.prepare.convert.segments import FinishOptions, to_panoptic
-from detr_panoptic_d2.prepare.convert.source import VOID, Labels, Segment
+from detr_panoptic_d2.prepare.convert.categories import ClassOptions
+from detr_panoptic_d2.prepare.convert.class_masks import class_masks
+from detr_panoptic_d2.prepare.convert.coco import coco_instances
+from detr_panoptic_d2.prepare.convert.cvat import cvat
+from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
+from detr_panoptic_d2.prepare.convert.labelme import labelme
+from detr_panoptic_d2.prepare.convert.segments import to_panoptic
+from detr_panoptic_d2.prepare.convert.source import Labels, Segment
+from detr_panoptic_d2.prepare.convert.writer import WriteOptions, convert
 
 FUZZ = settings(
     max_examples=25,
@@ -62,7 +59,7 @@ def object_masks(case):
     return [(NAMES[c], numbers == i + 1) for i, c in enumerate(classes)]
 
 
-def coco(folder, case):
+def as_coco(folder, case):
     annotations = []
     for index, (name, mask) in enumerate(object_masks(case)):
         encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -80,10 +77,10 @@ def coco(folder, case):
         "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)],
     }
     (folder / "instances.json").write_text(json.dumps(content))
-    return CocoInstances(folder / "instances.json", folder / "images")
+    return coco_instances(folder / "instances.json", folder / "images")
 
 
-def labelme(folder, case):
+def as_labelme(folder, case):
     shapes = []
     for name, mask in object_masks(case):
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -97,10 +94,10 @@ def labelme(folder, case):
         shapes.append({"label": name, "points": points, "shape_type": "mask", "mask": text})
     content = {"shapes": shapes, "imagePath": "a.png", "imageData": None}
     (folder / "images/a.json").write_text(json.dumps(content))
-    return LabelMe(folder / "images")
+    return labelme(folder / "images")
 
 
-def cvat(folder, case):
+def as_cvat(folder, case):
     height, width = case[0].shape
     shapes = []
     for name, mask in object_masks(case):
@@ -112,19 +109,20 @@ def cvat(folder, case):
     labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
     meta = f"<meta><task><labels>{labels}</labels></task></meta>"
     (folder / "a.xml").write_text(f"<annotations>{meta}{text}</annotations>")
-    return Cvat(folder / "a.xml", folder / "images")
+    return cvat(folder / "a.xml", folder / "images")
 
 
-def instance_masks(folder, case):
+def as_instance_masks(folder, case):
     (folder / "masks").mkdir()
     Image.fromarray(case[0].astype(np.uint16)).save(folder / "masks/a_mask.png")
-    return InstanceMasks(folder / "images", folder / "masks", category=NAMES[0])
+    return instance_masks(folder / "images", folder / "masks", category=NAMES[0])
 
 
-def converted(folder, make, case, **options):
+def converted(folder, make, case, classes=ClassOptions(), **options):  # noqa: B008
     """Convert in a folder; return (class, mask) of each segment. The check must find no error."""
     write_image(folder, case[0].shape)
-    (split,) = convert(make(folder, case), folder / "out", WriteOptions(**options))
+    splits = {"train": make(folder, case)}
+    (split,) = convert(splits, folder / "out", WriteOptions(**options), classes)
     paths = (split.image_root, split.panoptic_root, split.panoptic_json)
     report = check_dataset(DatasetPaths("fuzz", *map(str, paths)))
     assert not [f for f in report.findings if f.is_error or f.kind == "wrong-box"]
@@ -139,14 +137,14 @@ def as_set(segments):
     return sorted((name, mask.tobytes()) for name, mask in segments if mask.any())
 
 
-@pytest.mark.parametrize("make", [coco, labelme, cvat, instance_masks])
+@pytest.mark.parametrize("make", [as_coco, as_labelme, as_cvat, as_instance_masks])
 @given(case=maps(), background=st.sampled_from([None, "rest"]))
 @FUZZ
 def test_objects_come_back(make, case, background):
     numbers, classes = case
-    if make is instance_masks:
+    if make is as_instance_masks:
         case = numbers, [0] * len(classes)
-    if make is labelme and not (numbers > 0).any():
+    if make is as_labelme and not (numbers > 0).any():
         return
     with tempfile.TemporaryDirectory() as folder:
         found = converted(Path(folder), make, case, background=background)
@@ -165,16 +163,16 @@ def test_class_masks_come_back(case, connectivity):
         (folder / "masks").mkdir()
         Image.fromarray(case[0].astype(np.uint8)).save(folder / "masks/a.png")
         (folder / "labels.txt").write_text("".join(f"class {i}\n" for i in range(7)))
-        return ClassMasks(
+        return class_masks(
             folder / "images",
             folder / "masks",
             folder / "labels.txt",
             connectivity=connectivity,
-            classes=ClassOptions(things=("class 1", "class 4"), ignore=("class 2",)),
         )
 
+    classes = ClassOptions(things=("class 1", "class 4"), ignore=("class 2",))
     with tempfile.TemporaryDirectory() as folder:
-        found = converted(Path(folder), make, case)
+        found = converted(Path(folder), make, case, classes)
     expected = [(f"class {i}", numbers == i) for i in (0, 3, 5, 6)]
     around = np.ones((3, 3)) if connectivity == 8 else None
     for i in (1, 4):
@@ -187,14 +185,14 @@ def test_class_masks_come_back(case, connectivity):
 @FUZZ
 def test_finished_maps_are_sound(case, min_area, background, data):
     numbers, classes = case
-    kinds = st.sampled_from([VOID, 1, 2, 3])
-    segments = [Segment(data.draw(kinds), int(c)) for c in classes]
+    names = st.sampled_from([None, "1", "2", "3"])
+    segments = [Segment(data.draw(names), int(c)) for c in classes]
     categories = [
         {"id": i, "name": str(i), "isthing": int(i < 3), "color": [60 * i, 0, 0]} for i in (1, 2, 3)
     ]
-    options = FinishOptions(3 if background else None, min_area)
     labels = Labels(numbers.astype(np.int32), segments)
-    ids, infos, hidden = to_panoptic(labels, categories, options)
+    rest = "3" if background else None
+    ids, infos, hidden = to_panoptic(labels, categories, background=rest, min_area=min_area)
     assert {s["id"] for s in infos} == set(np.unique(ids).tolist()) - {0}
     for info in infos:
         rows, columns = np.nonzero(ids == info["id"])
@@ -205,7 +203,7 @@ def test_finished_maps_are_sound(case, min_area, background, data):
         assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
     stuff = [s for s in infos if s["category_id"] == 3]
     assert len(stuff) <= 1 and 0 <= hidden <= len(segments)
-    void = np.isin(numbers, [i + 1 for i, s in enumerate(segments) if s.category_id == VOID])
+    void = np.isin(numbers, [i + 1 for i, s in enumerate(segments) if s.name is None])
     assert not ids[void].any()
     if background:
         assert ids[~void].all()
@@ -223,88 +221,10 @@ def test_garbage_is_a_named_error(data, name):
         (folder / target).write_bytes(data)
         with pytest.raises((OSError, ValueError), match=Path(target).name):
             source = {
-                "coco": lambda: CocoInstances(folder / "x", folder / "images"),
-                "labelme": lambda: LabelMe(folder / "images"),
-                "cvat": lambda: Cvat(folder / "x", folder / "images"),
-                "mask": lambda: InstanceMasks(folder / "images", folder / "masks"),
+                "coco": lambda: coco_instances(folder / "x", folder / "images"),
+                "labelme": lambda: labelme(folder / "images"),
+                "cvat": lambda: cvat(folder / "x", folder / "images"),
+                "mask": lambda: instance_masks(folder / "images", folder / "masks"),
             }[name]()
-            convert(source, folder / "out", WriteOptions())
+            convert({"train": source}, folder / "out")
         assert not list(folder.glob("out/*.json"))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(["a.png", "x"]),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(
-                [
-                    "id",
-                    "image_id",
-                    "category_id",
-                    "file_name",
-                    "name",
-                    "segmentation",
-                    "counts",
-                    "size",
-                ]
-                + [
-                    "height",
-                    "width",
-                    "shapes",
-                    "label",
-                    "points",
-                    "imagePath",
-                    "shape_type",
-                    "mask",
-                ]
-            ),
-            inner,
-            max_size=6,
-        )
-    ),
-    max_leaves=12,
-)
-
-
-@given(
-    images=st.lists(JSON, max_size=2),
-    annotations=st.lists(JSON, max_size=3),
-    categories=st.lists(JSON, max_size=2),
-    keep=st.booleans(),
-)
-@settings(FUZZ, max_examples=80)
-def test_odd_jsons_are_no_crash(images, annotations, categories, keep):
-    """Jsons of the right outline with odd values: a result, or an error that names the file."""
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    if keep:
-        content["images"] = [{"id": 1, "file_name": "a.png"}]
-        content["categories"] = [{"id": 1, "name": "thing"}]
-        content["annotations"] = [
-            {"image_id": 1, "category_id": 1, **(a if isinstance(a, dict) else {"segmentation": a})}
-            for a in annotations
-        ]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_image(folder, (3, 3))
-        (folder / "x.json").write_text(json.dumps(content))
-        try:
-            source = CocoInstances(folder / "x.json", folder / "images")
-            convert(source, folder / "out", WriteOptions())
-        except (OSError, ValueError) as error:
-            assert str(error)
-
-
-@given(shapes=st.lists(JSON, max_size=3))
-@settings(FUZZ, max_examples=80)
-def test_odd_labelme_is_no_crash(shapes):
-    shapes = [{"label": "a", **s} if isinstance(s, dict) else s for s in shapes]
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_image(folder, (3, 3))
-        content = {"shapes": shapes, "imagePath": "a.png"}
-        (folder / "images/x.json").write_text(json.dumps(content))
-        try:
-            convert(LabelMe(folder / "images"), folder / "out", WriteOptions())
-        except (OSError, ValueError) as error:
-            assert str(error)

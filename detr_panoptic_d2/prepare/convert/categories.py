@@ -3,16 +3,23 @@
 import csv
 import difflib
 import json
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
 
+_COLUMNS = {"name", "id", "r", "g", "b", "isthing"}
+# "road, 7" and "7, road"; a name has no comma and is no number.
+_NAME_ID = re.compile(
+    r"(?P<name>[^,;]*[^,;\d\s][^,;]*?)\s*[,;]\s*(?P<id>\d+)|(?P<id2>\d+)\s*[,;]\s*(?P<name2>[^,;]+)"
+)
+
 
 @dataclass(frozen=True)
-class Found:
+class Category:
     """A class as the data knows it.
 
     Attributes:
@@ -47,12 +54,15 @@ class ClassOptions:
 
 
 def choose_categories(
-    found: Iterable[Found], options: ClassOptions, *, thing_by_default: bool = True
+    found: Iterable[Category],
+    options: ClassOptions = ClassOptions(),
+    *,
+    thing_by_default: bool = True,
 ) -> list[dict]:
     """Decide about the categories of the json.
 
     Args:
-        found: classes of the data, in their order.
+        found: classes of the data, in their order; those of several splits one after the other.
         options: of the user.
         thing_by_default: what a class is of which neither data nor user say it.
 
@@ -63,67 +73,83 @@ def choose_categories(
     Raises:
         UserError: a name is not known, or is named twice or as thing and stuff.
     """
-    found = list(found)
-    names = [f.name for f in found]
-    _check_names(names, options)
-    classes = [f for f in found if f.name not in options.ignore]
+    found = merge_classes(found)
+    _check_names([c.name for c in found], options)
+    classes = [c for c in found if c.name not in options.ignore]
     if options.file is not None:
-        listed = [f for f in read_class_file(options.file) if f.name not in options.ignore]
-        known = [f.name for f in listed]
-        for name in (f.name for f in classes):
+        listed = [c for c in read_class_file(options.file) if c.name not in options.ignore]
+        known = [c.name for c in listed]
+        for name in (c.name for c in classes):
             if name not in known:
                 raise UserError(
                     f"The data has the class '{name}', which is not in '{options.file}'"
                     f"{_similar(name, known)}. Add it there, or leave it out with --ignore."
                 )
-        said = {f.name: f.isthing for f in found}
+        isthing = {c.name: c.isthing for c in found}
         classes = [
-            f if f.isthing is not None else replace(f, isthing=said.get(f.name)) for f in listed
+            c if c.isthing is not None else replace(c, isthing=isthing.get(c.name)) for c in listed
         ]
     return complete(
-        [
-            {
-                "id": f.id,
-                "name": f.name,
-                "isthing": int(_is_thing(f, options, thing_by_default)),
-                "color": None if f.color is None else list(f.color),
-            }
-            for f in classes
-        ]
+        {
+            "id": c.id,
+            "name": c.name,
+            "isthing": int(_is_thing(c, options, thing_by_default)),
+            "color": None if c.color is None else list(c.color),
+        }
+        for c in classes
     )
 
 
-def _is_thing(found: Found, options: ClassOptions, default: bool) -> bool:
-    if found.name in options.things or found.name in options.stuff:
-        return found.name in options.things
-    return default if found.isthing is None else found.isthing
+def merge_classes(found: Iterable[Category]) -> list[Category]:
+    """Join the classes of several files by name; the first of a name counts.
+
+    Raises:
+        UserError: an id stands for two classes.
+    """
+    by_name: dict[str, Category] = {}
+    names: dict[int, str] = {}
+    for category in found:
+        if category.id and names.setdefault(category.id, category.name) != category.name:
+            raise UserError(
+                f"Category id {category.id} is '{names[category.id]}' in one file or place and "
+                f"'{category.name}' in another. Give one of the two classes another id."
+            )
+        by_name.setdefault(category.name, category)
+    return list(by_name.values())
 
 
-def complete(categories: list[dict]) -> list[dict]:
+def _is_thing(category: Category, options: ClassOptions, default: bool) -> bool:
+    if category.name in options.things or category.name in options.stuff:
+        return category.name in options.things
+    return default if category.isthing is None else category.isthing
+
+
+def complete(categories: Iterable[dict]) -> list[dict]:
     """Fill in missing ids and colours, and check the whole.
 
     Raises:
         UserError: there are no classes, or two with one id or name.
     """
+    categories = [dict(c) for c in categories]
     if not categories:
         raise UserError("The data has no classes (all of them ignored?).")
-    taken = {c["id"] for c in categories if c["id"]}
-    free = iter(i for i in range(1, len(categories) + len(taken) + 1) if i not in taken)
-    complete = [{**c, "id": c["id"] or next(free)} for c in categories]
-    names = [c["name"] for c in complete]
+    names = [c["name"] for c in categories]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"Class names are there twice: {sorted(twice)}.")
-    for category in complete:
-        if category["color"] is None:
-            del category["color"]
-    colors = panoptic_metadata(complete, "classes")["thing_colors"]
+    taken = {c["id"] for c in categories if c.get("id")}
+    free = iter(i for i in range(1, len(categories) + len(taken) + 1) if i not in taken)
+    for category in categories:
+        category["id"] = category.get("id") or next(free)
+        if category.get("color") is None:
+            category.pop("color", None)
+    colors = panoptic_metadata(categories, "classes")["thing_colors"]
     return [
-        {key: c[key] for key in ("id", "name", "isthing")} | {"color": color}
-        for c, color in zip(complete, colors, strict=True)
+        {"id": c["id"], "name": c["name"], "isthing": c["isthing"], "color": color}
+        for c, color in zip(categories, colors, strict=True)
     ]
 
 
-def with_stuff(categories: list[dict], extra: Iterable[dict]) -> list[dict]:
+def with_stuff(categories: Sequence[dict], extra: Iterable[dict]) -> list[dict]:
     """Append stuff classes that are not there yet, by name.
 
     Args:
@@ -134,32 +160,30 @@ def with_stuff(categories: list[dict], extra: Iterable[dict]) -> list[dict]:
         UserError: a name is that of a thing.
     """
     result = list(categories)
-    by_name = {c["name"]: c for c in result}
     for category in extra:
-        name = category["name"]
-        if name in by_name:
-            if by_name[name]["isthing"]:
-                raise UserError(
-                    f"'{name}' is to be stuff, but the data has it as a thing. Choose another "
-                    "name, or make it stuff with --stuff."
-                )
-            continue
-        taken = {c["id"] for c in result}
-        wanted = category.get("id")
-        new_id = wanted if wanted and wanted not in taken else max(taken, default=0) + 1
-        new = {"id": new_id, "name": name, "isthing": 0, "color": category.get("color")}
-        by_name[name] = new
-        result.append(new)
+        name, wanted = category["name"], category.get("id")
+        same = next((c for c in result if c["name"] == name), None)
+        if same is not None and same["isthing"]:
+            raise UserError(
+                f"'{name}' is to be stuff, but the data has it as a thing. Choose another name, "
+                "or make it stuff with --stuff."
+            )
+        if same is None:
+            taken = {c["id"] for c in result}
+            new_id = wanted if wanted and wanted not in taken else max(taken, default=0) + 1
+            color = category.get("color")
+            result.append({"id": new_id, "name": name, "isthing": 0, "color": color})
     return complete(result)
 
 
-def read_class_file(path: Path) -> list[Found]:
-    """Read a list of classes in one of four forms.
+def read_class_file(path: Path) -> list[Category]:
+    """Read a list of classes in one of these forms.
 
     - ``.json``: mappings with ``name`` and, optionally, ``id``, ``isthing``, ``color``, as the
       ``categories`` of COCO (the list itself, or a mapping that has it under ``categories``);
-    - ``.csv`` with the columns ``name, r, g, b`` and, optionally, ``id`` and ``isthing``;
+    - a table with the columns ``name`` and, optionally, ``r, g, b``, ``id``, ``isthing``;
     - lines ``R G B name`` (CamVid's ``label_colors.txt``);
+    - lines ``name,id`` or ``id,name``;
     - one name per line.
 
     Where a form has no ids, they are the positions in the file, from 0.
@@ -174,20 +198,21 @@ def read_class_file(path: Path) -> list[Found]:
         raise FileNotFoundError(f"List of classes '{path}' does not exist.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"List of classes '{path}' is no text: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix.lower() == ".json":
         classes = _classes_of_json(text, path)
-    elif path.suffix.lower() == ".csv":
-        classes = _classes_of_csv(text, path)
+    elif lines and _COLUMNS & {cell.strip().lower() for cell in lines[0].split(",")}:
+        classes = _classes_of_table(lines, path)
     else:
-        classes = [_class_of_line(line) for line in text.splitlines() if line.strip()]
+        classes = [_class_of_line(line) for line in lines]
     if not classes:
         raise UserError(f"List of classes '{path}' is empty.")
-    if all(f.id is None for f in classes):
-        classes = [replace(f, id=i) for i, f in enumerate(classes)]
+    if all(c.id is None for c in classes):
+        classes = [replace(c, id=i) for i, c in enumerate(classes)]
     return classes
 
 
-def _classes_of_json(text: str, path: Path) -> list[Found]:
+def _classes_of_json(text: str, path: Path) -> list[Category]:
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -209,20 +234,19 @@ def _classes_of_json(text: str, path: Path) -> list[Found]:
             raise UserError(f"{form}; the id of {entry!r} is no integer.")
         color = None if color is None else tuple(color)
         is_thing = bool(entry["isthing"]) if "isthing" in entry else None
-        classes.append(Found(entry["name"], number, is_thing, color))
+        classes.append(Category(entry["name"], number, is_thing, color))
     return classes
 
 
-def _classes_of_csv(text: str, path: Path) -> list[Found]:
-    rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+def _classes_of_table(lines: list[str], path: Path) -> list[Category]:
     classes = []
-    for row in rows:
+    for row in csv.DictReader(lines, skipinitialspace=True):
         row = {(key or "").strip().lower(): value for key, value in row.items()}
         try:
             color = tuple(int(row[channel]) for channel in "rgb") if "r" in row else None
             number = int(row["id"]) if row.get("id") else None
             is_thing = bool(int(row["isthing"])) if row.get("isthing") else None
-            classes.append(Found(row["name"].strip(), number, is_thing, color))
+            classes.append(Category(row["name"].strip(), number, is_thing, color))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{path}': the row {row!r} has not the columns name, r, g, b ({error})."
@@ -230,11 +254,13 @@ def _classes_of_csv(text: str, path: Path) -> list[Found]:
     return classes
 
 
-def _class_of_line(line: str) -> Found:
+def _class_of_line(line: str) -> Category:
     parts = line.split()
     if len(parts) > 3 and all(p.isdigit() and int(p) < 256 for p in parts[:3]):
-        return Found(" ".join(parts[3:]), color=tuple(int(p) for p in parts[:3]))
-    return Found(line.strip())
+        return Category(" ".join(parts[3:]), color=tuple(int(p) for p in parts[:3]))
+    if pair := _NAME_ID.fullmatch(line):
+        return Category(pair["name"] or pair["name2"], int(pair["id"] or pair["id2"]))
+    return Category(line)
 
 
 def _check_names(names: Collection[str], options: ClassOptions) -> None:

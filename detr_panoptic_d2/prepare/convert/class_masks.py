@@ -1,19 +1,20 @@
 """Class masks (CamVid's form: a class index or colour per pixel) -> panoptic."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from ...errors import UserError
-from .categories import ClassOptions, Found, choose_categories, read_class_file
+from .categories import Category, read_class_file
 from .source import (
-    VOID,
     Item,
     Labels,
+    LeftOut,
     Segment,
+    Source,
     check_size,
     find_images,
     mask_values,
@@ -22,9 +23,68 @@ from .source import (
 )
 
 
+def class_masks(
+    images: Path,
+    masks: Path,
+    labels: Path,
+    *,
+    mask_suffix: str = ".png",
+    void_value: int = 255,
+    connectivity: int = 8,
+) -> Source:
+    """Images and a class mask for each.
+
+    Stuff classes become one segment per image, things one per connected component. Classes are
+    stuff unless the list or the user make them things.
+
+    Args:
+        images: folder of the images.
+        masks: folder of the masks.
+        labels: list of the classes; see ``categories.read_class_file``.
+        mask_suffix: what follows the image's name without suffix in the name of its mask.
+        void_value: value of unlabelled pixels in grey masks.
+        connectivity: 8, or 4 to keep apart what touches at corners only.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing, or no image has a mask.
+        UserError: the list of classes does not fit.
+    """
+    if connectivity not in (4, 8):
+        raise UserError(f"--connectivity is {connectivity}, but can be 4 or 8 only.")
+    names, left_out = find_images(images), LeftOut()
+    reader = MaskReader.open(masks, labels, mask_suffix, void_value)
+    matched = match_masks(masks, names, mask_suffix, left_out)
+    items = [Item(name, mask) for name, mask in matched.items()]
+    draw = _Draw(reader, connectivity)
+    found = reader.categories()
+    return Source(images, found, items, draw, thing_by_default=False, left_out=left_out)
+
+
 @dataclass(frozen=True)
-class MaskClasses:
-    """What the pixels of class masks mean.
+class _Draw:
+    """Labels the components of things, and each stuff class as a whole."""
+
+    reader: "MaskReader"
+    connectivity: int
+
+    def __call__(self, item: Item, size: tuple[int, int], things: Collection[str]) -> Labels:
+        structure = ndimage.generate_binary_structure(2, 1 if self.connectivity == 4 else 2)
+        result = np.zeros(size, np.int32)
+        segments: list[Segment] = []
+        for name, where in self.reader.class_regions(item.annotation, size, item.file_name):
+            count = 1
+            if name in things:
+                components, count = ndimage.label(where, structure)
+                result[where] = components[where] + len(segments)
+            else:
+                result[where] = len(segments) + 1
+            segments += [Segment(name)] * count
+        return Labels(result, segments)
+
+
+@dataclass(frozen=True)
+class MaskReader:
+    """Reads class masks.
 
     A list of classes with colours is for masks in colour (RGB or palette); grey masks hold ids,
     which are positions in the list unless it has ids of its own.
@@ -36,11 +96,11 @@ class MaskClasses:
     """
 
     root: Path
-    classes: tuple[Found, ...]
+    classes: tuple[Category, ...]
     void: int = 255
 
     @classmethod
-    def read(cls, root: Path, labels: Path | None, suffix: str, void: int = 255) -> "MaskClasses":
+    def open(cls, root: Path, labels: Path | None, suffix: str, void: int = 255) -> "MaskReader":
         """Read the list of classes.
 
         Raises:
@@ -59,41 +119,34 @@ class MaskClasses:
                 raise UserError(f"'{labels}' gives only some of its classes a value for {key}.")
         return cls(root, classes, void)
 
-    def found(self) -> list[Found]:
+    def categories(self) -> list[Category]:
         """Return the classes for ``choose_categories``: 0 is an id in masks only."""
         return [replace(c, id=c.id or None) for c in self.classes]
 
-    def as_options(self, ids: dict[str, int]) -> dict[str, Any]:
-        """Return what decides about the result, for the fingerprint."""
-        return {
-            "classes": [[c.name, c.id, c.color] for c in self.classes],
-            "void": self.void,
-            **ids,
-        }
-
-    def name_of(self, value: int, mask: str) -> str | None:
-        """Return the class of a value of :meth:`values`; None where nothing is labelled.
-
-        Raises:
-            UserError: the list does not have the value.
-        """
-        for c in self.classes:
-            if c.id == value:
-                return c.name
-        if value == self.void:
-            return None
-        raise UserError(
-            f"Mask '{self.root / mask}' has the value {value}, which is no class of the list "
-            f"({sorted(c.id for c in self.classes)}). Add it there, or give it as --void-value."
-        )
-
-    def values(self, mask: str, size: tuple[int, int], image: str) -> np.ndarray:
-        """Read a mask as class ids, int32 (H, W).
+    def class_regions(
+        self, mask: str, size: tuple[int, int], image: str
+    ) -> list[tuple[str, np.ndarray]]:
+        """Return the name and the pixels, bool (H, W), of each class of a mask.
 
         Raises:
             OSError: it is no whole image.
-            UserError: it has another size than its image, or a colour that is in no class.
+            UserError: it has another size than its image, or a value or colour of no class.
         """
+        values = self._values(mask, size, image)
+        names = {c.id: c.name for c in self.classes}
+        regions = []
+        for value in np.unique(values).tolist():
+            if value in names:
+                regions.append((names[value], values == value))
+            elif value != self.void:
+                raise UserError(
+                    f"Mask '{self.root / mask}' has the value {value}, which is no class of the "
+                    f"list ({sorted(names)}). Add it there, or give it as --void-value."
+                )
+        return regions
+
+    def _values(self, mask: str, size: tuple[int, int], image: str) -> np.ndarray:
+        """Read a mask as class ids, int32 (H, W)."""
         path = self.root / mask
         picture = read_mask(path)
         check_size(picture.size[::-1], size, f"Mask '{path}'", image)
@@ -114,97 +167,38 @@ class MaskClasses:
         return np.array([c.id for c in self.classes], np.int32)[order][place]
 
 
-def match_masks(root: Path, images: list[str], suffix: str) -> dict[str, dict]:
+def match_masks(root: Path, images: list[str], suffix: str, left_out: LeftOut) -> dict[str, str]:
     """Find the mask of each image: ``a/b.jpg`` has ``a/b<suffix>`` in the folder of masks.
 
-    Returns:
-        dict: image name to ``{"mask": name, "bytes": size of its file}``.
-
-    Raises:
-        FileNotFoundError: names the first image without mask.
-    """
-    result, missing = {}, []
-    for name in images:
-        mask = str(PurePosixPath(name).with_suffix("")) + suffix
-        if (root / mask).is_file():
-            result[name] = {"mask": mask, "bytes": (root / mask).stat().st_size}
-        else:
-            missing.append((name, mask))
-    if missing:
-        there = next((p.name for p in sorted(root.iterdir()) if p.is_file()), None)
-        hint = f" The folder has '{there}': is --mask-suffix right?" if there else ""
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(images)} images have no mask; '{missing[0][0]}' needs "
-            f"'{root / missing[0][1]}'.{hint}"
-        )
-    return result
-
-
-class ClassMasks:
-    """Images and a class mask for each.
-
-    Stuff classes become one segment per image, things one per connected component; ignored
-    classes are void.
-
     Args:
-        images: folder of the images.
-        masks: folder of the masks.
-        labels: list of the classes; see ``categories.read_class_file``.
-        mask_suffix: what follows the image's name without suffix in the name of its mask.
-        void_value: value of unlabelled pixels in grey masks.
-        connectivity: 8, or 4 to keep apart what touches at corners only.
-        classes: options; classes are stuff unless the list or ``things`` make them things.
+        root: folder of the masks.
+        images: names of the images.
+        suffix: of the masks.
+        left_out: is told of images without a mask, and of masks without an image.
+
+    Returns:
+        dict: image name to mask name.
 
     Raises:
-        FileNotFoundError: a file or folder is missing.
-        UserError: the list of classes does not fit.
+        FileNotFoundError: no image has a mask.
     """
-
-    def __init__(
-        self,
-        images: Path,
-        masks: Path,
-        labels: Path,
-        *,
-        mask_suffix: str = ".png",
-        void_value: int = 255,
-        connectivity: int = 8,
-        classes: ClassOptions = ClassOptions(),  # noqa: B008  immutable
-    ):
-        names = find_images(images)
-        self.image_root = images
-        self._masks = MaskClasses.read(masks, labels, mask_suffix, void_value)
-        found = self._masks.found()
-        self.categories = choose_categories(found, classes, thing_by_default=False)
-        self._ids = {c["name"]: c["id"] for c in self.categories}
-        self._things = {c["id"] for c in self.categories if c["isthing"]}
-        self.items = [Item(n, truth) for n, truth in match_masks(masks, names, mask_suffix).items()]
-        if connectivity not in (4, 8):
-            raise UserError(f"Connectivity is {connectivity}, but can be 4 or 8 only.")
-        self._structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-        self.options: dict[str, Any] = {
-            "format": "class masks",
-            "connectivity": connectivity,
-            **self._masks.as_options(self._ids),
-        }
-
-    def label(self, item: Item, size: tuple[int, int]) -> Labels:
-        """Label the components of things, and each stuff class as a whole."""
-        mask = item.truth["mask"]
-        values = self._masks.values(mask, size, item.file_name)
-        result = np.zeros(size, np.int32)
-        segments: list[Segment] = []
-        for value in np.unique(values).tolist():
-            name = self._masks.name_of(value, mask)
-            if name is None:
-                continue
-            category_id = self._ids.get(name, VOID)
-            where = values == value
-            if category_id in self._things:
-                components, count = ndimage.label(where, self._structure)
-                result[where] = components[where] + len(segments)
-            else:
-                count = 1
-                result[where] = len(segments) + 1
-            segments += [Segment(category_id)] * count
-        return Labels(result, segments)
+    there = {
+        p.relative_to(root).as_posix()
+        for p in root.rglob("*")
+        if p.name.endswith(suffix) and not p.name.startswith(".")
+    }
+    wanted = {name: str(PurePosixPath(name).with_suffix("")) + suffix for name in images}
+    found = {name: mask for name, mask in wanted.items() if mask in there}
+    if not found:
+        example = next((p.name for p in sorted(root.iterdir()) if p.is_file()), None)
+        hint = f" The folder has '{example}': is --mask-suffix right?" if example else ""
+        raise FileNotFoundError(
+            f"None of {len(images)} images has a mask; '{images[0]}' needs "
+            f"'{root / wanted[images[0]]}'.{hint}"
+        )
+    for name, mask in wanted.items():
+        if name not in found:
+            left_out.add("images without a mask", f"'{name}' (it needs '{root / mask}')")
+    for mask in sorted(there - set(wanted.values())):
+        left_out.add("masks without an image", f"'{root / mask}'")
+    return found

@@ -7,106 +7,92 @@ from typing import Any
 from xml.parsers import expat
 
 from ...errors import UserError
-from .categories import ClassOptions, Found, choose_categories
-from .shapes import draw_shapes, ellipse, polygon, rectangle, shape
-from .source import VOID, Item, Labels, Skipped, check_size, require_folder, resolve_inside
+from .categories import Category
+from .shapes import DrawShapes, ellipse, polygon, rectangle, shape
+from .source import Item, LeftOut, Source, require_folder, resolve_inside
 
 _DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
-class Cvat:
+def cvat(annotations: Path, images: Path, *, overlap: str = "smaller-on-top") -> Source:
     """An ``annotations.xml`` of CVAT.
 
     Polygons, boxes, ellipses and masks are drawn, by their ``z_order`` first; polylines, points,
     cuboids and skeletons are left out with a warning. Shapes of one label and one ``group_id`` are
-    one object. Attributes are not read.
+    one object. Attributes are not read. Classes are in the order of the task.
 
     Args:
         annotations: the XML file.
         images: folder of the images.
         overlap: rule within one ``z_order``; see :func:`shapes.draw_shapes`.
-        classes: options; classes are things, in the order of the task, unless said otherwise.
 
     Raises:
         FileNotFoundError: the file or the folder is missing.
         UserError: the file is not in the format, declares a document type (entities), or names a
             path outside of ``images``.
     """
+    require_folder(images, "--images")
+    root = parse_xml(annotations)
+    if root.tag != "annotations" or root.find("track") is not None:
+        raise UserError(
+            f"'{annotations}' is not in the format 'CVAT for images 1.1'. Export the task in that "
+            "format (not 'for video')."
+        )
+    items: dict[str, Item] = {}
+    left_out = LeftOut()
+    for image in root.iter("image"):
+        where = f"'{annotations}': image {image.get('id')}"
+        name = resolve_inside(images, image.get("name"), where)
+        if name in items:
+            raise UserError(f"{where}: the image '{name}' is listed twice.")
+        items[name] = _item(image, name, where, left_out)
+    return Source(
+        images,
+        _classes(root),
+        [items[name] for name in sorted(items)],
+        DrawShapes(overlap, "The XML's entry"),
+        left_out=left_out,
+    )
 
-    def __init__(
-        self,
-        annotations: Path,
-        images: Path,
-        *,
-        overlap: str = "smaller-on-top",
-        classes: ClassOptions = ClassOptions(),  # noqa: B008  immutable
-    ):
-        self.image_root = require_folder(images, "--images")
-        self.skipped = Skipped()
-        self._path = annotations
-        root = parse_xml(annotations)
-        if root.tag != "annotations" or root.find("track") is not None:
-            raise UserError(
-                f"'{annotations}' is not in the format 'CVAT for images 1.1'. Export the task in "
-                "that format (not 'for video')."
-            )
-        self.categories = choose_categories(_classes(root), classes)
-        self._ids = {c["name"]: c["id"] for c in self.categories}
-        self._things = {c["id"] for c in self.categories if c["isthing"]}
-        items: dict[str, Item] = {}
-        for image in root.iter("image"):
-            where = f"'{annotations}': image {image.get('id')}"
-            name = resolve_inside(images, image.get("name"), where)
-            if name in items:
-                raise UserError(f"{where}: the image '{name}' is listed twice.")
-            items[name] = self._item(image, name, where)
-        self.items = [items[name] for name in sorted(items)]
-        self._overlap = overlap
-        self.options: dict[str, Any] = {"format": "CVAT", "overlap": overlap}
 
-    def label(self, item: Item, size: tuple[int, int]) -> Labels:
-        """Draw the shapes of an image."""
-        where = f"image '{item.file_name}'"
-        check_size(item.truth["size"], size, f"The XML's entry of {where}", item.file_name)
-        return draw_shapes(item.truth["shapes"], size, self._things, self._overlap, where)
+def _item(image: ElementTree.Element, name: str, where: str, left_out: LeftOut) -> Item:
+    shapes: dict[Any, dict] = {}
+    for index, element in enumerate(image):
+        at = f"{where}, {element.tag} {index}"
+        if element.tag not in _DRAWN:
+            if element.tag != "tag":
+                left_out.add(f"shapes are a {element.tag}, which is not drawn", at)
+            continue
+        label = element.get("label")
+        if not label:
+            raise UserError(f"{at} has no 'label'.")
+        part = _part(element, at, left_out)
+        if part is None:
+            continue
+        group, z = element.get("group_id", "0"), int(_number(element, "z_order", at, "0"))
+        key = ("alone", index) if group == "0" else (label, group)
+        if key in shapes:
+            shapes[key]["parts"].append(part)
+        else:
+            shapes[key] = shape(label, part, z=z)
+    size = [int(_number(image, side, where)) for side in ("height", "width")]
+    return Item(name, {"shapes": list(shapes.values()), "size": size})
 
-    def _item(self, image: ElementTree.Element, name: str, where: str) -> Item:
-        shapes: dict[Any, dict] = {}
-        for index, element in enumerate(image):
-            at = f"{where}, {element.tag} {index}"
-            if element.tag not in _DRAWN:
-                if element.tag != "tag":
-                    self.skipped.add(f"shapes are a {element.tag}, which is not drawn", at)
-                continue
-            label = element.get("label")
-            if not label:
-                raise UserError(f"{at} has no 'label'.")
-            part = self._part(element, at)
-            if part is None:
-                continue
-            group, z = element.get("group_id", "0"), int(_number(element, "z_order", at, "0"))
-            key = ("alone", index) if group == "0" else (label, group)
-            if key in shapes:
-                shapes[key]["parts"].append(part)
-            else:
-                shapes[key] = shape(self._ids.get(label, VOID), part, z=z)
-        size = [int(_number(image, side, where)) for side in ("height", "width")]
-        return Item(name, {"shapes": list(shapes.values()), "size": size})
 
-    def _part(self, element: ElementTree.Element, where: str) -> dict | None:
-        if element.tag == "polygon":
-            pairs = (element.get("points") or "").split(";")
-            checked = polygon([p.split(",") for p in pairs if p], where)
-            if checked is None:
-                self.skipped.add("polygons have fewer than three points", where)
-            return {"polygons": [checked]} if checked else None
-        if element.tag == "mask":
-            return _mask(element, where)
-        names = ("xtl", "ytl", "xbr", "ybr") if element.tag == "box" else ("cx", "cy", "rx", "ry")
-        numbers = [_number(element, name, where) for name in names]
-        degrees = _number(element, "rotation", where, "0")
-        make = rectangle if element.tag == "box" else ellipse
-        return {"polygons": [make(*numbers, degrees)]}
+def _part(element: ElementTree.Element, where: str, left_out: LeftOut) -> dict | None:
+    if element.tag == "polygon":
+        pairs = (element.get("points") or "").split(";")
+        checked = polygon([p.split(",") for p in pairs if p], where)
+        if checked is None:
+            left_out.add("polygons have fewer than three points", where)
+        return {"polygons": [checked]} if checked else None
+    if element.tag == "mask":
+        return _mask(element, where)
+    names = ("xtl", "ytl", "xbr", "ybr") if element.tag == "box" else ("cx", "cy", "rx", "ry")
+    numbers = [_number(element, name, where) for name in names]
+    degrees = _number(element, "rotation", where, "0")
+    make = rectangle if element.tag == "box" else ellipse
+    return {"polygons": [make(*numbers, degrees)]}
 
 
 def parse_xml(path: Path) -> ElementTree.Element:
@@ -144,18 +130,18 @@ def parse_xml(path: Path) -> ElementTree.Element:
     return builder.close()
 
 
-def _classes(root: ElementTree.Element) -> list[Found]:
+def _classes(root: ElementTree.Element) -> list[Category]:
     """Return the labels of the task, or else those in use, sorted."""
     classes = []
     # Of a project, all tasks may list the same labels.
     for label in root.iterfind("./meta//labels/label"):
         name, color = label.findtext("name"), (label.findtext("color") or "").lstrip("#")
         rgb = tuple(bytes.fromhex(color)) if len(color) == 6 else None
-        if name and label.findtext("parent") is None and all(f.name != name for f in classes):
-            classes.append(Found(name, color=rgb))
+        if name and label.findtext("parent") is None and all(c.name != name for c in classes):
+            classes.append(Category(name, color=rgb))
     used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
-    known = {f.name for f in classes}
-    return classes + [Found(name) for name in sorted(n for n in used if n and n not in known)]
+    known = {c.name for c in classes}
+    return classes + [Category(name) for name in sorted(n for n in used if n and n not in known)]
 
 
 def _mask(element: ElementTree.Element, where: str) -> dict:

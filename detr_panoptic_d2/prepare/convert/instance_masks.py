@@ -1,16 +1,19 @@
 """Instance-id masks (Penn-Fudan's form: a pixel has the number of its object) -> panoptic."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .categories import ClassOptions, Found, choose_categories
+from .categories import Category
 from .class_masks import match_masks
 from .source import (
-    VOID,
     Item,
     Labels,
+    LeftOut,
     Segment,
+    Source,
     check_size,
     find_images,
     mask_values,
@@ -19,7 +22,14 @@ from .source import (
 )
 
 
-class InstanceMasks:
+def instance_masks(
+    images: Path,
+    masks: Path,
+    *,
+    category: str = "object",
+    mask_suffix: str = "_mask.png",
+    void_value: int | None = None,
+) -> Source:
     """Images of one class of things, and a mask for each: 0 background, n the n-th object.
 
     Numbers may have gaps. The masks of the published Penn-Fudan set are so.
@@ -30,35 +40,27 @@ class InstanceMasks:
         category: name of the class.
         mask_suffix: what follows the image's name without suffix in the name of its mask.
         void_value: a value that means void, and neither object nor background; None: there is none.
-        classes: options.
 
     Raises:
-        FileNotFoundError: a folder or a mask is missing.
-        ValueError: the options do not fit.
+        FileNotFoundError: a folder is missing, or no image has a mask.
     """
+    names, left_out = find_images(images), LeftOut()
+    matched = match_masks(require_folder(masks, "--masks"), names, mask_suffix, left_out)
+    items = [Item(name, mask) for name, mask in matched.items()]
+    draw = _Draw(masks, category, void_value)
+    return Source(images, [Category(category)], items, draw, left_out=left_out)
 
-    def __init__(
-        self,
-        images: Path,
-        masks: Path,
-        *,
-        category: str = "object",
-        mask_suffix: str = "_mask.png",
-        void_value: int | None = None,
-        classes: ClassOptions = ClassOptions(),  # noqa: B008  immutable
-    ):
-        names = find_images(images)
-        self.image_root = images
-        self._masks = require_folder(masks, "--masks")
-        self.categories = choose_categories([Found(category)], classes)
-        self._category_id = next(c["id"] for c in self.categories if c["name"] == category)
-        self.items = [Item(n, truth) for n, truth in match_masks(masks, names, mask_suffix).items()]
-        self._void = void_value
-        self.options = {"format": "instance masks", "category": category, "void": void_value}
 
-    def label(self, item: Item, size: tuple[int, int]) -> Labels:
-        """Number the objects of an image without gaps."""
-        path = self._masks / item.truth["mask"]
+@dataclass(frozen=True)
+class _Draw:
+    """Numbers the objects of an image without gaps."""
+
+    masks: Path
+    category: str
+    void_value: int | None
+
+    def __call__(self, item: Item, size: tuple[int, int], things: Collection[str]) -> Labels:
+        path = self.masks / item.annotation
         values = mask_values(read_mask(path), path)
         check_size(values.shape, size, f"Mask '{path}'", item.file_name)
         numbers, labels = np.unique(values, return_inverse=True)
@@ -67,5 +69,5 @@ class InstanceMasks:
             numbers = numbers[1:]
         else:
             labels += 1
-        ids = [VOID if n == self._void else self._category_id for n in numbers.tolist()]
-        return Labels(labels, [Segment(category_id) for category_id in ids])
+        names = [None if n == self.void_value else self.category for n in numbers.tolist()]
+        return Labels(labels, [Segment(name) for name in names])

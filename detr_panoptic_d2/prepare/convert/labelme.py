@@ -6,110 +6,97 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .categories import ClassOptions, Found, choose_categories
-from .shapes import draw_shapes, ellipse, polygon, rectangle, shape
-from .source import VOID, Item, Labels, Skipped, check_size, require_folder, resolve_inside
+from .categories import Category
+from .shapes import DrawShapes, ellipse, polygon, rectangle, shape
+from .source import Item, LeftOut, Source, require_folder, resolve_inside
 
 
-class LabelMe:
+def labelme(
+    annotations: Path, images: Path | None = None, *, overlap: str = "smaller-on-top"
+) -> Source:
     """A folder of LabelMe's jsons.
 
     Polygons, rectangles, circles and masks are drawn; points and lines have no area and are left
-    out with a warning. Shapes of one label and one ``group_id`` are one object.
+    out with a warning. Shapes of one label and one ``group_id`` are one object. Classes are sorted
+    by name.
 
     Args:
         annotations: folder of the jsons, searched with its subfolders.
         images: folder that holds all images; default ``annotations``. Each json names its image
             relative to itself.
         overlap: rule; see :func:`shapes.draw_shapes`.
-        classes: options; classes are things, sorted by name, unless said otherwise.
 
     Raises:
         FileNotFoundError: a folder is missing or has no json.
         UserError: a json is not in the format, or names a path outside of ``images``.
     """
+    require_folder(annotations, "--annotations")
+    image_root, left_out = require_folder(images or annotations, "--images"), LeftOut()
+    files = sorted(p for p in annotations.rglob("*.json") if not p.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"'{annotations}' has no *.json of LabelMe.")
+    items: dict[str, Item] = {}
+    labels: set[str] = set()
+    for path in files:
+        content = _read(path)
+        labels |= {shape["label"] for shape in content["shapes"]}
+        item = _item(path, content, image_root, left_out)
+        if item.file_name in items:
+            raise UserError(f"'{path}': another json has the image '{item.file_name}' too.")
+        items[item.file_name] = item
+    return Source(
+        image_root,
+        [Category(name) for name in sorted(labels)],
+        [items[name] for name in sorted(items)],
+        DrawShapes(overlap, "The json"),
+        left_out=left_out,
+    )
 
-    def __init__(
-        self,
-        annotations: Path,
-        images: Path | None = None,
-        *,
-        overlap: str = "smaller-on-top",
-        classes: ClassOptions = ClassOptions(),  # noqa: B008  immutable
-    ):
-        require_folder(annotations, "--annotations")
-        self.image_root = require_folder(images or annotations, "--images")
-        self.skipped = Skipped()
-        files = sorted(p for p in annotations.rglob("*.json") if not p.name.startswith("."))
-        if not files:
-            raise FileNotFoundError(f"'{annotations}' has no *.json of LabelMe.")
-        contents = {path: _read(path) for path in files}
-        labels = sorted({s["label"] for c in contents.values() for s in c["shapes"]})
-        self.categories = choose_categories([Found(name) for name in labels], classes)
-        self._ids = {c["name"]: c["id"] for c in self.categories}
-        self._things = {c["id"] for c in self.categories if c["isthing"]}
-        items: dict[str, Item] = {}
-        for path, content in contents.items():
-            item = self._item(path, content)
-            if item.file_name in items:
-                raise UserError(f"'{path}': another json has the image '{item.file_name}' too.")
-            items[item.file_name] = item
-        self.items = [items[name] for name in sorted(items)]
-        self._overlap = overlap
-        self.options: dict[str, Any] = {"format": "LabelMe", "overlap": overlap}
 
-    def label(self, item: Item, size: tuple[int, int]) -> Labels:
-        """Draw the shapes of an image."""
-        where = f"image '{item.file_name}'"
-        if None not in item.truth["size"]:
-            check_size(item.truth["size"], size, f"The json of {where}", item.file_name)
-        return draw_shapes(item.truth["shapes"], size, self._things, self._overlap, where)
-
-    def _item(self, path: Path, content: dict) -> Item:
-        name = resolve_inside(
-            self.image_root, content.get("imagePath"), f"'{path}'", base=path.parent
+def _item(path: Path, content: dict, image_root: Path, left_out: LeftOut) -> Item:
+    name = resolve_inside(image_root, content.get("imagePath"), f"'{path}'", base=path.parent)
+    if not (image_root / name).is_file():
+        hint = " The json holds a copy of it, which is not read." * bool(content["imageData"])
+        raise FileNotFoundError(
+            f"'{path}' names the image '{content['imagePath']}', which does not exist.{hint}"
         )
-        if not (self.image_root / name).is_file():
-            hint = " The json holds a copy of it, which is not read." * bool(content["imageData"])
-            raise FileNotFoundError(
-                f"'{path}' names the image '{content['imagePath']}', which does not exist.{hint}"
-            )
-        shapes: dict[Any, dict] = {}
-        for index, drawn in enumerate(content["shapes"]):
-            where = f"'{path}': shape {index} ('{drawn['label']}')"
-            part = self._part(drawn, where)
-            if part is None:
-                continue
-            group = drawn.get("group_id")
-            key = ("alone", index) if group is None else (drawn["label"], group)
-            if key in shapes:
-                shapes[key]["parts"].append(part)
-            else:
-                shapes[key] = shape(self._ids.get(drawn["label"], VOID), part)
-        size = [content.get("imageHeight"), content.get("imageWidth")]
-        return Item(name, {"shapes": list(shapes.values()), "size": size})
+    shapes: dict[Any, dict] = {}
+    for index, drawn in enumerate(content["shapes"]):
+        where = f"'{path}': shape {index} ('{drawn['label']}')"
+        part = _part(drawn, where, left_out)
+        if part is None:
+            continue
+        group = drawn.get("group_id")
+        key = ("alone", index) if group is None else (drawn["label"], group)
+        if key in shapes:
+            shapes[key]["parts"].append(part)
+        else:
+            shapes[key] = shape(drawn["label"], part)
+    size = [content.get("imageHeight"), content.get("imageWidth")]
+    return Item(name, {"shapes": list(shapes.values()), "size": size})
 
-    def _part(self, drawn: dict, where: str) -> dict | None:
-        kind = drawn.get("shape_type") or "polygon"
-        if kind not in ("polygon", "rectangle", "circle", "mask"):
-            self.skipped.add(f"shapes are a {kind}, which is not drawn", where)
-            return None
-        flat = _numbers(drawn.get("points"), where)
-        if kind == "polygon":
-            checked = polygon(flat, where)
-            if checked is None:
-                self.skipped.add("polygons have fewer than three points", where)
-            return {"polygons": [checked]} if checked else None
-        if len(flat) != 4:
-            raise UserError(f"{where}: a {kind} has two points, this one {len(flat) // 2}.")
-        if kind == "circle":
-            radius = math.hypot(flat[2] - flat[0], flat[3] - flat[1])
-            return {"polygons": [ellipse(flat[0], flat[1], radius, radius)]}
-        if kind == "rectangle":
-            return {"polygons": [rectangle(*flat)]}
-        if not isinstance(drawn.get("mask"), str):
-            raise UserError(f"{where}: a mask has its PNG under 'mask'.")
-        return {"png": drawn["mask"], "left": round(flat[0]), "top": round(flat[1])}
+
+def _part(drawn: dict, where: str, left_out: LeftOut) -> dict | None:
+    kind = drawn.get("shape_type") or "polygon"
+    if kind not in ("polygon", "rectangle", "circle", "mask"):
+        left_out.add(f"shapes are a {kind}, which is not drawn", where)
+        return None
+    flat = _numbers(drawn.get("points"), where)
+    if kind == "polygon":
+        checked = polygon(flat, where)
+        if checked is None:
+            left_out.add("polygons have fewer than three points", where)
+        return {"polygons": [checked]} if checked else None
+    if len(flat) != 4:
+        raise UserError(f"{where}: a {kind} has two points, this one {len(flat) // 2}.")
+    if kind == "circle":
+        radius = math.hypot(flat[2] - flat[0], flat[3] - flat[1])
+        return {"polygons": [ellipse(flat[0], flat[1], radius, radius)]}
+    if kind == "rectangle":
+        return {"polygons": [rectangle(*flat)]}
+    if not isinstance(drawn.get("mask"), str):
+        raise UserError(f"{where}: a mask has its PNG under 'mask'.")
+    return {"png": drawn["mask"], "left": round(flat[0]), "top": round(flat[1])}
 
 
 def _read(path: Path) -> dict:

@@ -1,20 +1,16 @@
 """Stuff that a trained model sees where the data has no label."""
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from detectron2.engine import DefaultPredictor
 
-from ...apps.predict import Predictor
+from ...checkpoint.checkpointer import PanopticCheckpointer
 from ...data.dataset_mapper import read_image
-from ...data.digest import file_digest
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...engine import setup_cfg
 from ...errors import UserError
 from .source import Labels, Segment
-
-logger = logging.getLogger(__name__)
 
 
 class ModelStuff:
@@ -40,23 +36,22 @@ class ModelStuff:
     ):
         if not 0 <= threshold <= 1:
             raise UserError(f"--stuff-threshold is {threshold}, but must lie within 0 and 1.")
-        opts = [*(opts or []), "MODEL.WEIGHTS", weights]
+        # The weights are read below: Detectron2's own reader knows fewer kinds of them.
+        opts = [*(opts or []), "MODEL.WEIGHTS", ""]
         opts += ["MODEL.DETR.TEST.SCORE_THRESH", str(float(threshold))]
-        cfg = setup_cfg(config, opts)
-        self._predictor = Predictor(cfg)
+        self._predictor = DefaultPredictor(setup_cfg(config, opts))
+        PanopticCheckpointer(self._predictor.model).load(weights)
         metadata = self._predictor.metadata
         things = set(thing_class_ids(metadata))
-        stuff = [i for i in range(len(dataset_ids(metadata))) if i not in things]
-        if not stuff:
-            raise UserError(f"The model of '{config}' knows no stuff classes.")
         ids, names, colors = dataset_ids(metadata), metadata.stuff_classes, metadata.stuff_colors
-        self._names = {i: names[i] for i in stuff}
+        self._names = {i: names[i] for i in range(len(ids)) if i not in things}
+        if not self._names:
+            raise UserError(f"The model of '{config}' knows no stuff classes.")
         self.categories = [
-            {"id": ids[i], "name": names[i], "color": [int(c) for c in colors[i]]} for i in stuff
+            {"id": ids[i], "name": name, "color": [int(c) for c in colors[i]]}
+            for i, name in self._names.items()
         ]
         self._threshold = threshold
-        # The whole config, since each key may change what the model sees.
-        self.options: dict[str, Any] = {"weights": _digest(weights), "config": cfg.dump()}
 
     def fill(self, path: Path, labels: Labels, categories: list[dict]) -> Labels:
         """Label more of an image.
@@ -69,20 +64,14 @@ class ModelStuff:
         Returns:
             Labels: new ones.
         """
-        image = read_image(path, "RGB")
-        predicted, found = self._predictor(image)["panoptic_seg"]
+        predicted, found = self._predictor(read_image(path, "BGR"))["panoptic_seg"]
         predicted = predicted.cpu().numpy()
-        category_ids = {c["name"]: c["id"] for c in categories if not c["isthing"]}
+        stuff = {c["name"] for c in categories if not c["isthing"]}
         result, segments = labels.map.copy(), list(labels.segments)
         for segment in found:
-            category_id = category_ids.get(self._names.get(segment["category_id"]))
-            if category_id is None or segment["score"] < self._threshold:
+            name = self._names.get(segment["category_id"])
+            if name not in stuff or segment["score"] < self._threshold:
                 continue
-            segments.append(Segment(category_id))
+            segments.append(Segment(name))
             result[(labels.map == 0) & (predicted == segment["id"])] = len(segments)
         return Labels(result.astype(np.int32), segments)
-
-
-def _digest(weights: str) -> str:
-    """Hash a file of weights; a URL or folder is its name."""
-    return file_digest(weights) if Path(weights).is_file() else weights

@@ -1,7 +1,7 @@
 """Shapes that people draw around objects -> label map.
 
-A *shape* is a mapping ``{"category_id", "iscrowd", "z", "parts"}``; the object is the union of its
-parts. A *part* has one of
+A *shape* is a mapping ``{"name", "iscrowd", "z", "parts"}`` with the name of its class; the object
+is the union of its parts. A *part* has one of
 
 - ``polygons``: flat lists ``x, y, x, y, ...`` in pixels, as in COCO;
 - ``rle``: COCO run lengths, ``{"size": [H, W], "counts": list or str}``;
@@ -15,6 +15,7 @@ import binascii
 import io
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from ...errors import UserError
-from .source import Labels, Segment
+from .source import Item, Labels, Segment, check_size
 
 OVERLAP_RULES = ("smaller-on-top", "later-on-top")
 
 
 def draw_shapes(
-    shapes: list[dict], size: tuple[int, int], thing_ids: Collection[int], overlap: str, where: str
+    shapes: list[dict], size: tuple[int, int], things: Collection[str], overlap: str, where: str
 ) -> Labels:
     """Draw shapes over each other.
 
@@ -38,7 +39,7 @@ def draw_shapes(
     Args:
         shapes: S shapes.
         size: (H, W).
-        thing_ids: category ids that are things.
+        things: names of the classes that are things.
         overlap: "smaller-on-top" (by area before overlaps are resolved: what is smaller is most
             likely in front, or held) or "later-on-top" (in the file).
         where: what to name in errors.
@@ -53,7 +54,7 @@ def draw_shapes(
 
     def height(index: int) -> tuple:
         shape = shapes[index]
-        is_thing = shape["category_id"] in thing_ids
+        is_thing = shape["name"] in things
         layer = 0 if not is_thing else 1 if shape["iscrowd"] else 2
         by_area = -int(areas[index]) if overlap == "smaller-on-top" else 0
         return shape["z"], layer, by_area, index
@@ -61,12 +62,32 @@ def draw_shapes(
     labels = np.zeros(size, np.int32)
     for index in sorted(range(len(shapes)), key=height):
         labels[mask_util.decode(masks[index]) != 0] = index + 1
-    return Labels(labels, [Segment(s["category_id"], s["iscrowd"]) for s in shapes])
+    crowds = [int(s["iscrowd"] and s["name"] in things) for s in shapes]
+    return Labels(labels, [Segment(s["name"], c) for s, c in zip(shapes, crowds, strict=True)])
 
 
-def shape(category_id: int, *parts: dict, iscrowd: int = 0, z: int = 0) -> dict:
+def shape(name: str, *parts: dict, iscrowd: int = 0, z: int = 0) -> dict:
     """Make a shape."""
-    return {"category_id": category_id, "iscrowd": iscrowd, "z": z, "parts": list(parts)}
+    return {"name": name, "iscrowd": iscrowd, "z": z, "parts": list(parts)}
+
+
+@dataclass(frozen=True)
+class DrawShapes:
+    """Draws the shapes of an item whose annotation has ``shapes`` and ``size``.
+
+    Attributes:
+        overlap: see :func:`draw_shapes`.
+        what: the annotation's name for errors.
+    """
+
+    overlap: str
+    what: str
+
+    def __call__(self, item: Item, size: tuple[int, int], things: Collection[str]) -> Labels:
+        where, listed = f"image '{item.file_name}'", item.annotation["size"]
+        if listed and None not in listed:
+            check_size(listed, size, f"{self.what} of {where}", item.file_name)
+        return draw_shapes(item.annotation["shapes"], size, things, self.overlap, where)
 
 
 def polygon(points: Any, where: str) -> list[float] | None:

@@ -1,40 +1,42 @@
-"""What every converter gives to the writer: images, classes, and a label map per image."""
+"""What the reader of each format gives to the writer: images, classes, and how to draw labels."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ...apps.predict import IMAGE_SUFFIXES
 from ...errors import UserError
+from .categories import Category
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 # EXIF tag of the orientation, and its values that exchange width and height.
-EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
-# Category of a segment that is void because the data or the user says so. Pixels without label
-# may still become background, or stuff that a model sees; these may not.
-VOID = 0
 
 
 class Segment(NamedTuple):
-    """A segment of a label map. ``category_id`` is that of the json, or ``VOID``."""
+    """A segment of a label map.
 
-    category_id: int
+    ``name`` is that of its class. None, or a class that is ignored, is void: unlike pixels without
+    a label it becomes neither background nor stuff that a model sees.
+    """
+
+    name: str | None
     iscrowd: int = 0
 
 
 @dataclass
 class Labels:
-    """The truth of one image before it is written.
+    """The labels of one image before they are written.
 
     Attributes:
         map: int32 (H, W); 0 where nothing is labelled, s + 1 for segment s.
         segments: (S,) in any order. Segments may be without pixels; parts of one stuff class, and
-            crowds of one class, become one segment when written; void is not written.
+            crowds of one class, become one segment when written.
     """
 
     map: np.ndarray
@@ -47,39 +49,18 @@ class Item:
 
     Attributes:
         file_name: relative to the source's ``image_root``, with ``/``.
-        truth: what the source needs to label the image; plain values that json can write.
+        annotation: what the source's ``draw`` needs to label the image; plain values.
         image_id: from the annotation file, if it has ids.
-        split: of the image, if the data set comes in splits.
     """
 
     file_name: str
-    truth: Any
+    annotation: Any
     image_id: int | str | None = None
-    split: str | None = None
-
-
-class Source(Protocol):
-    """A data set in some other format, listed and checked, its masks not yet drawn.
-
-    Attributes:
-        image_root: folder of the images.
-        categories: as in a COCO panoptic json.
-        items: one per image.
-        options: what else decides about the result.
-    """
-
-    image_root: Path
-    categories: list[dict]
-    items: list[Item]
-    options: dict[str, Any]
-
-    def label(self, item: Item, size: tuple[int, int]) -> Labels:
-        """Draw the truth of an image of ``size`` (height, width)."""
 
 
 @dataclass
-class Skipped:
-    """Counts what a converter leaves out, by reason, for one warning at the end."""
+class LeftOut:
+    """Counts what is left out, by reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -89,11 +70,38 @@ class Skipped:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.examples.setdefault(reason, example)
 
+    def has(self, reason: str) -> bool:
+        """Whether something was left out for this reason."""
+        return reason in self.counts
+
     def lines(self) -> list[str]:
         """One line per reason."""
         return [
             f"{n} {reason}, such as {self.examples[reason]}" for reason, n in self.counts.items()
         ]
+
+
+@dataclass
+class Source:
+    """A data set in some other format: listed and checked, its masks not yet drawn.
+
+    Attributes:
+        image_root: folder of the images.
+        classes: those that the data has, in its order.
+        items: one per image.
+        draw: ``draw(item, (height, width), things)`` returns the :class:`Labels` of an image of
+            that upright size; ``things`` are the names of the classes that are things. Goes to
+            other processes, so it can be pickled and does not hold the items.
+        thing_by_default: what a class is of which neither data nor user say it.
+        left_out: of the data, for a warning.
+    """
+
+    image_root: Path
+    classes: list[Category]
+    items: list[Item]
+    draw: Callable[[Item, tuple[int, int], Collection[str]], Labels]
+    thing_by_default: bool = True
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def resolve_inside(root: Path, name: Any, where: str, *, base: Path | None = None) -> str:
@@ -123,19 +131,6 @@ def resolve_inside(root: Path, name: Any, where: str, *, base: Path | None = Non
             "images with --images."
         )
     return Path(os.path.relpath(full, top)).as_posix()
-
-
-def require_files(root: Path, names: Iterable[str], what: str) -> None:
-    """Check that files are there.
-
-    Raises:
-        FileNotFoundError: names the first that is missing, and how many are.
-    """
-    missing = [name for name in names if not (root / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} {what} are missing in '{root}', the first is '{missing[0]}'."
-        )
 
 
 def require_folder(path: Path, option: str) -> Path:
@@ -174,7 +169,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in _TRANSPOSED
+            turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     except FileNotFoundError:
         raise FileNotFoundError(f"Image '{path}' does not exist.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -214,12 +209,12 @@ def mask_values(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def check_size(found: tuple[int, ...], size: tuple[int, int], what: str, image: str) -> None:
-    """Check that a truth is as large as its image.
+    """Check that an annotation is as large as its image.
 
     Args:
-        found: (height, width) of the truth.
+        found: (height, width) of the annotation.
         size: (height, width) of the upright image.
-        what: the truth's name for the error.
+        what: the annotation's name for the error.
         image: the image's name.
 
     Raises:
@@ -229,8 +224,8 @@ def check_size(found: tuple[int, ...], size: tuple[int, int], what: str, image: 
         hint = ""
         if tuple(found) == tuple(size)[::-1]:
             hint = (
-                " If the image is turned by its EXIF orientation: truth must be in the upright "
-                "frame. Turn the image itself (for example 'mogrify -auto-orient') and label anew."
+                " If the image is turned by its EXIF orientation: annotations must fit the upright "
+                "image. Turn the image itself (for example 'mogrify -auto-orient') and label anew."
             )
         raise UserError(
             f"{what} is {found[1]} wide and {found[0]} high, but its image '{image}' is {size[1]} "

@@ -1,8 +1,8 @@
 import pytest
 
 from detr_panoptic_d2.prepare.convert.categories import (
+    Category,
     ClassOptions,
-    Found,
     choose_categories,
     read_class_file,
     with_stuff,
@@ -14,7 +14,7 @@ def short(categories):
 
 
 def test_ids_and_things():
-    found = [Found("a", 3), Found("b", isthing=False), Found("c"), Found("d", 1)]
+    found = [Category("a", 3), Category("b", isthing=False), Category("c"), Category("d", 1)]
     assert short(choose_categories(found, ClassOptions())) == [
         (3, "a", 1),
         (2, "b", 0),
@@ -35,6 +35,8 @@ FILES = {
     "list.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6,, 1\n",
     "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
     "names.txt": "\ufeffsky\n\na cow\n",
+    "ids.txt": "sky, 8\na cow,9\n",
+    "ids.csv": "8, sky\n9;a cow\n",
 }
 
 
@@ -43,6 +45,9 @@ def test_forms_of_class_lists(tmp_path, name):
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     sky, cow = read_class_file(tmp_path / name)
     assert (sky.name, cow.name) == ("sky", "a cow")
+    if name.startswith("ids"):
+        assert (sky.id, cow.id) == (8, 9)
+        return
     if name.endswith("txt"):
         assert (sky.id, cow.id) == (0, 1)
     else:
@@ -79,10 +84,10 @@ def test_a_list_sets_ids_order_and_what_may_occur(tmp_path):
         '[{"name": "b", "id": 5}, {"name": "new", "id": 2}, {"name": "a", "id": 9, "isthing": 0}]'
     )
     options = ClassOptions(file=tmp_path / "classes.json")
-    chosen = choose_categories([Found("a", 1), Found("b", 2, isthing=False)], options)
+    chosen = choose_categories([Category("a", 1), Category("b", 2, isthing=False)], options)
     assert short(chosen) == [(5, "b", 0), (2, "new", 1), (9, "a", 0)]
     with pytest.raises(ValueError, match=r"class 'bb', .*did you mean b\?.*--ignore"):
-        choose_categories([Found("bb")], options)
+        choose_categories([Category("bb")], options)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +101,11 @@ def test_a_list_sets_ids_order_and_what_may_occur(tmp_path):
 )
 def test_names_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
-        choose_categories([Found("car"), Found("sky")], ClassOptions(**options))
+        choose_categories([Category("car"), Category("sky")], ClassOptions(**options))
 
 
 def test_with_stuff():
-    categories = choose_categories([Found("car", 4)], ClassOptions())
+    categories = choose_categories([Category("car", 4)], ClassOptions())
     more = with_stuff(categories, [{"name": "sky", "id": 4}, {"name": "sea", "id": 90}])
     assert short(more) == [(4, "car", 1), (5, "sky", 0), (90, "sea", 0)]
     assert with_stuff(more, [{"name": "sky"}]) == more

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.prepare.convert import ClassMasks, ClassOptions
+from detr_panoptic_d2.prepare.convert.class_masks import class_masks
 
 H, W = 12, 16
 SKY, CAR = (128, 128, 128), (64, 0, 128)
@@ -25,9 +25,8 @@ def camvid(tmp_path, save_image, save_mask):
 
 @pytest.mark.parametrize("connectivity, cars", [(8, 2), (4, 3)])
 def test_camvid(camvid, convert_and_check, connectivity, cars):
-    options = ClassOptions(things=("Car",), ignore=("Void",))
-    source = ClassMasks(*camvid, mask_suffix="_L.png", connectivity=connectivity, classes=options)
-    result = convert_and_check(source)
+    source = class_masks(*camvid, mask_suffix="_L.png", connectivity=connectivity)
+    result = convert_and_check(source, things=("Car",), ignore=("Void",))
     found = result.segments("a.png")
     assert [n for n, *_ in found] == ["Car"] * cars + ["Sky"] or [n for n, *_ in found] == [
         "Sky"
@@ -44,9 +43,8 @@ def test_camvid(camvid, convert_and_check, connectivity, cars):
 
 
 def test_background_does_not_cover_ignored_classes(camvid, convert_and_check):
-    options = ClassOptions(ignore=("Void",))
-    source = ClassMasks(*camvid, mask_suffix="_L.png", classes=options)
-    assert convert_and_check(source, background="rest").split.void > 0
+    source = class_masks(*camvid, mask_suffix="_L.png")
+    assert convert_and_check(source, background="rest", ignore=("Void",)).split.void > 0
 
 
 def test_grey_and_palette_masks_hold_ids(tmp_path, save_image, convert_and_check):
@@ -62,7 +60,7 @@ def test_grey_and_palette_masks_hold_ids(tmp_path, save_image, convert_and_check
         if name == "palette":
             mask.putpalette(list(range(256)) * 3)
         mask.save(tmp_path / f"masks/{name}.png")
-    source = ClassMasks(tmp_path / "images", tmp_path / "masks", tmp_path / "classes.json")
+    source = class_masks(tmp_path / "images", tmp_path / "masks", tmp_path / "classes.json")
     result = convert_and_check(source)
     for name in ("grey.jpg", "palette.jpg"):
         classes = result.classes(name)
@@ -75,12 +73,12 @@ def test_16_bit_masks(tmp_path, save_image, save_mask, convert_and_check):
     save_image(tmp_path / "images/a.jpg", H, W)
     save_mask(tmp_path / "masks/a.png", np.full((H, W), 1000, np.uint16))
     (tmp_path / "classes.json").write_text(json.dumps([{"id": 1000, "name": "road"}]))
-    source = ClassMasks(tmp_path / "images", tmp_path / "masks", tmp_path / "classes.json")
+    source = class_masks(tmp_path / "images", tmp_path / "masks", tmp_path / "classes.json")
     assert (convert_and_check(source).classes("a.jpg") == "road").all()
 
 
 def test_errors_name_mask_and_value(camvid, convert_and_check, save_mask, tmp_path):
-    open_source = lambda **options: ClassMasks(*camvid, mask_suffix="_L.png", **options)  # noqa: E731
+    open_source = lambda **options: class_masks(*camvid, mask_suffix="_L.png", **options)  # noqa: E731
     mask = np.zeros((H, W, 3), np.uint8)
     mask[3, 5] = 1, 2, 3
     save_mask(tmp_path / "labeled/a_L.png", mask)
@@ -95,10 +93,10 @@ def test_errors_name_mask_and_value(camvid, convert_and_check, save_mask, tmp_pa
     (tmp_path / "labeled/a_L.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(OSError, match="a_L.png' cannot be read"):
         convert_and_check(open_source(), output=tmp_path / "fourth")
-    with pytest.raises(ValueError, match="Connectivity is 6"):
+    with pytest.raises(ValueError, match="--connectivity is 6"):
         open_source(connectivity=6)
-    with pytest.raises(FileNotFoundError, match="1 of 1 images have no mask; 'a.png'.*a_L.png.*"):
-        ClassMasks(*camvid)
+    with pytest.raises(FileNotFoundError, match="None of 1 images has a mask; 'a.png'.*a_L.png.*"):
+        class_masks(*camvid)
 
 
 @pytest.mark.parametrize(
@@ -112,4 +110,4 @@ def test_errors_name_mask_and_value(camvid, convert_and_check, save_mask, tmp_pa
 def test_bad_lists(camvid, tmp_path, text, message):
     (tmp_path / "label_colors.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        ClassMasks(*camvid, mask_suffix="_L.png")
+        class_masks(*camvid, mask_suffix="_L.png")

@@ -6,7 +6,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from detr_panoptic_d2.prepare.convert import ClassOptions, CocoInstances
+from detr_panoptic_d2.prepare.convert.categories import choose_categories
+from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.shapes import draw_shapes, shape
 
 H, W = 24, 32
@@ -43,7 +44,7 @@ def make(tmp_path, save_image):
         save_image(tmp_path / "images/sub/a.jpg", H, W)
         path = tmp_path / "instances.json"
         path.write_text(json.dumps(content))
-        return CocoInstances(path, tmp_path / "images", **options)
+        return coco_instances(path, tmp_path / "images", **options)
 
     return write
 
@@ -114,8 +115,8 @@ def test_ignored_class_stays_void_under_a_background(make, convert_and_check):
         {"segmentation": box(4, 4, 6, 6)},
         {"segmentation": box(20, 4, 6, 6), "category_id": 3},
     ]
-    source = make(annotations, classes=ClassOptions(ignore=("dog",)))
-    classes = convert_and_check(source, background="ground").classes("sub/a.jpg")
+    result = convert_and_check(make(annotations), background="ground", ignore=("dog",))
+    classes = result.classes("sub/a.jpg")
     assert (classes[4:10, 20:26] == "").all() and (classes == "").sum() == 36
     assert (classes == "cat").sum() == 36
 
@@ -146,7 +147,7 @@ def test_semantic_json(make, convert_and_check, tmp_path):
     assert np.array_equal(found, sky & ~cat)
     stuff["categories"][0]["id"] = stuff["annotations"][0]["category_id"] = 7
     (tmp_path / "stuff.json").write_text(json.dumps(stuff))
-    with pytest.raises(ValueError, match="7 is 'cat' in the instances json and 'sky'"):
+    with pytest.raises(ValueError, match="7 is 'cat' in one file .* and 'sky'"):
         make([], semantic=tmp_path / "stuff.json")
 
 
@@ -158,7 +159,7 @@ def test_semantic_masks(make, convert_and_check, save_mask, tmp_path):
     source = make(
         [{"segmentation": box(4, 10, 10, 10)}],
         semantic=tmp_path / "semantic",
-        semantic_labels=tmp_path / "labels.txt",
+        labels=tmp_path / "labels.txt",
     )
     # A pixel that is semantically a cat, but of no instance, is void even with a background.
     classes = convert_and_check(source, background="ground").classes("sub/a.jpg")
@@ -170,8 +171,8 @@ def test_semantic_masks(make, convert_and_check, save_mask, tmp_path):
 def test_compressed_rle_is_decoded_as_pycocotools_does(share):
     for seed, size in enumerate([(1, 1), (7, 5), (64, 300), (300, 700)]):
         mask = np.random.default_rng(seed).random(size) < share
-        shapes = [shape(1, {"rle": rle(mask)})]
-        labels = draw_shapes(shapes, size, {1}, "smaller-on-top", "test")
+        shapes = [shape("a", {"rle": rle(mask)})]
+        labels = draw_shapes(shapes, size, {"a"}, "smaller-on-top", "test")
         assert np.array_equal(labels.map == 1, mask)
 
 
@@ -223,7 +224,7 @@ def test_what_has_no_mask_is_left_out_and_said(make, convert_and_check):
         {"segmentation": box(4, 4, 6, 6)},
     ]
     source = make(annotations)
-    lines = source.skipped.lines()
+    lines = source.left_out.lines()
     assert lines[0].startswith("2 annotations have no segmentation") and "annotation 0" in lines[0]
     assert lines[1].startswith("1 polygons have fewer than three points")
     assert len(convert_and_check(source).segments("sub/a.jpg")) == 1
@@ -277,7 +278,7 @@ BAD_JSON = {
 def test_bad_json(make, case):
     content, message = BAD_JSON[case]
     if message is None:
-        assert make([], content=content).categories[0]["color"]
+        assert make([], content=content).classes[0].color is None
         return
     with pytest.raises(ValueError, match=message):
         make([], content=content)
@@ -285,7 +286,8 @@ def test_bad_json(make, case):
 
 def test_category_id_0_gets_a_free_id(make):
     categories = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
-    assert [c["id"] for c in make([], content={"categories": categories}).categories] == [2, 1]
+    found = choose_categories(make([], content={"categories": categories}).classes)
+    assert [c["id"] for c in found] == [2, 1]
 
 
 def test_size_of_the_json_must_be_that_of_the_image(make, convert_and_check):

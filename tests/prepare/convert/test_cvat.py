@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from detr_panoptic_d2.prepare.convert import ClassOptions, Cvat
+from detr_panoptic_d2.prepare.convert.cvat import cvat
 
 H, W = 20, 30
 META = """<meta><task><labels>
@@ -22,7 +22,7 @@ def make(tmp_path, save_image):
             "</annotations>"
         )
         (tmp_path / "annotations.xml").write_text(text)
-        return Cvat(tmp_path / "annotations.xml", tmp_path / "images", **options)
+        return cvat(tmp_path / "annotations.xml", tmp_path / "images", **options)
 
     return write
 
@@ -35,10 +35,9 @@ def test_every_shape(make, convert_and_check):
     <mask label="cat" rle="2, 3, 2, 3" left="14" top="17" width="5" height="2" z_order="0"></mask>
     <polyline label="cat" points="1,1;2,2"></polyline><tag label="dog" source="manual"></tag>"""
     source = make(shapes)
-    assert source.skipped.lines() == [
-        f"1 shapes are a polyline, which is not drawn, such as '{source._path}': image 0, "
-        "polyline 4"
-    ]
+    (line,) = source.left_out.lines()
+    assert line.startswith("1 shapes are a polyline, which is not drawn, such as ")
+    assert line.endswith("annotations.xml': image 0, polyline 4")
     result = convert_and_check(source)
     polygon, box, ellipse, mask = (m for *_, m in result.segments("sub/a.jpg"))
     flat = [2.5, 3, 12, 4.5, 6, 15.5]
@@ -75,15 +74,14 @@ def test_group_and_ignored_label(make, convert_and_check):
     shapes = """<box label="cat" xtl="0" ytl="0" xbr="4" ybr="4" group_id="3"></box>
     <box label="cat" xtl="10" ytl="0" xbr="14" ybr="4" group_id="3"></box>
     <box label="dog" xtl="20" ytl="0" xbr="24" ybr="4"></box>"""
-    source = make(shapes, classes=ClassOptions(ignore=("dog",)))
-    result = convert_and_check(source, background="rest")
+    result = convert_and_check(make(shapes), background="rest", ignore=("dog",))
     assert [n for n, *_ in result.segments("sub/a.jpg")] == ["cat", "rest"]
     assert (result.classes("sub/a.jpg") == "").sum() == 16
 
 
 def test_labels_in_use_when_the_task_lists_none(make):
     shapes = '<box label="zebra" xtl="0" ytl="0" xbr="4" ybr="4"></box>'
-    assert [c["name"] for c in make(shapes, meta="").categories] == ["zebra"]
+    assert [c.name for c in make(shapes, meta="").classes] == ["zebra"]
 
 
 ENTITIES = {
@@ -134,4 +132,4 @@ def test_video_export_is_refused(make, tmp_path):
     make("")
     (tmp_path / "annotations.xml").write_text("<annotations><track/></annotations>")
     with pytest.raises(ValueError, match="CVAT for images 1.1"):
-        Cvat(tmp_path / "annotations.xml", tmp_path / "images")
+        cvat(tmp_path / "annotations.xml", tmp_path / "images")

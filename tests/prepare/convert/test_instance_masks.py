@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from detr_panoptic_d2.data.masks import panoptic_png_to_ids
-from detr_panoptic_d2.prepare.convert import ClassOptions, InstanceMasks
+from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
 
 H, W = 12, 16
 
@@ -23,7 +23,7 @@ def penn(tmp_path, save_image, save_mask):
 
 def test_every_number_is_an_object(penn, convert_and_check):
     images, masks, mask = penn
-    source = InstanceMasks(images, masks, category="pedestrian")
+    source = instance_masks(images, masks, category="pedestrian")
     found = convert_and_check(source, background="ground").segments("a.png")
     assert [n for n, *_ in found] == ["pedestrian"] * 3 + ["ground"]
     for (_, _, segment), number in zip(found, (1, 4, 9, 0), strict=True):
@@ -32,7 +32,7 @@ def test_every_number_is_an_object(penn, convert_and_check):
 
 def test_void_value_is_neither_object_nor_background(penn, convert_and_check):
     images, masks, mask = penn
-    source = InstanceMasks(images, masks, void_value=9)
+    source = instance_masks(images, masks, void_value=9)
     result = convert_and_check(source, background="ground")
     assert np.array_equal(result.classes("a.png") == "", mask == 9)
     assert len(result.segments("a.png")) == 3 and result.split.hidden == 0
@@ -41,23 +41,23 @@ def test_void_value_is_neither_object_nor_background(penn, convert_and_check):
 def test_masks_without_background(tmp_path, save_image, save_mask, convert_and_check):
     save_image(tmp_path / "images/a.png", H, W)
     save_mask(tmp_path / "masks/a_mask.png", np.full((H, W), 300, np.uint16))
-    source = InstanceMasks(tmp_path / "images", tmp_path / "masks")
+    source = instance_masks(tmp_path / "images", tmp_path / "masks")
     assert [m.all() for *_, m in convert_and_check(source).segments("a.png")] == [True]
 
 
 def test_things_may_be_stuff(penn, convert_and_check):
-    source = InstanceMasks(*penn[:2], category="crack", classes=ClassOptions(stuff=("crack",)))
-    assert [n for n, *_ in convert_and_check(source).segments("a.png")] == ["crack"]
+    result = convert_and_check(instance_masks(*penn[:2], category="crack"), stuff=("crack",))
+    assert [n for n, *_ in result.segments("a.png")] == ["crack"]
 
 
 def test_colour_masks_are_refused(penn, convert_and_check, save_mask, tmp_path):
     save_mask(tmp_path / "PedMasks/a_mask.png", np.zeros((H, W, 3), np.uint8))
     with pytest.raises(ValueError, match="a_mask.png' has mode RGB"):
-        convert_and_check(InstanceMasks(*penn[:2]))
+        convert_and_check(instance_masks(*penn[:2]))
     with pytest.raises(FileNotFoundError, match="--mask-suffix"):
-        InstanceMasks(*penn[:2], mask_suffix="_x.png")
+        instance_masks(*penn[:2], mask_suffix="_x.png")
     with pytest.raises(FileNotFoundError, match="--images .*nowhere"):
-        InstanceMasks(tmp_path / "nowhere", penn[1])
+        instance_masks(tmp_path / "nowhere", penn[1])
 
 
 def test_penn_fudan_there_and_back(sample_data, tmp_path, convert_and_check):
@@ -76,7 +76,7 @@ def test_penn_fudan_there_and_back(sample_data, tmp_path, convert_and_check):
         expected[name] = mask
         Image.fromarray(mask).save(tmp_path / "masks" / name.replace(".jpg", "_mask.png"))
         shutil.copy(root / "val" / name, tmp_path / "images")
-    source = InstanceMasks(tmp_path / "images", tmp_path / "masks", category="pedestrian")
+    source = instance_masks(tmp_path / "images", tmp_path / "masks", category="pedestrian")
     result = convert_and_check(source, background="background", workers=2)
     assert result.images.keys() == expected.keys()
     for name, mask in expected.items():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from detr_panoptic_d2.prepare.convert import ClassOptions, LabelMe
+from detr_panoptic_d2.prepare.convert.labelme import labelme
 
 H, W = 20, 30
 TRIANGLE = [[2.5, 3.0], [12.0, 4.5], [6.0, 15.5]]
@@ -33,7 +33,7 @@ def make(tmp_path, save_image):
             **(extra or {}),
         }
         (root / "a.json").write_text(json.dumps(content))
-        return LabelMe(root, **(options or {}))
+        return labelme(root, **(options or {}))
 
     return write
 
@@ -45,7 +45,8 @@ def polygon_mask(points):
 
 def test_polygon_is_drawn_as_pycocotools_does(make, convert_and_check):
     for kind in ("polygon", None):
-        result = convert_and_check(make([{"points": TRIANGLE, "shape_type": kind}]))
+        source = make([{"points": TRIANGLE, "shape_type": kind}])
+        result = convert_and_check(source, split_name=str(kind))
         ((name, _, mask),) = result.segments("a.jpg")
         assert name == "cat" and np.array_equal(mask, polygon_mask(TRIANGLE))
 
@@ -112,9 +113,9 @@ def test_ignored_label_is_void_and_lines_are_left_out(make, convert_and_check):
         {"points": [[1, 1], [2, 2]], "shape_type": "line"},
         {"points": [[20, 2], [28, 2], [28, 8], [20, 8]]},
     ]
-    source = make(shapes, options={"classes": ClassOptions(ignore=("blur",))})
-    assert source.skipped.lines()[0].startswith("1 shapes are a line")
-    classes = convert_and_check(source, background="rest").classes("a.jpg")
+    source = make(shapes)
+    assert source.left_out.lines()[0].startswith("1 shapes are a line")
+    classes = convert_and_check(source, background="rest", ignore=("blur",)).classes("a.jpg")
     assert np.array_equal(classes == "", polygon_mask(TRIANGLE))
     assert (classes == "cat").sum() == 48
 

@@ -1,6 +1,7 @@
-"""Fixtures of the converter tests: sample images, and a conversion that is read back."""
+"""Sample images, and conversions that are read back."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from detr_panoptic_cli import main
 from detr_panoptic_d2.prepare.check import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.convert import Converted, WriteOptions, convert
+from detr_panoptic_d2.prepare.convert.categories import ClassOptions
+from detr_panoptic_d2.prepare.convert.writer import Converted, WriteOptions, convert
 
 
 class Result:
@@ -52,12 +55,35 @@ def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
     def run(source: Any, **options: Any) -> Result:
         filler = options.pop("filler", None)
         output = options.pop("output", tmp_path / "out")
-        (split,) = convert(source, output, WriteOptions(**options), filler)
+        classes = {
+            key: options.pop(key) for key in ("file", "things", "stuff", "ignore") if key in options
+        }
+        splits = {options.pop("split_name", "train"): source}
+        (split,) = convert(splits, output, WriteOptions(**options), ClassOptions(**classes), filler)
         paths = [split.image_root, split.panoptic_root, split.panoptic_json]
         report = check_dataset(DatasetPaths("converted", *map(str, paths)))
         assert not [f for f in report.findings if f.is_error]
         assert not [f for f in report.findings if f.kind in ("wrong-box", "split-stuff")]
         return Result(split)
+
+    return run
+
+
+@pytest.fixture
+def run_command(capsys, caplog, monkeypatch) -> Callable[..., tuple[int, str]]:
+    """Return ``run(*arguments)`` of ``detr-panoptic``: exit status, what it printed and logged."""
+    logger = logging.getLogger("detr_panoptic_d2")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr("detr_panoptic_cli.convert.set_up_console", lambda: None)
+
+    def run(*arguments: Any) -> tuple[int, str]:
+        caplog.clear()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        done = capsys.readouterr()
+        return status, done.out + done.err + caplog.text
 
     return run
 

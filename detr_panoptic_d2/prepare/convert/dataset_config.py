@@ -1,0 +1,112 @@
+"""The config that names the splits of a converted data set."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from ...checkpoint.atomic import atomic_file
+from .splits import roles
+from .writer import TINY, Converted
+
+logger = logging.getLogger(__name__)
+
+
+def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> Path | None:
+    """Write a config beside the jsons, or add the splits to the one that is there.
+
+    A config that is there keeps everything but ``DATASETS`` and ``MODEL.DETR.NUM_CLASSES``. It is
+    left alone if its ``DATASETS`` is not what this function would have written, or if it has
+    comments, which would be lost.
+
+    Args:
+        splits: as :func:`convert` returns them.
+        name: what the names of the data sets begin with.
+        base: path of the config that a new one builds on.
+
+    Returns:
+        Its path; None if it was left alone, after a warning with what to put in.
+    """
+    name = re.sub(r"\W+", "_", name).strip("_") or "mine"
+    path = splits[0].panoptic_json.parent / f"{name}.yaml"
+    new = [_entry(name, split) for split in splits]
+    config: dict[str, Any] = {"_BASE_": os.path.abspath(base)}
+    entries = new
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        old = _own_datasets(text, name)
+        if old is None:
+            block = yaml.safe_dump({"DATASETS": _datasets(new, name)}, sort_keys=False, width=1000)
+            logger.warning(
+                "'%s' was changed by hand and is left as it is. To use the new splits, name them "
+                "there:\n%s",
+                path,
+                block,
+            )
+            return None
+        config = yaml.safe_load(text)
+        names = {entry["name"] for entry in new}
+        # Entries whose json was removed by hand are of the past.
+        entries = [e for e in old if e["name"] not in names and Path(e["panoptic_json"]).is_file()]
+        entries += new
+    config.setdefault("MODEL", {}).setdefault("DETR", {})["NUM_CLASSES"] = len(splits[0].segments)
+    config["DATASETS"] = _datasets(entries, name)
+    with atomic_file(path) as f:
+        yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True, width=1000)
+    if config["DATASETS"]["TRAIN"] == config["DATASETS"]["TEST"]:
+        logger.warning(
+            "There is one split only: '%s' trains and evaluates on the same images, which says "
+            "little. Convert with --split 0.8 0.2, or add a split by another call with "
+            "--split-names val.",
+            path,
+        )
+    return path
+
+
+def _entry(name: str, split: Converted) -> dict[str, str]:
+    return {
+        "name": f"{name}_{split.name}",
+        "image_root": os.path.abspath(split.image_root),
+        "panoptic_root": os.path.abspath(split.panoptic_root),
+        "panoptic_json": os.path.abspath(split.panoptic_json),
+    }
+
+
+def _datasets(entries: list[dict[str, str]], name: str) -> dict[str, list]:
+    train, test = roles([entry["name"].removeprefix(f"{name}_") for entry in entries])
+    return {
+        "REGISTER": entries,
+        "TRAIN": [f"{name}_{split}" for split in train],
+        "TEST": [f"{name}_{split}" for split in test],
+    }
+
+
+def _own_datasets(text: str, name: str) -> list[dict[str, str]] | None:
+    """Return the entries of a config that can be written anew; None if a hand was at it."""
+    try:
+        config = yaml.safe_load(text)
+        entries = config["DATASETS"]["REGISTER"]
+        untouched = config["DATASETS"] == _datasets(entries, name)
+        whole = isinstance(config["MODEL"]["DETR"], dict) and all(
+            isinstance(entry["panoptic_json"], str) for entry in entries
+        )
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return None
+    has_comments = any(line.lstrip().startswith("#") for line in text.splitlines())
+    return entries if untouched and whole and not has_comments else None
+
+
+def describe(splits: Sequence[Converted]) -> str:
+    """Return a table: images, segments per class and void of each split."""
+    names = list(splits[0].segments)
+    rows = [["images", *(s.num_images for s in splits)]]
+    rows += [[f"'{n}' segments", *(s.segments[n] for s in splits)] for n in names]
+    rows.append([f"segments under {TINY} pixels", *(s.tiny for s in splits)])
+    rows.append(["void pixels", *(f"{100 * s.void:.1f} %" for s in splits)])
+    rows.append(["objects hidden by others", *(s.hidden for s in splits)])
+    return tabulate(rows, headers=["", *(s.name for s in splits)])

@@ -1,0 +1,90 @@
+"""From paths to sources: one per split."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .class_masks import class_masks
+from .coco import coco_instances
+from .cvat import cvat
+from .instance_masks import instance_masks
+from .labelme import labelme
+from .source import Source, find_images
+from .splits import check_split_names, split_by_chance
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    "coco": coco_instances,
+    "instance-masks": instance_masks,
+    "class-masks": class_masks,
+    "labelme": labelme,
+    "cvat": cvat,
+}
+_NAMES = ("train", "val", "test")
+
+
+def open_splits(
+    format_name: str,
+    inputs: Mapping[str, Sequence[Path]],
+    options: Mapping[str, Any],
+    *,
+    names: Sequence[str] | None = None,
+    shares: Sequence[float] | None = None,
+    seed: int = 0,
+) -> dict[str, Source]:
+    """Read data that come in splits, or divide data that do not, and warn of what is left out.
+
+    Args:
+        format_name: key of ``FORMATS``.
+        inputs: of the format's function, such as ``images``: a path for each split, or one that is
+            the same for all.
+        options: further arguments of the format's function.
+        names: of the splits; default train, val, test, as many as needed.
+        shares: divide the images of a single input by chance.
+        seed: of the chance.
+
+    Raises:
+        UserError: inputs, names and shares do not fit; else as the format's function.
+        OSError: an input is missing or cannot be read.
+    """
+    count = max(len(paths) for paths in inputs.values())
+    if wrong := [key for key, paths in inputs.items() if len(paths) not in (1, count)]:
+        given = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
+        raise UserError(f"--{wrong[0]} needs one path, or one for each split ({given}).")
+    if shares and count > 1:
+        raise UserError("--split divides one input by chance; here each split has its own.")
+    wanted = len(shares) if shares else count
+    names = names or [*_NAMES, *(f"split{n}" for n in range(4, wanted + 1))][:wanted]
+    if len(names) != wanted:
+        what = "shares after --split" if shares else "inputs, or --split with a share for each"
+        raise UserError(f"{len(names)} --split-names need as many {what}; there is {wanted}.")
+    check_split_names(names)
+    sources = [
+        FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
+        for n in range(count)
+    ]
+    _warn_of_left_out(sources)
+    if shares:
+        return split_by_chance(sources[0], dict(zip(names, shares, strict=True)), seed)
+    return dict(zip(names, sources, strict=True))
+
+
+def _warn_of_left_out(sources: list[Source]) -> None:
+    """Say what the readers leave out, and which images no annotation names."""
+    for source in sources:
+        for line in source.left_out.lines():
+            logger.warning("Left out: %s.", line)
+    for root in dict.fromkeys(source.image_root for source in sources):
+        of_root = [source for source in sources if source.image_root == root]
+        if any(source.left_out.has("images without a mask") for source in of_root):
+            continue
+        used = {item.file_name for source in of_root for item in source.items}
+        if unused := [name for name in find_images(root) if name not in used]:
+            logger.warning(
+                "Left out: %d images that no annotation names, such as '%s'.",
+                len(unused),
+                root / unused[0],
+            )

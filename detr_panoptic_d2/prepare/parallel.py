@@ -1,0 +1,46 @@
+"""One call per image in several processes, with a progress bar."""
+
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import UserError
+
+
+def map_images(
+    function: Callable[[Any], Any], items: Sequence[Any], *, workers: int, description: str
+) -> list[Any]:
+    """Return ``[function(item) for item in items]``.
+
+    Args:
+        function: picklable, such as a ``functools.partial`` of a function of a module.
+        items: picklable, one per image.
+        workers: number of processes; 1 works in this one.
+        description: stands before the progress bar.
+
+    Raises:
+        UserError: ``workers`` is no positive number, or a process was killed.
+    """
+    if workers < 1:
+        raise UserError(f"--workers is {workers}, but must be 1 (this process alone) or more.")
+    bar = {"total": len(items), "desc": description, "unit": "image", "mininterval": 1}
+    if workers == 1 or len(items) < 2:
+        return list(tqdm(map(function, items), **bar))
+    # A terminal sends Ctrl-C to all processes: the main one ends the others.
+    pool = ProcessPoolExecutor(
+        min(workers, len(items)),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        return list(tqdm(pool.map(function, items, chunksize=4), **bar))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process was killed, most often because memory ran out. --workers 1 needs the least."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
