@@ -17,6 +17,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "train a model, or evaluate one",
     "convert": "other formats of labels to COCO panoptic, and a config that names them",
+    "check": "what is wrong with a data set, and fix what is sure",
     "report": "one page about a training: curves, PQ, best and worst images",
     "demo": "train a small model on built-in data and measure it; no download",
     "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",

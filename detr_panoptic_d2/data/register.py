@@ -78,24 +78,33 @@ def register_from_config(cfg: CfgNode) -> None:
           TRAIN: ("mine_train",)
 
     Raises:
-        UserError: an item is no such mapping; otherwise as :func:`register_panoptic`.
+        UserError: see :func:`registered_items` and :func:`register_panoptic`.
+    """
+    for item in registered_items(cfg):
+        register_panoptic(**item)
+
+
+def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
+    """Return ``cfg.DATASETS.REGISTER``, checked: arguments of :func:`register_panoptic`.
+
+    Raises:
+        UserError: an item is no such mapping.
     """
     required = {"name", "image_root", "panoptic_root", "panoptic_json"}
+    takes = f"it takes {sorted(required)} and, optionally, 'instances_json'"
     for index, item in enumerate(cfg.DATASETS.REGISTER):
         where = f"DATASETS.REGISTER[{index}]"
         if not isinstance(item, Mapping):
             raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
-        if missing := required - item.keys():
-            raise UserError(f"{where} lacks {sorted(missing)}.")
-        if unknown := item.keys() - required - {"instances_json"}:
-            raise UserError(
-                f"{where} has unknown keys {sorted(unknown)}; it takes {sorted(required)} and, "
-                "optionally, 'instances_json'."
-            )
+        unknown, missing = item.keys() - required - {"instances_json"}, required - item.keys()
+        if unknown or missing:
+            problems = [f"has unknown keys {sorted(unknown)}"] if unknown else []
+            problems += [f"lacks {sorted(missing)}"] if missing else []
+            raise UserError(f"{where} {' and '.join(problems)}; {takes}.")
         for key, value in item.items():
             if not isinstance(value, str) or not value:
                 raise UserError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
-        register_panoptic(**item)
+    return [dict(item) for item in cfg.DATASETS.REGISTER]
 
 
 def is_registered(name: str, arguments: Mapping[str, str | None]) -> bool:

@@ -11,8 +11,11 @@ import pytest
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from detr_panoptic_cli import check as check_command
+from detr_panoptic_cli import convert as convert_command
 from detr_panoptic_cli import main
-from detr_panoptic_d2.prepare.check import DatasetPaths, check_dataset
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
+from detr_panoptic_d2.prepare.check.findings import is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.writer import Converted, WriteOptions, convert
 
@@ -62,7 +65,7 @@ def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
         (split,) = convert(splits, output, WriteOptions(**options), ClassOptions(**classes), filler)
         paths = [split.image_root, split.panoptic_root, split.panoptic_json]
         report = check_dataset(DatasetPaths("converted", *map(str, paths)))
-        assert not [f for f in report.findings if f.is_error]
+        assert not [f for f in report.findings if is_error(f)]
         assert not [f for f in report.findings if f.kind in ("wrong-box", "split-stuff")]
         return Result(split)
 
@@ -74,7 +77,9 @@ def run_command(capsys, caplog, monkeypatch) -> Callable[..., tuple[int, str]]:
     """Return ``run(*arguments)`` of ``detr-panoptic``: exit status, what it printed and logged."""
     logger = logging.getLogger("detr_panoptic_d2")
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    monkeypatch.setattr("detr_panoptic_cli.convert.set_up_console", lambda: None)
+    caplog.set_level(logging.INFO, "detr_panoptic_d2")
+    for module in (convert_command, check_command):
+        monkeypatch.setattr(module, "set_up_console", lambda: None)
 
     def run(*arguments: Any) -> tuple[int, str]:
         caplog.clear()

@@ -8,14 +8,16 @@ from PIL import Image
 
 from detr_panoptic_d2.data import PanopticDatasetMapper, register_panoptic
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
-from detr_panoptic_d2.prepare.check import (
-    KINDS,
+from detr_panoptic_d2.prepare.check.dataset import (
     DatasetPaths,
     check_dataset,
-    class_table,
     duplicates_between,
-    findings_table,
     fix_dataset,
+)
+from detr_panoptic_d2.prepare.check.findings import KINDS, MOST_PER_IMAGE, is_error
+from detr_panoptic_d2.prepare.check.report import (
+    class_table,
+    findings_table,
     plot_classes,
     write_findings,
 )
@@ -36,8 +38,17 @@ def check(small_set):
 
 @pytest.fixture
 def clean(small_set):
-    """Let the small set use all its classes."""
+    """The small set, with all its classes in use and enough images for a tenth to be a few."""
     small_set.content["categories"].pop()
+    for index in range(2, 20):
+        name = f"{index}.png"
+        Image.new("RGB", (12, 8), (index, 0, 0)).save(small_set.image_root / name)
+        small_set.save_ids(name)
+        image = {"id": 10 + index, "file_name": name, "height": 8, "width": 12}
+        segments = copy.deepcopy(small_set.content["annotations"][0]["segments_info"])
+        annotation = {"image_id": 10 + index, "file_name": name, "segments_info": segments}
+        small_set.content["images"].append(image)
+        small_set.content["annotations"].append(annotation)
     return small_set
 
 
@@ -49,11 +60,11 @@ def test_nothing_is_wrong(clean, check):
     for workers in (1, 2):
         report = check(workers=workers)
         assert report.findings == [] and not report.has_errors
-        assert (report.num_images, report.most_segments) == (2, 2)
+        assert (report.num_images, report.most_segments) == (20, 2)
         assert report.void == pytest.approx(16 / 96)
         road, car = report.classes
-        assert (road.name, road.isthing, road.images) == ("road", False, 2)
-        assert (car.areas.tolist(), car.crowds) == ([12, 12], 0)
+        assert (road.name, road.isthing, road.images) == ("road", False, 20)
+        assert (car.areas.tolist(), car.crowds) == ([12] * 20, 0)
     assert findings_table(report.findings) == "Nothing is wrong."
 
 
@@ -136,7 +147,7 @@ CASES = {
     ),
     "category name twice": (
         lambda s: s.content["categories"].append({"id": 5, "name": "car", "isthing": 1}),
-        ["bad-category", "unused-class"],
+        ["category-name", "unused-class"],
         False,
     ),
     "category repeated": (
@@ -212,7 +223,7 @@ CASES = {
     ),
     "one PNG for two": (
         lambda s: annotation(s).update(file_name="1.png"),
-        ["bad-annotation"],
+        ["shared-png"],
         False,
     ),
     "PNG outside": (
@@ -268,7 +279,7 @@ CASES = {
         False,
     ),
     "wrong area": (lambda s: segment(s).update(area=13), ["wrong-area"], True),
-    "no area": (lambda s: segment(s).pop("area"), ["wrong-area"], True),
+    "no area": (lambda s: segment(s).pop("area"), ["no-area"], True),
     "wrong box": (lambda s: segment(s).update(bbox=[4, 2, 3, 2]), ["wrong-box"], True),
 }
 
@@ -280,11 +291,11 @@ def test_findings_and_fixes(clean, check, case):
     change(clean)
     report = check()
     assert kinds(report) == expected
-    assert report.has_errors == any(KINDS[kind].severity == "error" for kind in expected)
+    assert report.has_errors == any(is_error(f) for f in report.findings)
     assert all(kind in findings_table(report.findings) for kind in expected)
     before = clean.panoptic_json.read_bytes()
     count, backup = fix_dataset(report)
-    assert count == sum(f.fix is not None for f in report.findings)
+    assert count == sum(f.fix is not None for f in report.findings) and report.unsure == 0
     if not count:
         assert backup is None and clean.panoptic_json.read_bytes() == before
         return
@@ -299,7 +310,8 @@ def test_findings_and_fixes(clean, check, case):
 
 
 def test_every_kind_has_a_case():
-    assert {kind for _, expected, _ in CASES.values() for kind in expected} == set(KINDS)
+    found = {kind for _, expected, _ in CASES.values() for kind in expected}
+    assert found | {"not-panoptic", "no-labels"} == set(KINDS)
 
 
 def test_what_training_refuses_is_an_error(clean, check):
@@ -344,12 +356,12 @@ def test_crowd_counts_apart(clean, check):
     segment(clean)["iscrowd"] = 1
     report = check()
     assert report.findings == [] and report.most_segments == 2
-    assert (report.classes[1].crowds, len(report.classes[1].areas)) == (1, 1)
+    assert (report.classes[1].crowds, len(report.classes[1].areas)) == (1, 19)
 
 
-def test_duplicates_between_sets(clean, check, tmp_path):
+def test_duplicates_between_sets(small_set, check):
     report = check()
-    other = check_dataset(DatasetPaths("val", **clean.paths))
+    other = check_dataset(DatasetPaths("val", **small_set.paths))
     assert duplicates_between([report, other]) == [
         ("small: sub/a.png", "val: sub/a.png"),
         ("small: b.tif", "val: b.tif"),
@@ -360,7 +372,7 @@ def test_duplicates_between_sets(clean, check, tmp_path):
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_no_panoptic_json(small_set, check, key):
     small_set.content[key] = {"a": 1}
-    with pytest.raises(ValueError, match=f"panoptic.json'.*no list '{key}'"):
+    with pytest.raises(ValueError, match=f"panoptic.json'.*'{key}' must be a list"):
         check()
 
 
@@ -368,6 +380,69 @@ def test_missing_folder(small_set):
     paths = {**small_set.paths, "panoptic_root": "nowhere"}
     with pytest.raises(FileNotFoundError, match="panoptic_root 'nowhere'"):
         check_dataset(DatasetPaths("small", **paths))
+
+
+def test_photographs_as_pngs(clean, check):
+    """Swapped folders: one finding for each image, and nothing to fix."""
+    rng = np.random.default_rng(0)
+    for annotation in clean.content["annotations"]:
+        picture = rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(clean.panoptic_root / annotation["file_name"])
+    report = check()
+    assert [f.kind for f in report.findings if is_error(f)] == ["unreadable-png"] * 20 + [
+        "no-labels"
+    ]
+    assert "no panoptic PNG" in report.findings[0].detail
+    assert fix_dataset(report) == (0, None)
+
+
+def test_findings_of_an_image_are_capped(clean, check):
+    clean.ids[:] = np.arange(8 * 12).reshape(8, 12) + 500
+    clean.save_ids("0.png")
+    findings = [f for f in check().findings if f.kind == "id-without-entry"]
+    assert len(findings) == MOST_PER_IMAGE + 1 and findings[-1].detail == "96 of these in all"
+
+
+def _wrong_png(small_set):
+    """Another size, and an area that does not fit it."""
+    Image.new("RGB", (20, 8), (44, 1, 0)).save(small_set.panoptic_root / "0.png")
+    segment(small_set).pop("iscrowd")
+
+
+def _wrong_ids(small_set):
+    small_set.ids[small_set.ids == 300] = 301
+    small_set.save_ids("0.png")
+    segment(small_set, 0)["area"] = 1
+
+
+def _other_pngs(small_set):
+    """The PNGs of other images: every fifth segment has another area."""
+    small_set.ids[0, 2:5] = 300
+    for index in range(4):
+        small_set.save_ids(f"{index}.png")
+
+
+@pytest.mark.parametrize("change, fixed", [(_wrong_png, 1), (_wrong_ids, 0), (_other_pngs, 0)])
+def test_what_is_not_sure_is_not_fixed(clean, check, change, fixed):
+    change(clean)
+    before = copy.deepcopy(clean.content)
+    report = check()
+    assert report.has_errors and report.unsure > 0
+    assert fix_dataset(report)[0] == fixed
+    after = json.loads(clean.panoptic_json.read_text())
+    # The missing crowd flag has nothing to do with the PNG.
+    segment_of = after["annotations"][0]["segments_info"][1]
+    assert segment_of.pop("iscrowd") == 0
+    before["annotations"][0]["segments_info"][1].pop("iscrowd", None)
+    assert after == before
+
+
+def test_a_set_without_labels_is_an_error(small_set, check):
+    small_set.ids[:] = 0
+    for index, annotation in enumerate(small_set.content["annotations"]):
+        small_set.save_ids(f"{index}.png")
+        annotation["segments_info"] = []
+    assert {"no-labels", "nothing-labelled"} <= set(kinds(check()))
 
 
 def test_report_files(small_set, check, tmp_path):

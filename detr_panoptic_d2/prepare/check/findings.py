@@ -1,79 +1,80 @@
-"""What can be wrong with a panoptic data set, and how it is said."""
+"""Kinds of findings, how many of them are kept, and which fixes are sure."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
-ERROR, WARNING = "error", "warning"
+from ...data import panoptic_check
+from ...data.panoptic_check import ERROR, FATAL, WARNING, Finding
 
-
-class Kind(NamedTuple):
-    """A kind of finding. An error stops training, or makes it or its evaluation wrong."""
-
-    severity: str
-    text: str
-
-
+# What can be wrong, as (severity, text for many of them): in the json, and in the files.
 KINDS = {
-    "bad-category": Kind(ERROR, "categories that are incomplete or there twice"),
-    "bad-image-entry": Kind(ERROR, "entries of 'images' that are incomplete or wrong"),
-    "bad-annotation": Kind(ERROR, "entries of 'annotations' that are incomplete or wrong"),
-    "bad-segment": Kind(ERROR, "segments with a wrong id, crowd flag or form"),
-    "unknown-category": Kind(ERROR, "segments of a category that 'categories' lacks"),
-    "repeated-entry": Kind(ERROR, "entries that repeat another one exactly"),
-    "missing-image": Kind(ERROR, "images that are not there"),
-    "unreadable-image": Kind(ERROR, "images that cannot be read to their end"),
-    "wrong-size": Kind(ERROR, "images of another size than the json says"),
-    "missing-png": Kind(ERROR, "panoptic PNGs that are not there"),
-    "unreadable-png": Kind(ERROR, "panoptic PNGs that cannot be read, or have no RGB"),
-    "png-size": Kind(ERROR, "panoptic PNGs of another size than their image"),
-    "id-without-entry": Kind(ERROR, "ids in a PNG that segments_info does not name (void)"),
-    "segment-without-pixels": Kind(ERROR, "segments without a pixel in their PNG"),
-    "wrong-area": Kind(ERROR, "segments whose area is missing or not that of the PNG"),
-    "wrong-crowd": Kind(ERROR, "segments without 'iscrowd', which the evaluation needs"),
-    "wrong-box": Kind(WARNING, "segments whose box is not that of the PNG"),
-    "one-pixel": Kind(WARNING, "segments of a single pixel"),
-    "split-stuff": Kind(WARNING, "stuff classes with several segments in one image"),
-    "nothing-labelled": Kind(WARNING, "images without a labelled pixel"),
-    "no-annotation": Kind(WARNING, "images without annotation (left out of training)"),
-    "exif-rotated": Kind(WARNING, "images that are turned by their EXIF orientation"),
-    "duplicate-image": Kind(WARNING, "images that are there more than once"),
-    "unused-class": Kind(WARNING, "classes without a segment"),
+    **panoptic_check.KINDS,
+    "missing-image": (ERROR, "images that are not there"),
+    "unreadable-image": (ERROR, "images that cannot be read to their end"),
+    "wrong-size": (ERROR, "images of another size than the json says"),
+    "missing-png": (ERROR, "panoptic PNGs that are not there"),
+    "unreadable-png": (ERROR, "panoptic PNGs that cannot be read, or are none"),
+    "png-size": (ERROR, "panoptic PNGs of another size than their image"),
+    "id-without-entry": (ERROR, "ids in a PNG that segments_info does not name (void)"),
+    "segment-without-pixels": (ERROR, "segments without a pixel in their PNG"),
+    "no-area": (ERROR, "segments without 'area', which the evaluation needs"),
+    "wrong-area": (ERROR, "segments whose area is not that of the PNG"),
+    "no-labels": (ERROR, "data sets in which no pixel is labelled"),
+    "wrong-box": (WARNING, "segments whose box is not that of the PNG"),
+    "one-pixel": (WARNING, "segments of a single pixel"),
+    "nothing-labelled": (WARNING, "images without a labelled pixel"),
+    "exif-rotated": (WARNING, "images that are turned by their EXIF orientation"),
+    "unused-class": (WARNING, "classes without a segment"),
 }
+# Of one kind in one image; the rest is a number. Findings with a fix are all kept.
+MOST_PER_IMAGE = 20
+# Fixes that take the PNG for right.
+_FROM_PIXELS = ("segment-without-pixels", "wrong-area", "no-area", "wrong-box", "wrong-size")
+# Of these, what contradicts the json; in more than a tenth of the segments it is never sure.
+_CONTRADICTING = ("segment-without-pixels", "wrong-area")
 
 
-class Fix(NamedTuple):
-    """A change of the json that loses nothing.
+def is_error(finding: Finding) -> bool:
+    """Whether training or evaluation would stop or go wrong."""
+    return KINDS[finding.kind][0] in (FATAL, ERROR)
 
-    Attributes:
-        place: keys and indices that lead to a mapping in the json.
-        change: entries to set; None removes the mapping.
+
+def capped(findings: Iterable[Finding]) -> list[Finding]:
+    """Keep ``MOST_PER_IMAGE`` findings of a kind and place; one more says how many there were."""
+    kept, counts = [], Counter()
+    for finding in findings:
+        key = (finding.kind, finding.where)
+        counts[key] += 1
+        if counts[key] <= MOST_PER_IMAGE or finding.fix is not None:
+            kept.append(finding)
+    for (kind, where), count in counts.items():
+        if count > MOST_PER_IMAGE:
+            kept.append(Finding(kind, where, f"{count} of these in all"))
+    return kept
+
+
+def only_sure_fixes(findings: Sequence[Finding], num_segments: int) -> list[Finding]:
+    """Take away the fixes that are not sure.
+
+    - Where an error has no fix, nothing is taken from the PNG: areas of a PNG of the wrong size are
+      wrong.
+    - If more than a tenth of the segments would be removed or get another area than they have,
+      nothing is taken from any PNG: they are not those of the json.
+
+    Args:
+        findings: all of a data set.
+        num_segments: of the data set.
     """
-
-    place: tuple[str | int, ...]
-    change: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: key of ``KINDS``.
-        where: image, PNG or entry.
-        detail: what is wrong there.
-        fix: how to put it right, if that is sure.
-    """
-
-    kind: str
-    where: str
-    detail: str
-    fix: Fix | None = None
-
-    @property
-    def is_error(self) -> bool:
-        """Whether training or evaluation would go wrong."""
-        return KINDS[self.kind].severity == ERROR
+    fixable = [f for f in findings if f.fix is not None]
+    contradictions = sum(f.kind in _CONTRADICTING for f in fixable)
+    doubt = contradictions > max(1, num_segments // 10)
+    broken = {f.where for f in findings if f.fix is None and is_error(f)}
+    return [
+        replace(f, fix=None) if f.kind in _FROM_PIXELS and (doubt or f.where in broken) else f
+        for f in findings
+    ]
 
 
 def apply_fixes(content: dict, findings: Sequence[Finding]) -> int:

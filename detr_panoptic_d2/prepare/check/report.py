@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ...checkpoint.atomic import atomic_file
-from .findings import ERROR, KINDS, Finding
-from .run import ClassCount, Report
+from ...data.panoptic_check import Finding
+from .dataset import ClassCount, Report
+from .findings import KINDS, is_error
 
 # COCO's limits of small and large objects, in pixels.
 _SMALL, _LARGE = 32**2, 96**2
@@ -18,16 +19,20 @@ _SMALL, _LARGE = 32**2, 96**2
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """Return a table with a line per kind: number, an example, and how many can be fixed."""
+    by_kind: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
+    for finding in findings:
+        by_kind[finding.kind].append(finding)
     rows = []
-    for kind, (severity, text) in KINDS.items():
-        those = [f for f in findings if f.kind == kind]
+    for kind, those in by_kind.items():
         if those:
             fixable = sum(f.fix is not None for f in those)
             example = f"{those[0].where}: {those[0].detail}"
-            rows.append([severity, kind, len(those), fixable or "", text, example])
+            rows.append(
+                [_severity(those[0]), kind, len(those), fixable or "", KINDS[kind][1], example]
+            )
     if not rows:
         return "Nothing is wrong."
-    rows.sort(key=lambda row: row[0] != ERROR)
+    rows.sort(key=lambda row: row[0])
     headers = ["", "kind", "number", "fixable", "what", "such as"]
     return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 30, 50])
 
@@ -51,9 +56,12 @@ def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
         writer.writerow(["data set", "severity", "kind", "where", "detail", "fixable"])
         for report in reports:
             for finding in report.findings:
-                severity, fixable = KINDS[finding.kind].severity, finding.fix is not None
-                row = [severity, finding.kind, finding.where, finding.detail, fixable]
-                writer.writerow([report.paths.name, *row])
+                row = [finding.kind, finding.where, finding.detail, finding.fix is not None]
+                writer.writerow([report.paths.name, _severity(finding), *row])
+
+
+def _severity(finding: Finding) -> str:
+    return "error" if is_error(finding) else "warning"
 
 
 def plot_classes(report: Report, path: str | os.PathLike) -> None:

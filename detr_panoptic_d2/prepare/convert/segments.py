@@ -3,6 +3,7 @@
 import numpy as np
 
 from ...data.masks import label_boxes_and_areas
+from ...data.panoptic_json import complete_segments
 from .source import Labels, Segment
 
 # How far the colour of a thing may be from that of its class, at first.
@@ -40,25 +41,18 @@ def to_panoptic(
         labels = _filled(labels, background)
         void = np.append(void, np.zeros(len(labels.segments) - len(void), bool))
     labels = _without(labels, void)
-    boxes, areas = label_boxes_and_areas(labels.map, len(labels.segments))
+    _, areas = label_boxes_and_areas(labels.map, len(labels.segments))
     present = np.flatnonzero(areas)
-    chosen = [by_name[labels.segments[i].name] for i in present]
-
-    ids = np.zeros(len(labels.segments) + 1, np.uint32)
-    ids[present + 1] = segment_ids(chosen)
-    infos = []
-    for i, category in zip(present.tolist(), chosen, strict=True):
-        x, y, right, bottom = boxes[i].astype(int).tolist()
-        infos.append(
-            {
-                "id": int(ids[i + 1]),
-                "category_id": category["id"],
-                "iscrowd": labels.segments[i].iscrowd,
-                "area": int(areas[i]),
-                "bbox": [x, y, right - x + 1, bottom - y + 1],
-            }
-        )
-    return ids[labels.map], infos, hidden
+    segments = [labels.segments[i] for i in present]
+    chosen = [by_name[segment.name] for segment in segments]
+    table = np.zeros(len(labels.segments) + 1, np.uint32)
+    table[present + 1] = numbers = segment_ids(chosen)
+    ids = table[labels.map]
+    infos = [
+        {"id": number, "category_id": category["id"], "iscrowd": segment.iscrowd}
+        for number, category, segment in zip(numbers, chosen, segments, strict=True)
+    ]
+    return ids, complete_segments(ids, infos), hidden
 
 
 def segment_ids(categories: list[dict]) -> list[int]:

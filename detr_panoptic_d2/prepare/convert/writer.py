@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 from collections import Counter
@@ -11,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from panopticapi.utils import id2rgb
-from PIL import Image
-
+from ...data.panoptic_json import write_panoptic_json
+from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
 from ..parallel import map_images
 from .categories import ClassOptions, choose_categories, with_stuff
@@ -203,14 +201,13 @@ def _write_split(
             {"id": image_id, "file_name": item.file_name, "height": size[0], "width": size[1]}
         )
         annotations.append({"image_id": image_id, "file_name": png, "segments_info": infos})
-    content = {
-        "info": {"description": "converted by detr_panoptic_d2"},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-    (work / f"panoptic_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    write_panoptic_json(
+        work / f"panoptic_{name}.json",
+        images,
+        annotations,
+        categories,
+        info={"description": "converted by detr_panoptic_d2"},
+    )
     counts = Counter(s["category_id"] for a in annotations for s in a["segments_info"])
     areas = [s["area"] for a in annotations for s in a["segments_info"]]
     return Converted(
@@ -246,9 +243,7 @@ def _convert_one(
     ids, infos, hidden = to_panoptic(
         labels, categories, background=options.background, min_area=options.min_area
     )
-    png = png_root / png_name
-    png.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(id2rgb(ids)).save(png, format="PNG")
+    write_panoptic_png(png_root / png_name, ids)
     if copy_root is not None:
         target = copy_root / item.file_name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data.masks import panoptic_png_to_ids
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
 
 H, W = 12, 16
@@ -69,7 +69,7 @@ def test_penn_fudan_there_and_back(sample_data, tmp_path, convert_and_check):
         (tmp_path / folder).mkdir()
     expected = {}
     for annotation in truth["annotations"][:12]:
-        ids = panoptic_png_to_ids(root / "panoptic_val" / annotation["file_name"])
+        ids = read_panoptic_png(root / "panoptic_val" / annotation["file_name"])
         people = [s["id"] for s in annotation["segments_info"] if s["category_id"] == 1]
         mask = sum((n + 1) * (ids == i) for n, i in enumerate(people)).astype(np.uint8)
         name = names[annotation["image_id"]]

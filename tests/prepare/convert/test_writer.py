@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from detr_panoptic_d2.data import register_panoptic
+from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.prepare.convert import writer
 from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import segment_ids, to_panoptic
@@ -83,14 +84,14 @@ def test_a_failed_conversion_leaves_nothing_in_the_way(splits, tmp_path, monkeyp
     convert(splits, tmp_path / "whole")
     calls = []
 
-    def stopped(ids):
-        calls.append(ids)
+    def stopped(path, ids):
+        calls.append(path)
         if len(calls) == 7:
             raise stop
-        return np.zeros((*ids.shape, 3), np.uint8)
+        write_panoptic_png(path, ids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "id2rgb", stopped)
+        patch.setattr(writer, "write_panoptic_png", stopped)
         with pytest.raises(stop if isinstance(stop, type) else type(stop)):
             convert(splits, tmp_path / "out", WriteOptions(min_area=3))
     assert not files(tmp_path / "out")

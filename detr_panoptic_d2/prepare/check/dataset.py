@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ...checkpoint.atomic import atomic_file
+from ...data.panoptic_check import Finding, PanopticContent, check_panoptic_json
 from ...data.panoptic_json import read_panoptic_json
-from ...data.parallel import run_parallel
 from ...errors import UserError
-from .entries import Entries, check_entries
-from .findings import Finding, apply_fixes
-from .pixels import ImageResult, check_image
+from ..parallel import map_images
+from .findings import apply_fixes, capped, is_error, only_sure_fixes
+from .images import ImageResult, check_image
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Report:
         most_segments: the largest number of segments in an image, crowd left out.
         void: share of the pixels that are void.
         digests: image names by hash of the file.
+        unsure: findings whose fix is known, but not sure.
     """
 
     paths: DatasetPaths
@@ -68,11 +69,12 @@ class Report:
     most_segments: int = 0
     void: float = 0.0
     digests: dict[str, list[str]] = field(default_factory=dict)
+    unsure: int = 0
 
     @property
     def has_errors(self) -> bool:
         """Whether training or evaluation would go wrong."""
-        return any(finding.is_error for finding in self.findings)
+        return any(is_error(finding) for finding in self.findings)
 
 
 def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
@@ -92,17 +94,14 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
                 f"Data set '{paths.name}': {key} '{getattr(paths, key)}' is no folder."
             )
     content = read_panoptic_json(paths.panoptic_json)
-    try:
-        entries = check_entries(content, paths.image_root, paths.panoptic_root)
-    except ValueError as error:
-        raise UserError(f"'{paths.panoptic_json}': {error}") from error
-    del content
-    indices = range(len(entries.tasks))
-    calls = run_parallel(
-        check_image, entries.tasks, indices, workers=workers, description=f"Checking {paths.name}"
+    findings: list[Finding] = []
+    usable = check_panoptic_json(content, paths.image_root, paths.panoptic_root, findings.append)
+    if no_list := next((f for f in findings if f.kind == "not-panoptic"), None):
+        raise UserError(f"'{paths.panoptic_json}': {no_list.detail}.")
+    results = map_images(
+        check_image, usable.images, workers=workers, description=f"Checking {paths.name}"
     )
-    by_index = dict(calls)
-    return _report(paths, entries, [by_index[i] for i in indices])
+    return _report(paths, usable, capped(findings), results)
 
 
 def fix_dataset(report: Report) -> tuple[int, Path | None]:
@@ -149,31 +148,40 @@ def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
     return result
 
 
-def _report(paths: DatasetPaths, entries: Entries, results: list[ImageResult]) -> Report:
-    findings = list(entries.findings)
+def _report(
+    paths: DatasetPaths,
+    usable: PanopticContent,
+    findings: list[Finding],
+    results: list[ImageResult],
+) -> Report:
     digests: dict[str, list[str]] = defaultdict(list)
-    for task, result in zip(entries.tasks, results, strict=True):
+    for task, result in zip(usable.images, results, strict=True):
         findings += result.findings
-        if result.digest and task.name not in digests[result.digest]:
-            digests[result.digest].append(task.name)
+        name = task.image["file_name"]
+        if result.digest and name not in digests[result.digest]:
+            digests[result.digest].append(name)
     for names in digests.values():
         for name in names[1:]:
             findings.append(Finding("duplicate-image", name, f"the same file as '{names[0]}'"))
-    classes = _count_classes(entries, results)
+    classes = _count_classes(usable.categories, results)
     for count in classes:
         if not len(count.areas) and not count.crowds:
             findings.append(Finding("unused-class", f"category '{count.name}'", "no segment"))
     pixels = sum(r.size[0] * r.size[1] for r in results if r.size)
     labelled = sum(r.labelled for r in results if r.size)
+    if results and not labelled:
+        findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
     most = max((sum(not crowd for _, crowd, _ in r.segments) for r in results), default=0)
     void = 1 - labelled / pixels if pixels else 0.0
-    return Report(paths, findings, classes, len(results), most, void, dict(digests))
+    sure = only_sure_fixes(findings, sum(len(image.segments) for image in usable.images))
+    unsure = sum(f.fix is not None for f in findings) - sum(f.fix is not None for f in sure)
+    return Report(paths, sure, classes, len(results), most, void, dict(digests), unsure)
 
 
-def _count_classes(entries: Entries, results: list[ImageResult]) -> list[ClassCount]:
-    areas: dict[object, list[int]] = {category_id: [] for category_id in entries.categories}
-    crowds = dict.fromkeys(entries.categories, 0)
-    images = dict.fromkeys(entries.categories, 0)
+def _count_classes(categories: dict[int, dict], results: list[ImageResult]) -> list[ClassCount]:
+    areas: dict[int, list[int]] = {category_id: [] for category_id in categories}
+    crowds = dict.fromkeys(categories, 0)
+    images = dict.fromkeys(categories, 0)
     for result in results:
         known = [s for s in result.segments if type(s[0]) is int and s[0] in areas]
         for category_id, crowd, area in known:
@@ -191,5 +199,5 @@ def _count_classes(entries: Entries, results: list[ImageResult]) -> list[ClassCo
             np.sort(np.array(areas[category_id], np.int64)),
             crowds[category_id],
         )
-        for category_id, category in entries.categories.items()
+        for category_id, category in categories.items()
     ]

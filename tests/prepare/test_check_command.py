@@ -1,18 +1,13 @@
-import importlib.util
+"""The command ``detr-panoptic check``."""
+
 import json
-import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-REPO = Path(__file__).parents[2]
-TOOL = REPO / "tools" / "check_dataset.py"
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 class Sets:
@@ -51,9 +46,12 @@ class Sets:
             items.append({"name": f"my_{name}", "image_root": str(root / name)})
             items[-1]["panoptic_root"] = str(root / f"panoptic_{name}")
             items[-1]["panoptic_json"] = str(self.json(name))
-        datasets = {"REGISTER": items, "TRAIN": ["my_train"], "TEST": ["my_val"]}
+        self.datasets = {"REGISTER": items, "TRAIN": ["my_train"], "TEST": ["my_val"]}
+        self.save()
+
+    def save(self):
         # JSON is YAML.
-        self.config.write_text(json.dumps({"DATASETS": datasets}))
+        self.config.write_text(json.dumps({"DATASETS": self.datasets}))
 
     def json(self, name):
         return self.root / f"panoptic_{name}.json"
@@ -70,86 +68,73 @@ def sets(tmp_path):
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    """Return ``run(*arguments)``: the tool's ``main`` in this process."""
-    spec = importlib.util.spec_from_file_location("check_dataset_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments), "--workers", "1"])
-        return module.main()
-
-    return run
+def check(run_command):
+    """Return ``run(*arguments)``: (exit status, what was printed and logged)."""
+    return lambda *arguments: run_command("check", "--workers", "1", *arguments)
 
 
-@pytest.fixture
-def logged(caplog):
-    """What the package logs, whether or not its loggers pass it on."""
-    logger = logging.getLogger("detr_panoptic_d2")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-def test_all_sets_of_a_config(sets, tool, tmp_path, capsys):
-    assert tool("--config-file", sets.config, "--output", tmp_path / "checked") == 0
-    out = capsys.readouterr().out
-    assert out.count("Nothing is wrong.") == 2 and "my_train" in out and "my_val" in out
+def test_all_sets_of_a_config(sets, check, tmp_path):
+    status, printed = check("--config-file", sets.config, "--output", tmp_path / "checked")
+    assert status == 0
+    assert printed.count("Nothing is wrong.") == 2 and "my_train" in printed and "my_val" in printed
     names = sorted(p.name for p in (tmp_path / "checked").iterdir())
     assert names == ["findings.csv", "my_train.png", "my_val.png"]
 
 
-def test_exit_code_and_fix(sets, tool, capsys):
+def test_exit_status_and_fix(sets, check):
     paths = ["--image-root", sets.root / "val", "--panoptic-root", sets.root / "panoptic_val"]
     paths += ["--panoptic-json", sets.json("val")]
-    truth = json.loads(sets.json("val").read_text())
+    before = json.loads(sets.json("val").read_text())
     sets.change("val", lambda c: c["annotations"][1]["segments_info"][1].update(area=7))
-    assert tool(*paths) == 1
-    assert "wrong-area" in capsys.readouterr().out
-    assert tool(*paths, "--fix") == 0
-    assert json.loads(sets.json("val").read_text()) == truth
+    status, printed = check(*paths)
+    assert status == 1 and "wrong-area" in printed
+    assert check(*paths, "--fix")[0] == 0
+    assert json.loads(sets.json("val").read_text()) == before
     assert sets.json("val").with_name("panoptic_val.json.bak").is_file()
-    assert tool(*paths, "--fix") == 0
+    assert check(*paths, "--fix")[0] == 0
     assert not sets.json("val").with_name("panoptic_val.json.bak1").exists()
 
 
-def test_warnings_are_no_failure(sets, tool, capsys, logged):
+def test_swapped_folders(sets, check):
+    """All segments without a pixel: that is not put right by removing them."""
+    Image.new("RGB", (12, 8), (9, 9, 9)).save(sets.root / "train/0.png")
+    paths = ["--image-root", sets.root / "panoptic_train", "--panoptic-root", sets.root / "train"]
+    before = sets.json("train").read_bytes()
+    status, printed = check(*paths, "--panoptic-json", sets.json("train"), "--fix")
+    assert status == 1 and "nothing that can be fixed" in printed
+    assert "have no sure fix" in printed
+    assert sets.json("train").read_bytes() == before
+
+
+def test_warnings_are_no_failure(sets, check):
     sets.change("val", lambda c: c["annotations"][1]["segments_info"][1].update(bbox=[0, 0, 1, 1]))
     for index in range(2):
         picture = (sets.root / f"train/{index}.png").read_bytes()
         (sets.root / f"val/{index}.png").write_bytes(picture)
-    assert tool("--config-file", sets.config) == 0
-    assert "wrong-box" in capsys.readouterr().out
-    assert "in two sets: my_train: 0.png and my_val: 0.png" in logged.text
+    status, printed = check("--config-file", sets.config)
+    assert status == 0 and "wrong-box" in printed
+    assert "in two sets: my_train: 0.png and my_val: 0.png" in printed
 
 
-def test_what_registration_refuses_is_still_checked(sets, tool, capsys):
+def test_what_registration_refuses_is_still_checked(sets, check):
     sets.change("train", lambda c: c["annotations"][0]["segments_info"][0].update(category_id=9))
     sets.change("train", lambda c: c["images"][1].update(file_name="../x.png"))
-    assert tool("--config-file", sets.config) == 1
-    out = capsys.readouterr().out
-    assert "unknown-category" in out and "bad-image-entry" in out
+    status, printed = check("--config-file", sets.config)
+    assert status == 1 and "unknown-category" in printed and "bad-image-entry" in printed
 
 
-def test_no_check_was_possible(sets, tool):
-    assert tool("--config-file", sets.root / "none.yaml") == 2
-    sets.json("val").write_text("[")
-    assert tool("--config-file", sets.config) == 2
-    sets.config.write_text(json.dumps({"DATASETS": {"TRAIN": [], "TEST": []}}))
-    assert tool("--config-file", sets.config) == 2
-    sets.config.write_text(json.dumps({"DATASETS": {"REGISTER": [{"name": "x"}]}}))
-    assert tool("--config-file", sets.config) == 2
+def test_no_check_is_possible(sets, check, tmp_path):
+    item = {"name": "x", "image_rot": "y"}
+    for datasets, message in (
+        ({"TRAIN": [], "TEST": []}, "names no data set"),
+        ({"REGISTER": [item]}, r"unknown keys ['image_rot'] and lacks ['image_root', "),
+        ({**sets.datasets, "TEST": ["none"]}, "'none' is no panoptic data set"),
+    ):
+        sets.datasets = datasets
+        sets.save()
+        status, printed = check("--config-file", sets.config)
+        assert status == 1 and message in printed and "Traceback" not in printed
+    status, printed = check("--config-file", tmp_path / "none.yaml")
+    assert status == 1 and "none.yaml" in printed
     for arguments in ([], ["--image-root", "x"], ["--config-file", "x", "--image-root", "x"]):
-        with pytest.raises(SystemExit) as stop:
-            tool(*arguments)
-        assert stop.value.code == 2
-
-
-def test_command_line(sets):
-    (sets.root / "val/1.png").unlink()
-    command = [sys.executable, str(TOOL), "--config-file", str(sets.config)]
-    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "missing-image" in done.stdout and "Traceback" not in done.stderr
+        assert check(*arguments)[0] == 2
