@@ -18,8 +18,8 @@ from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks
 from .panoptic_png import read_panoptic_png
 
 _ORIENTATION_HINT = (
-    ". Sizes are compared after the image's EXIF orientation is applied, so the truth must be in "
-    "the upright frame."
+    ". Sizes are compared after the image's EXIF orientation is applied, so the annotation must "
+    "be in the upright frame."
 )
 
 
@@ -133,7 +133,7 @@ class PanopticDatasetMapper:
         png = dataset_dict["pan_seg_file_name"]
         ids = read_panoptic_png(png)
         if ids.shape != image_size:
-            raise utils.SizeMismatchError(
+            raise UserError(
                 f"Panoptic PNG '{png}' is {_describe(ids.shape)}, but its image "
                 f"'{dataset_dict['file_name']}' is {_describe(image_size)}" + _ORIENTATION_HINT
             )
@@ -142,7 +142,7 @@ class PanopticDatasetMapper:
         crowd = [s for s in infos if s.get("iscrowd", 0)]
         try:
             labels, unnamed = ids_to_labels(ids, [s["id"] for s in targets + crowd])
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"Annotation of '{png}': {error}") from error
         if len(unnamed):
             log_first_n(
@@ -271,7 +271,7 @@ def _check_annotated_size(dataset_dict: dict, image: np.ndarray) -> None:
         dataset_dict.get("width", image.shape[1]),
     )
     if annotated != image.shape[:2]:
-        raise utils.SizeMismatchError(
+        raise UserError(
             f"Image '{dataset_dict['file_name']}' is {_describe(image.shape)}, but its annotation "
             f"says {_describe(annotated)}" + _ORIENTATION_HINT
         )

@@ -3,10 +3,11 @@
 The "standard" panoptic form is expected: ``thing_dataset_id_to_contiguous_id`` and
 ``stuff_dataset_id_to_contiguous_id`` map the ids of the annotation file to contiguous ids that
 together are ``0 .. C - 1``. Instance data sets, which know only things, have the same form with
-the stuff map missing.
+the stuff map missing. A set whose classes only its loader knows (``register_coco_instances`` with
+empty metadata, Detectron2's documented way) is loaded before it is asked.
 """
 
-from detectron2.data import Metadata
+from detectron2.data import DatasetCatalog, Metadata
 
 from ..errors import UserError
 
@@ -84,6 +85,14 @@ def class_names(metadata: Metadata) -> list[str] | None:
 
 def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
     """Return the (thing, stuff) maps from dataset id to contiguous id."""
+    keys = (
+        "thing_classes",
+        "thing_dataset_id_to_contiguous_id",
+        "stuff_dataset_id_to_contiguous_id",
+    )
+    name = metadata.get("name")
+    if not any(metadata.get(key) for key in keys) and name in DatasetCatalog.list():
+        DatasetCatalog.get(name)
     things = metadata.get("thing_dataset_id_to_contiguous_id")
     stuff = metadata.get("stuff_dataset_id_to_contiguous_id")
     if things is None and stuff is None:
@@ -91,7 +100,7 @@ def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
         things = {i: i for i in range(len(metadata.get("thing_classes", ())))}
     if not things and not stuff:
         raise UserError(
-            f"Data set '{metadata.get('name')}' has no classes in its metadata. Is its name right, "
+            f"Data set '{name}' has no classes in its metadata. Is its name right, "
             "and was it registered (register_panoptic, or DATASETS.REGISTER in the config)?"
         )
     return things or {}, stuff or {}

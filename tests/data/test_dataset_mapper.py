@@ -7,7 +7,6 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BoxMode
 from detectron2.utils import logger as d2_logger
 from PIL import Image
@@ -17,6 +16,7 @@ from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.dataset_mapper import build_augmentations, read_image
 from detr_panoptic_d2.data.masks import panoptic_png_to_ids, segments_to_masks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
+from detr_panoptic_d2.errors import UserError
 
 
 def _cfg(sizes=(8,), max_size=1333, flip="none", crop=False):
@@ -207,11 +207,11 @@ def test_bad_images(tmp_path, first):
 
 def test_size_mismatches(small_set, first):
     mapper = PanopticDatasetMapper(_cfg())
-    with pytest.raises(SizeMismatchError, match="a.png.*12 wide and 8 high.*13 wide and 8 high"):
+    with pytest.raises(UserError, match="a.png.*12 wide and 8 high.*13 wide and 8 high"):
         mapper({**first, "width": 13})
     small_set.ids = small_set.ids.T
     small_set.save_ids("0.png")
-    with pytest.raises(SizeMismatchError, match="0.png.*8 wide and 12 high.*a.png.*upright"):
+    with pytest.raises(UserError, match="0.png.*8 wide and 12 high.*a.png.*upright"):
         mapper(first)
     (small_set.panoptic_root / "0.png").unlink()
     with pytest.raises(FileNotFoundError, match="0.png"):
