@@ -81,9 +81,6 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST.PAD_MIXED_SIZES = False
     # Images per batch and process during evaluation.
     cfg.MODEL.DETR.TEST.BATCH_SIZE = 1
-    # Go on with an evaluation that was broken off (killed, say) in OUTPUT_DIR, if weights, config
-    # and annotations are the same; otherwise, and by default, all images are predicted.
-    cfg.MODEL.DETR.TEST.RESUME = False
     # Detectron2's VIS_PERIOD: every so many iterations, truth and prediction of this many images of
     # DATASETS.TEST go to TensorBoard and to OUTPUT_DIR/pictures. VIS_PERIOD 0, the default: never.
     cfg.TEST.VIS_IMAGES = 4

@@ -17,6 +17,22 @@ class UserError(ValueError):
     """
 
 
+def check_value(key: str, value: object, valid: bool, allowed: str) -> None:
+    """Check the value of a config key, in the constructor that uses it.
+
+    Args:
+        key: full name of the key, ``MODEL.DETR.DROPOUT`` for example.
+        value: its value.
+        valid: whether the value can be used.
+        allowed: what the value may be, "a number from 0 to 1" for example.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if not valid:
+        raise UserError(f"{key} is {value!r}, but must be {allowed}.")
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit status 1 on ``UserError`` and ``OSError``.

@@ -53,6 +53,23 @@ def sample_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def assert_within_rounding() -> Callable[..., None]:
+    """Return ``check(ours, reference, exact)``: float32 results against a reference in float32 and
+    in float64. Ours may lie five times as far from the exact values as the reference does, so that
+    the test holds for every kind of CPU."""
+
+    def check(ours, reference, exact, what=""):
+        assert ours.shape == exact.shape, what
+        largest = exact.abs().max().item() if exact.numel() else 0.0
+        theirs = (reference - exact).abs().max().item() if exact.numel() else 0.0
+        distance = (ours - exact).abs().max().item() if exact.numel() else 0.0
+        bound = 5 * max(theirs, torch.finfo(torch.float32).eps * largest)
+        assert distance <= bound, f"{what}: {distance:.2e}, reference {theirs:.2e} of {largest:.2e}"
+
+    return check
+
+
 @pytest.fixture
 def tiny_model() -> Callable[..., nn.Module]:
     """Return ``build("KEY", value, ...)``: the model of ``shapes/tiny.yaml`` with these options.

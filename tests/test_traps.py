@@ -30,9 +30,9 @@ THINGS, SKY, GROUND = [0, 1], 2, 3
 
 def panoptic(masks, labels, frame=None, scores=None, **options):
     size = tuple(masks.shape[-2:])
-    hook = DETRPanopticInference(thing_ids=THINGS, num_classes=4, **options)
+    rule = DETRPanopticInference(thing_ids=THINGS, **options)
     scores = torch.tensor(scores or [0.9] * len(labels))
-    return hook(masks, scores, torch.tensor(labels), frame or Frame(size, size, size))
+    return rule(masks, scores, torch.tensor(labels), frame or Frame(size, size, size))
 
 
 def test_1_results_do_not_change_with_the_batch(tiny_model, make_input):
@@ -96,11 +96,11 @@ def test_4_isthing_is_a_bool_of_python(panoptic_set, scene, tmp_path):
     panoptic_set("trap_4", [scene])
     metadata = MetadataCatalog.get("trap_4")
     masks = F.one_hot(torch.as_tensor(np.searchsorted([1, 2, 4, 5, 70000], scene[0])), 5)
-    hook = DETRPanopticInference(thing_ids=[1, 3], num_classes=4)
+    rule = DETRPanopticInference(thing_ids=[1, 3])
     labels = torch.tensor([0, 2, 3, 3, 1])
     logits = masks.permute(2, 0, 1).float() * 10 - 5
     frame = Frame((32, 40), (32, 40), (32, 40))
-    ids, info = hook(logits, torch.full((5,), 0.9), labels, frame)
+    ids, info = rule(logits, torch.full((5,), 0.9), labels, frame)
     assert [type(s["isthing"]) for s in info] == [bool] * 5
     evaluator = COCOPanopticEvaluator("trap_4", str(tmp_path))
     evaluator.reset()

@@ -11,7 +11,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
 from detectron2.engine import hooks as d2_hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint.checkpointer import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper
-from ..evaluation import build_evaluator, images_done, prediction_key
+from ..evaluation import build_evaluator
 from .batch_scale import check_reference_world_size, warn_about_batch
 from .hooks import BestCheckpoint
 from .memory_hook import MemoryUse
@@ -107,46 +107,8 @@ class PanopticTrainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, key: str | None = None
-    ) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, key=key)
-
-    @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
-    ) -> dict[str, dict]:
-        """Evaluate on ``DATASETS.TEST``, from where it was broken off with ``TEST.RESUME``.
-
-        Args:
-            cfg: the config.
-            model: with its weights.
-            evaluators: one per data set; None: :meth:`build_evaluator` makes them.
-
-        Returns:
-            results by task; with several data sets, by data set and task.
-        """
-        if evaluators is not None or not cfg.MODEL.DETR.TEST.RESUME:
-            return super().test(cfg, model, evaluators)
-        results = {name: cls._test_remaining(cfg, model, name) for name in cfg.DATASETS.TEST}
-        return next(iter(results.values())) if len(results) == 1 else results
-
-    @classmethod
-    def _test_remaining(cls, cfg: CfgNode, model: nn.Module, name: str) -> dict[str, dict]:
-        evaluator = cls.build_evaluator(cfg, name, prediction_key(cfg, model, name))
-        done = images_done(evaluator)
-        logger.info("Images of '%s' that were predicted before: %d", name, len(done))
-        loader = cls.build_test_loader(cfg, name, done)
-        if loader is None:
-            results = evaluator.evaluate() or {}
-        else:
-            results = inference_on_dataset(model, loader, evaluator)
-        if comm.is_main_process():
-            print_csv_format(results)
-        return results
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``."""

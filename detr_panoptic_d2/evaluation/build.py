@@ -12,17 +12,17 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from ..data.metadata import thing_class_ids
 from ..errors import UserError
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .semantic import PanopticSemanticEvaluator
-from .truth import PanopticTruth
 
 logger = logging.getLogger(__name__)
 
 
 def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_dir: str | None = None, key: str | None = None
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluator:
     """Build what the data set's ``evaluator_type`` and the model's outputs allow.
 
@@ -33,8 +33,6 @@ def build_evaluator(
         cfg: the config.
         dataset_name: a registered data set.
         output_dir: default ``OUTPUT_DIR/inference/<dataset_name>``.
-        key: of what is predicted: an evaluation with this key that was broken off is gone on with
-            (panoptic sets). See :func:`.resume.prediction_key`.
 
     Raises:
         UserError: the type is not known, or the model's outputs do not fit it.
@@ -53,17 +51,16 @@ def build_evaluator(
             f"Data set '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
             "metadata. Known are panoptic sets, 'coco' and 'sem_seg'."
         )
-    truth = PanopticTruth(dataset_name)
     evaluators: list[DatasetEvaluator] = []
     if cfg.MODEL.DETR.TEST.PANOPTIC_ON and cfg.MODEL.MASK_ON:
-        evaluators.append(PanopticEvaluator(dataset_name, output_dir, truth, key))
+        evaluators.append(PanopticEvaluator(dataset_name, output_dir))
     if cfg.MODEL.DETR.TEST.INSTANCE_ON:
-        if truth.thing_ids:
-            evaluators.append(PanopticInstanceEvaluator(truth, output_dir, key))
+        if thing_class_ids(metadata):
+            evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir))
         else:
             logger.info("No AP for '%s': it has no things.", dataset_name)
     if cfg.MODEL.DETR.TEST.SEMANTIC_ON and cfg.MODEL.MASK_ON:
-        evaluators.append(PanopticSemanticEvaluator(truth, output_dir, key))
+        evaluators.append(PanopticSemanticEvaluator(dataset_name, output_dir))
     if not evaluators:
         logger.warning(
             "Nothing is evaluated on '%s': of MODEL.DETR.TEST.PANOPTIC_ON, SEMANTIC_ON (both need "

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools import mask as mask_api
 
 from ..checkpoint.atomic import atomic_file
-from .records import ImageRecords
-from .truth import PanopticTruth
+from ..data.metadata import thing_class_ids
+from ..data.panoptic_png import read_panoptic_png
+from .ground_truth import categories_of, temporary_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -24,53 +24,44 @@ logger = logging.getLogger(__name__)
 class PanopticInstanceEvaluator(COCOEvaluator):
     """``COCOEvaluator`` on the things of a panoptic data set.
 
-    The truth is the data set's own ``json_file`` where that exists, else it is made from the
-    panoptic PNGs. Only the images of the panoptic json count.
+    Ground truth is the data set's own ``json_file`` where that exists, else it is made from the
+    panoptic PNGs. Only the images of the data set count.
 
     Args:
-        truth: the annotations.
-        output_dir: where the results go, and the truth if it is made.
-        key: of what is predicted, see :class:`ImageRecords`.
+        dataset_name: a registered panoptic data set with things.
+        output_dir: where the results go, and the ground truth if it is made.
     """
 
-    def __init__(self, truth: PanopticTruth, output_dir: str, key: str | None = None):
-        self._truth = truth
-        self.records = ImageRecords(Path(output_dir), "instances", key)
-        # COCOEvaluator reads everything from metadata and wants classes 0 .. T - 1, all things.
-        self._thing_index = {c: i for i, c in enumerate(truth.thing_ids)}
-        name = f"{truth.name}_things"
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
-        MetadataCatalog.get(name).set(
-            json_file=_instances_json(truth, output_dir),
-            thing_classes=[truth.class_names[c] for c in truth.thing_ids],
+    def __init__(self, dataset_name: str, output_dir: str):
+        metadata = MetadataCatalog.get(dataset_name)
+        items = DatasetCatalog.get(dataset_name)
+        self._image_ids = [item["image_id"] for item in items]
+        json_file = metadata.get("json_file")
+        categories = categories_of(metadata)
+        if not (json_file and Path(json_file).is_file()):
+            json_file = os.path.join(output_dir, f"{dataset_name}_instances.json")
+            _make_instances_json(json_file, items, categories, metadata.panoptic_json)
+        # COCOEvaluator wants classes 0 .. T - 1, all of them things.
+        things = thing_class_ids(metadata)
+        self._thing_index = {c: i for i, c in enumerate(things)}
+        with temporary_dataset(
+            items,
+            json_file=json_file,
+            thing_classes=[categories[c]["name"] for c in things],
             thing_dataset_id_to_contiguous_id={
-                truth.dataset_ids[c]: i for c, i in self._thing_index.items()
+                categories[c]["id"]: i for i, c in enumerate(things)
             },
-        )
-        super().__init__(name, output_dir=output_dir)
-
-    def reset(self) -> None:
-        super().reset()
-        self.records.open()
+        ) as name:
+            super().__init__(name, output_dir=output_dir)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Write ``instances``, whose ``pred_classes`` are contiguous over things and stuff."""
-        for image, output in zip(inputs, outputs, strict=True):
-            things = self._things(output["instances"]).to("cpu")
-            image_id = image["image_id"]
-            self.records.write(image_id, instances_to_coco_json(things, image_id))
+        """Keep ``instances``, whose ``pred_classes`` are contiguous over things and stuff."""
+        things = [{"instances": self._things(output["instances"])} for output in outputs]
+        super().process(inputs, things)
 
     def evaluate(self, img_ids: list | None = None) -> dict[str, dict[str, float]]:
-        """Return AP, on rank 0. COCO's own code needs all predictions in memory then."""
-        # What is on rank 0 here, Detectron2's evaluator gathers from all.
-        self._predictions = [
-            {"image_id": image_id, "instances": found} for image_id, found in self.records.gather()
-        ]
-        results = super().evaluate(img_ids or list(self._truth.annotations))
-        self.records.remove()
-        self._predictions = []
-        return results
+        """Return AP, on rank 0."""
+        return super().evaluate(img_ids or self._image_ids)
 
     def _things(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()
@@ -81,69 +72,61 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         return things
 
 
-def _instances_json(truth: PanopticTruth, output_dir: str) -> str:
-    """Return the path of a COCO instances json, made if need be (once per machine)."""
-    existing = truth.metadata.get("json_file")
-    if existing and Path(existing).is_file():
-        return existing
-    path = Path(output_dir, f"{truth.name}_instances.json")
-    if comm.get_local_rank() == 0:
-        source = _fingerprint(truth)
-        if not (path.is_file() and _source_of(path) == source):
-            logger.info("Making %s from the panoptic annotations ...", path)
-            os.makedirs(output_dir, exist_ok=True)
-            content = {"info": source, **instances_from_panoptic(truth)}
-            with atomic_file(path) as f:
-                json.dump(content, f)
+def _make_instances_json(path: str, items: list[dict], categories: list, source: str) -> None:
+    """Write the json on rank 0, and once more on each machine that does not see that file."""
+    if comm.is_main_process():
+        stat = os.stat(source)
+        info = {"source": source, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if not (os.path.isfile(path) and _info_of(path) == info):
+            _write_instances_json(path, items, categories, info)
     comm.synchronize()
-    return str(path)
+    if comm.get_local_rank() == 0 and not os.path.isfile(path):
+        _write_instances_json(path, items, categories, {})
+    comm.synchronize()
 
 
-def instances_from_panoptic(truth: PanopticTruth) -> dict[str, Any]:
+def _write_instances_json(path: str, items: list[dict], categories: list, info: dict) -> None:
+    logger.info("Making %s from the panoptic annotations ...", path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with atomic_file(path) as file:
+        json.dump({"info": info, **instances_from_panoptic(items, categories)}, file)
+
+
+def _info_of(path: str) -> dict[str, Any] | None:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file).get("info")
+
+
+def instances_from_panoptic(items: list[dict], categories: list[dict]) -> dict[str, Any]:
     """Make COCO instances, RLE masks, of the thing segments; crowd stays crowd.
 
     Segments without a pixel are left out.
+
+    Args:
+        items: dataset dicts with contiguous category ids.
+        categories: of the set, in order of the contiguous ids.
     """
-    things = {truth.dataset_ids[c] for c in truth.thing_ids}
-    annotations: list[dict[str, Any]] = []
-    for image_id, annotation in truth.annotations.items():
-        segments = [s for s in annotation["segments_info"] if s["category_id"] in things]
-        ids = truth.segment_ids(image_id) if segments else None
-        for segment in segments:
-            mask = ids == segment["id"]
-            if not mask.any():
+    images, annotations = [], []
+    for item in items:
+        ids = read_panoptic_png(item["pan_seg_file_name"])
+        height, width = ids.shape
+        name = os.path.basename(item["file_name"])
+        images.append({"id": item["image_id"], "file_name": name, "height": height, "width": width})
+        for segment in item["segments_info"]:
+            category, mask = categories[segment["category_id"]], ids == segment["id"]
+            if not category["isthing"] or not mask.any():
                 continue
             rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": segment["category_id"],
+                    "image_id": item["image_id"],
+                    "category_id": category["id"],
                     "iscrowd": int(segment.get("iscrowd", 0)),
                     "area": int(mask.sum()),
                     "bbox": mask_api.toBbox(rle).tolist(),
-                    "segmentation": {
-                        "size": rle["size"],
-                        "counts": rle["counts"].decode(),
-                    },
+                    "segmentation": {**rle, "counts": rle["counts"].decode()},
                 }
             )
-    return {
-        "images": truth.json["images"],
-        "categories": [c for c in truth.json["categories"] if c["id"] in things],
-        "annotations": annotations,
-    }
-
-
-def _fingerprint(truth: PanopticTruth) -> dict[str, Any]:
-    stat = os.stat(truth.json_file)
-    return {
-        "source": truth.json_file,
-        "bytes": stat.st_size,
-        "mtime_ns": stat.st_mtime_ns,
-    }
-
-
-def _source_of(path: Path) -> dict[str, Any] | None:
-    with open(path, encoding="utf-8") as f:
-        return json.load(f).get("info")
+    things = [category for category in categories if category["isthing"]]
+    return {"images": images, "categories": things, "annotations": annotations}

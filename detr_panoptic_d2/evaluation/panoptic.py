@@ -1,28 +1,31 @@
-"""Panoptic quality, streamed: memory does not grow with the data set."""
+"""Panoptic quality."""
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import math
-import shutil
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, PQStatCat, pq_compute_single_core
-from panopticapi.utils import id2rgb
-from PIL import Image
 from tabulate import tabulate
 
 from ..checkpoint.atomic import atomic_file
+from ..data.metadata import dataset_ids
+from ..data.panoptic_check import inside_root
+from ..data.panoptic_json import write_panoptic_json
+from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
-from .records import ImageRecords
-from .truth import PanopticTruth
+from .ground_truth import categories_of, check_prediction_size
 
 logger = logging.getLogger(__name__)
 
@@ -33,151 +36,138 @@ PER_IMAGE_FILE = "per_image.json"
 
 
 class PanopticEvaluator(COCOPanopticEvaluator):
-    """``COCOPanopticEvaluator`` for large, partial and unusual sets; the same numbers.
+    """``COCOPanopticEvaluator`` with PQ per class and per image; the same numbers otherwise.
 
-    - Each prediction is written to ``output_dir/panoptic`` (same relative name as the truth's
-      PNG) and compared with panopticapi at once. What the processes exchange at the end are lines
-      of json; an image that came up twice counts once.
+    - Ground truth comes from the dataset dicts: PNGs keep their real names, ``area`` and
+      ``iscrowd`` may be missing.
     - A set without things, without stuff or with nothing but void gives NaN for what cannot be
       computed, where panopticapi divides by zero.
-    - Per-class results are returned as ``PQ-<class>``.
+    - Each prediction is compared when it is made, by the process that made it, and its PNG is
+      written to the disk. An image that came up twice counts once.
 
     Args:
         dataset_name: a registered panoptic data set.
         output_dir: where ``panoptic/*.png`` and ``predictions.json`` (COCO's result format) go,
             and ``per_image.json``: for each image rows of category id, sum of IoU, TP, FP, FN.
             None: nothing is kept. Without a common file system each machine has its own PNGs.
-        truth: the annotations, if they are loaded already.
-        key: of what is predicted, see :class:`ImageRecords`; needs ``output_dir``.
     """
 
-    def __init__(
-        self,
-        dataset_name: str,
-        output_dir: str | None = None,
-        truth: PanopticTruth | None = None,
-        key: str | None = None,
-    ):
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
         super().__init__(dataset_name, output_dir)
-        self._truth = truth or PanopticTruth(dataset_name)
-        self._temporary = tempfile.mkdtemp(prefix="panoptic_eval") if output_dir is None else None
-        self._folder = Path(output_dir or self._temporary)
-        self.records = ImageRecords(self._folder, "predictions", key)
+        self._dataset_ids = dataset_ids(self._metadata)
+        self._categories = {c["id"]: c for c in categories_of(self._metadata)}
+        self._images = {d["image_id"]: d for d in DatasetCatalog.get(dataset_name)}
 
-    def reset(self) -> None:
-        self.records.open(
-            lambda r: (self._folder / "panoptic" / r["annotation"]["file_name"]).is_file()
-        )
+    def _convert_category_id(self, segment_info: dict) -> dict:
+        if "isthing" not in segment_info:
+            return dict(segment_info)
+        # Of a copy, and of whatever is true: Detectron2 takes all but ``True`` itself for stuff.
+        category_id = self._dataset_ids[segment_info["category_id"]]
+        return {"id": int(segment_info["id"]), "category_id": category_id}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Write and compare predictions.
+        """Compare predictions with the ground truth.
 
         Args:
             inputs: with ``image_id`` and ``file_name``.
             outputs: with ``panoptic_seg``: int map H x W and list of segments with contiguous
                 ``category_id``.
+
+        Raises:
+            UserError: the image is not in the data set, or of another size than its PNG.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            ids, segments = output["panoptic_seg"]
-            ids = ids.cpu().numpy()
-            image_id = image["image_id"]
-            name = self._truth.png_name(image_id)
-            if ids.shape != self._truth.png_size(image_id):
+            if image["image_id"] not in self._images:
                 raise UserError(
-                    f"{image['file_name']} is {ids.shape[0]} x {ids.shape[1]} (height x width), "
-                    f"but its annotation {name} is "
-                    "{} x {}.".format(*self._truth.png_size(image_id))
+                    f"The data set '{self._metadata.name}' has no annotation for the image id "
+                    f"{image['image_id']!r} ('{image['file_name']}')."
                 )
-            path = self._folder / "panoptic" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path, "wb") as f:
-                Image.fromarray(id2rgb(ids)).save(f, format="PNG")
-            annotation = {
-                "image_id": image_id,
-                "file_name": name,
-                "segments_info": [
-                    {
-                        "id": s["id"],
-                        "category_id": self._truth.dataset_ids[s["category_id"]],
-                    }
-                    for s in segments
-                ],
-            }
-            counts = self._compare(annotation)
-            self.records.write(image_id, {"annotation": annotation, "counts": counts})
+            png = self._images[image["image_id"]]["pan_seg_file_name"]
+            check_prediction_size(image, output["panoptic_seg"][0].shape, png)
+            super().process([image], [output])
+            prediction = self._predictions[-1]
+            prediction["file_name"] = os.path.relpath(png, self._metadata.panoptic_root)
+            with contextlib.ExitStack() as stack:
+                folder = self._output_dir or stack.enter_context(tempfile.TemporaryDirectory())
+                path = Path(inside_root(os.path.join(folder, "panoptic"), prediction["file_name"]))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(path, "wb") as file:
+                    file.write(prediction.pop("png_string"))
+                prediction["counts"] = self._compare(prediction, png, str(path))
+            prediction["size"] = tuple(output["panoptic_seg"][0].shape)
+
+    def _compare(self, prediction: dict, png: str, predicted_png: str) -> list[list[float]]:
+        """Return rows of category id, sum of IoU, TP, FP, FN."""
+        annotated = self._images[prediction["image_id"]]["segments_info"]
+        if any("area" not in s for s in annotated):
+            areas = dict(zip(*np.unique(read_panoptic_png(png), return_counts=True), strict=True))
+            annotated = [{"area": int(areas.get(s["id"], 0)), **s} for s in annotated]
+        annotated = [
+            {"iscrowd": 0, **s, "category_id": self._dataset_ids[s["category_id"]]}
+            for s in annotated
+        ]
+        # panopticapi writes areas into the segments of the prediction.
+        predicted = [dict(s) for s in prediction["segments_info"]]
+        pair = (
+            {**prediction, "segments_info": annotated, "file_name": os.path.abspath(png)},
+            {**prediction, "segments_info": predicted, "file_name": os.path.abspath(predicted_png)},
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            stat = pq_compute_single_core(0, [pair], "", "", self._categories)
+        return [[c, float(s.iou), s.tp, s.fp, s.fn] for c, s in stat.pq_per_cat.items()]
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Return ``{"panoptic_seg": {"PQ": ..., "PQ-<class>": ...}}``, percent, on rank 0."""
-        records = self.records.gather()
-        results = self._summarize(records) if comm.is_main_process() else None
-        self.records.remove()
-        if self._temporary:
-            shutil.rmtree(self._temporary)
-        return results
-
-    def _compare(self, annotation: dict[str, Any]) -> list[list[float]]:
-        """Return rows of category id, sum of IoU, TP, FP, FN of one prediction on the disk."""
-        # panopticapi writes areas into the segments of the prediction.
-        predicted = [dict(s) for s in annotation["segments_info"]]
-        pair = (
-            self._truth.scored_annotation(annotation["image_id"]),
-            {**annotation, "segments_info": predicted},
-        )
-        with contextlib.redirect_stdout(io.StringIO()):
-            stat = pq_compute_single_core(
-                0,
-                [pair],
-                self._truth.folder,
-                self._folder / "panoptic",
-                self._truth.categories,
-            )
-        return [
-            [category, float(s.iou), s.tp, s.fp, s.fn] for category, s in stat.pq_per_cat.items()
-        ]
-
-    def _summarize(self, records: Iterable[tuple[Any, dict]]) -> dict[str, dict[str, float]]:
-        stat, annotations, per_image = PQStat(), {}, []
-        for image_id, record in records:
-            annotations[image_id] = record["annotation"]
-            per_image.append({"image_id": image_id, "counts": record["counts"]})
-            add_counts(stat, record["counts"])
-        missing = len(self._truth.annotations.keys() - annotations.keys())
-        if missing:
-            logger.warning(
-                "PQ is over %d images: %d of %s were not predicted.",
-                len(annotations),
-                missing,
-                self._truth.json_file,
-            )
+        comm.synchronize()
+        gathered = comm.gather(self._predictions)
+        if not comm.is_main_process():
+            return None
+        found: dict[Any, dict] = {}
+        for prediction in itertools.chain(*gathered):
+            found.setdefault(prediction["image_id"], prediction)
+        if missing := len(self._images) - len(found):
+            logger.warning("PQ is over %d images; %d were not predicted.", len(found), missing)
         if self._output_dir:
-            with atomic_file(self._folder / "predictions.json") as f:
-                json.dump({**self._truth.json, "annotations": list(annotations.values())}, f)
-            with atomic_file(self._folder / PER_IMAGE_FILE) as f:
-                json.dump(per_image, f)
-        return {"panoptic_seg": self._results(stat)}
+            self._write(found)
+        stat = PQStat()
+        for prediction in found.values():
+            add_counts(stat, prediction["counts"])
+        return {"panoptic_seg": summarize(stat, self._categories)}
 
-    def _results(self, stat: PQStat) -> dict[str, float]:
-        results, rows = {}, []
-        for suffix, isthing in GROUPS.items():
-            mean, count = mean_quality(stat, self._truth.categories, isthing)
-            results.update({f"{key}{suffix}": value for key, value in mean.items()})
-            rows.append(
-                [
-                    {"": "All", "_th": "Things", "_st": "Stuff"}[suffix],
-                    *mean.values(),
-                    count,
-                ]
-            )
-        headers = ["", "PQ", "SQ", "RQ", "#categories"]
-        table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", stralign="center")
-        logger.info("Panoptic Evaluation Results:\n%s", table)
-        if any(row[-1] == 0 for row in rows):
-            logger.info(
-                "NaN: the images have no segments of that kind, neither true nor predicted."
-            )
-        for name, dataset_id in zip(self._truth.class_names, self._truth.dataset_ids, strict=True):
-            results[f"PQ-{name}"] = quality(stat[dataset_id])["PQ"]
-        return results
+    def _write(self, predictions: dict[Any, dict]) -> None:
+        images, annotations, per_image = [], [], []
+        for image_id, prediction in predictions.items():
+            name = os.path.basename(self._images[image_id]["file_name"])
+            height, width = prediction["size"]
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            keys = ("image_id", "file_name", "segments_info")
+            annotations.append({key: prediction[key] for key in keys})
+            per_image.append({"image_id": image_id, "counts": prediction["counts"]})
+        path = os.path.join(self._output_dir, "predictions.json")
+        write_panoptic_json(path, images, annotations, list(self._categories.values()))
+        with atomic_file(os.path.join(self._output_dir, PER_IMAGE_FILE)) as file:
+            json.dump(per_image, file)
+
+
+def summarize(stat: PQStat, categories: dict[int, dict]) -> dict[str, float]:
+    """Log the tables, and return PQ, SQ and RQ of all, things and stuff, and PQ of each class."""
+    results, rows = {}, []
+    for (suffix, isthing), title in zip(GROUPS.items(), ("All", "Things", "Stuff"), strict=True):
+        mean, count = mean_quality(stat, categories, isthing)
+        results.update({f"{key}{suffix}": value for key, value in mean.items()})
+        rows.append([title, *mean.values(), count])
+    headers = ["", "PQ", "SQ", "RQ", "#categories"]
+    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", stralign="center")
+    logger.info("Panoptic Evaluation Results:\n%s", table)
+    rows = []
+    for category_id, category in categories.items():
+        of_class, counts = quality(stat[category_id]), stat[category_id]
+        results[f"PQ-{category['name']}"] = of_class["PQ"]
+        rows.append([category["name"], *of_class.values(), counts.tp, counts.fp, counts.fn])
+    headers = ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
+    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", disable_numparse=[0])
+    logger.info("Panoptic Evaluation Results per class (NaN: in no image):\n%s", table)
+    return results
 
 
 def add_counts(stat: PQStat, counts: Iterable[list[float]]) -> None:

@@ -1,6 +1,6 @@
 """Backbones, transformer, mask head and losses. Importing it registers backbones and mask heads."""
 
-from .backbone.resnet import check_backbone
+from .backbone import check_backbone
 from .criterion import SetCriterion
 from .mask_head import MASK_HEAD_REGISTRY, BoxAttentionMap, MaskHeadSmallConv, build_mask_head
 from .matcher import HungarianMatcher

@@ -5,10 +5,12 @@ K classes, P matched pairs.
 """
 
 import torch
+from detectron2.config import configurable
 from detectron2.utils import comm
 from torch import nn
 from torch.nn import functional as F
 
+from ..errors import check_value
 from .mask_loss import mask_loss_sums
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
@@ -20,6 +22,7 @@ class SetCriterion(nn.Module):
     the loss of one process on the whole batch.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -37,12 +40,32 @@ class SetCriterion(nn.Module):
             no_object_weight: weight of no-object in the cross entropy.
         """
         super().__init__()
+        for name, value in weights.items():
+            check_value(f"MODEL.DETR: the weight of {name}", value, value >= 0, "0 or more")
+        key = "MODEL.DETR.NO_OBJECT_WEIGHT"
+        check_value(key, no_object_weight, no_object_weight > 0, "above 0")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weights = weights
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         self.register_buffer("class_weight", weight, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg, num_classes):
+        detr = cfg.MODEL.DETR
+        return {
+            "num_classes": num_classes,
+            "matcher": HungarianMatcher(detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT),
+            "weights": {
+                "loss_ce": detr.CLASS_WEIGHT,
+                "loss_bbox": detr.L1_WEIGHT,
+                "loss_giou": detr.GIOU_WEIGHT,
+                "loss_mask": detr.MASK_WEIGHT,
+                "loss_dice": detr.DICE_WEIGHT,
+            },
+            "no_object_weight": detr.NO_OBJECT_WEIGHT,
+        }
 
     def box_losses(
         self,
@@ -93,7 +116,7 @@ class SetCriterion(nn.Module):
     def mask_losses(
         self,
         mask_logits: torch.Tensor,
-        target_masks: list[torch.Tensor],
+        target_masks: list[torch.Tensor | None],
         canvas: tuple[int, int],
         targets: Targets,
         matches: Matches,
@@ -105,19 +128,19 @@ class SetCriterion(nn.Module):
 
         Args:
             mask_logits: P x h x w.
-            target_masks: per image T x H_i x W_i bool.
+            target_masks: per image T x H_i x W_i bool; None where T is 0.
             canvas: (H, W) of the padded images.
             targets: the ground truth.
             matches: what :class:`HungarianMatcher` made of them.
         """
         rows_per_image = matches.target[-1].split(matches.counts)
-        truth = [
-            masks[rows]
+        matched = [
+            mask
             for masks, rows in zip(target_masks, rows_per_image, strict=True)
             if len(rows)
+            for mask in masks[rows]
         ]
-        truth = [mask for masks in truth for mask in masks]
-        focal, dice = mask_loss_sums(mask_logits, truth, canvas)
+        focal, dice = mask_loss_sums(mask_logits, matched, canvas)
         num_boxes = self.num_boxes(targets, focal)
         return {
             "loss_mask": self.weights["loss_mask"] * focal / num_boxes,

@@ -15,8 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
-from .phase_conv import upsampled_conv
+from ..errors import UserError, check_value
 
 MASK_HEAD_REGISTRY = Registry("MASK_HEAD")
 MASK_HEAD_REGISTRY.__doc__ = """
@@ -91,8 +90,7 @@ class MaskHeadSmallConv(nn.Module):
 
     The sum of the layers is DETR's, but what only depends on the image is computed once per image:
     a convolution is linear, so on [image | attention] and on (upsampled + adapter) it is the
-    sum of an image part and a query part. The query part never makes the upsampled maps: see
-    :mod:`.phase_conv`.
+    sum of an image part (:meth:`image_maps`) and a query part (:meth:`query_masks`).
     """
 
     @configurable
@@ -102,7 +100,7 @@ class MaskHeadSmallConv(nn.Module):
         hidden_dim: int,
         nheads: int,
         fpn_channels: list[int],
-        chunk_bytes: int = 256 * 2**20,
+        chunk_mb: float = 256,
         use_checkpoint: bool = False,
         typical_cells: float = 400,
     ):
@@ -111,19 +109,16 @@ class MaskHeadSmallConv(nn.Module):
             hidden_dim: C, channels of the projected res5; a multiple of 16.
             nheads: M, channels of the attention maps.
             fpn_channels: channels of res4, res3 and res2.
-            chunk_bytes: memory that one chunk of queries may take at inference.
+            chunk_mb: memory in MiB that one chunk of queries may take at inference.
             use_checkpoint: recompute activations in the backward pass, chunk by chunk.
             typical_cells: h w of a typical training image; it sets the initial size of the
                 weights that see the attention maps, see :meth:`_scale_attention_weights`.
         """
         super().__init__()
-        if hidden_dim % 16:
-            raise UserError(
-                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}: {type(self).__name__} divides it by "
-                "16, so it must be a multiple of 16"
-            )
+        check_value("MODEL.DETR.HIDDEN_DIM", hidden_dim, hidden_dim % 16 == 0, "a multiple of 16")
+        check_value("MODEL.DETR.MASK_HEAD.CHUNK_MB", chunk_mb, chunk_mb > 0, "above 0")
         self.hidden_dim = hidden_dim
-        self.chunk_bytes = chunk_bytes
+        self.chunk_bytes = int(chunk_mb * 2**20)
         self.use_checkpoint = use_checkpoint
         dim = hidden_dim + nheads
         widths = [dim, hidden_dim // 2, hidden_dim // 4, hidden_dim // 8, hidden_dim // 16]
@@ -156,7 +151,7 @@ class MaskHeadSmallConv(nn.Module):
             "hidden_dim": cfg.MODEL.DETR.HIDDEN_DIM,
             "nheads": cfg.MODEL.DETR.NHEADS,
             "fpn_channels": [input_shape[f].channels for f in ("res4", "res3", "res2")],
-            "chunk_bytes": int(cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB * 2**20),
+            "chunk_mb": cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB,
             "use_checkpoint": cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD,
             "typical_cells": _typical_cells(cfg, input_shape["res5"].stride),
         }
@@ -180,21 +175,30 @@ class MaskHeadSmallConv(nn.Module):
         """
         if not len(attention):
             return src_proj.new_zeros((0, *fpn_features[-1].shape[-2:]))
-        image = self._image_part(src_proj, fpn_features)
+        image = self.image_maps(src_proj, fpn_features)
         if torch.is_grad_enabled() and not self.use_checkpoint:
-            return self._query_part(attention, image_index, *image)
+            return self.query_masks(attention, image_index, *image)
         masks = []
         chunk = self._chunk_size(len(attention), image[-1])
         for maps, index in zip(attention.split(chunk), image_index.split(chunk), strict=True):
             if torch.is_grad_enabled():
-                part = checkpoint(self._query_part, maps, index, *image, use_reentrant=False)
+                part = checkpoint(self.query_masks, maps, index, *image, use_reentrant=False)
             else:
-                part = self._query_part(maps, index, *image)
+                part = self.query_masks(maps, index, *image)
             masks.append(part)
         return torch.cat(masks)
 
-    def _image_part(self, src_proj, fpn_features) -> list[torch.Tensor]:
-        """What the first convolution and those behind the adapters make of the image alone."""
+    def image_maps(
+        self, src_proj: torch.Tensor, fpn_features: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """What the first convolution and those behind the adapters make of the image alone.
+
+        Args:
+            src_proj, fpn_features: see :meth:`forward`.
+
+        Returns:
+            B x C_i x H_i x W_i at the sizes of res5, res4, res3 and res2.
+        """
         weight = self.lay1.weight[:, : self.hidden_dim]
         parts = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
         adapters = (self.adapter1, self.adapter2, self.adapter3)
@@ -212,15 +216,23 @@ class MaskHeadSmallConv(nn.Module):
         chunks = math.ceil(pairs / max(1, most))
         return math.ceil(pairs / chunks)
 
-    def _query_part(self, attention, image_index, *image):
-        """Mask logits P x H2 x W2 of some pairs, given the per-image parts."""
+    def query_masks(
+        self, attention: torch.Tensor, image_index: torch.Tensor, *image: torch.Tensor
+    ) -> torch.Tensor:
+        """Mask logits P x H2 x W2 of some pairs, all at once.
+
+        Args:
+            attention, image_index: see :meth:`forward`.
+            image: what :meth:`image_maps` returned.
+        """
         attention = attention.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
         x = _activate(self.gn1, _add_image(x, image[0], image_index))
         x = _activate(self.gn2, self.lay2(x))
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
         for (layer, norm), part in zip(stages, image[1:], strict=True):
-            x = upsampled_conv(x, part.shape[-2:], layer.weight)
+            x = F.interpolate(x, size=part.shape[-2:], mode="nearest")
+            x = F.conv2d(x, layer.weight, padding=1)
             x = _activate(norm, _add_image(x, part, image_index))
         return self.out_lay(x)[:, 0]
 

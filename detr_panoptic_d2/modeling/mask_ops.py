@@ -1,4 +1,4 @@
-"""Pure functions on mask logits: resizing without the padding, argmax, binary masks, class scores.
+"""Pure functions on mask logits: resizing without the padding, argmax, instances, class scores.
 
 Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W the output image.
 Everything stays on the device of the masks; pixels are never looped over.
@@ -7,6 +7,8 @@ Everything stays on the device of the masks; pixels are never looped over.
 from typing import NamedTuple
 
 import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from torchvision.ops import box_convert
 
 # Values of upsampled mask logits held at one time: on a CPU few, so that no large blocks of memory
 # are asked of the system; on a GPU enough to be worth a kernel.
@@ -171,3 +173,46 @@ def semantic_scores(
     for part, strip in resize_strips(mask_logits, frame):
         semantic[:, part].index_add_(0, labels, strip.sigmoid() * scores[:, None, None])
     return semantic
+
+
+def to_instances(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    mask_logits: torch.Tensor | None,
+    frame: Frame,
+) -> Instances:
+    """Detectron2's instances at the output size, best score first.
+
+    Args:
+        boxes: Q x 4, (cx, cy, w, h) relative to the image.
+        scores, labels: Q.
+        mask_logits: Q x h x w, or None for boxes alone.
+        frame: sizes of canvas, image and output.
+    """
+    order = scores.argsort(descending=True)
+    height, width = frame.output
+    scale = boxes.new_tensor([width, height, width, height], dtype=torch.float32)
+    result = Instances(frame.output)
+    result.pred_boxes = Boxes(box_convert(boxes[order].float(), "cxcywh", "xyxy") * scale)
+    result.pred_boxes.clip(frame.output)
+    result.scores = scores[order]
+    result.pred_classes = labels[order]
+    if mask_logits is not None:
+        result.pred_masks = masks_at_output(mask_logits[order], frame)
+    return result
+
+
+def target_masks(instances: Instances) -> torch.Tensor:
+    """The annotated masks T x H x W (bool) of one image.
+
+    Args:
+        instances: with ``gt_masks`` in any form that Detectron2's mappers give: ``BitMasks``,
+            ``PolygonMasks``, or a tensor (Mask2Former's mapper).
+    """
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks.polygons, *instances.image_size)
+    if isinstance(masks, BitMasks):
+        masks = masks.tensor
+    return masks.to(instances.gt_classes.device, torch.bool)

@@ -6,6 +6,7 @@ Shapes: L decoder layers, B images, N queries, T targets of one image, K classes
 from typing import NamedTuple
 
 import torch
+from detectron2.structures import Instances
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torchvision.ops import box_convert
@@ -25,6 +26,22 @@ class Targets(NamedTuple):
     labels: torch.Tensor
     boxes: torch.Tensor
     counts: list[int]
+
+    @classmethod
+    def from_instances(cls, instances: list[Instances], device: torch.device) -> "Targets":
+        """From one ``Instances`` per image with ``gt_classes`` and ``gt_boxes``."""
+        counts = [len(x) for x in instances]
+        most = max(counts, default=0)
+        labels = torch.zeros((len(counts), most), dtype=torch.long, device=device)
+        boxes = torch.zeros((len(counts), most, 4), device=device)
+        for i, x in enumerate(instances):
+            if not counts[i]:
+                continue
+            height, width = x.image_size
+            scale = boxes.new_tensor([width, height, width, height])
+            labels[i, : counts[i]] = x.gt_classes
+            boxes[i, : counts[i]] = box_convert(x.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh")
+        return cls(labels, boxes, counts)
 
 
 class Matches(NamedTuple):

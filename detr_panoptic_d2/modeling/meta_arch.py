@@ -4,63 +4,40 @@ Shapes: B images, N queries, K classes, C hidden channels, L decoder layers, P (
 pairs whose masks are wanted; h x w is the size of res5.
 """
 
-from typing import NamedTuple
-
 import torch
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert
 
 from ..checkpoint.names import adapt
-from ..config_check import check_model_config
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
-from ..data.metadata import num_classes as metadata_num_classes
-from ..errors import UserError
-from .backbone.fold import FoldedCache
-from .backbone.resnet import check_backbone
+from ..errors import UserError, check_value
+from .backbone import check_backbone
 from .box_head import BoxHead
 from .criterion import SetCriterion, zero_of
-from .instances import best_things, to_instances
+from .fold import fold_batch_norms
 from .mask_head import BoxAttentionMap, build_mask_head
-from .mask_ops import semantic_scores
-from .matcher import HungarianMatcher, Targets
-from .panoptic_inference import Frame, build_panoptic_inference
+from .mask_ops import Frame, semantic_scores, target_masks, to_instances
+from .matcher import Targets
+from .panoptic_inference import build_panoptic_inference
 from .position_encoding import PositionEmbeddingSine
+from .structures import Detections, Selection
 from .transformer import Transformer
 
 __all__ = ["PanopticDETR"]
 
 
-class Detections(NamedTuple):
-    """What the detector (everything but the mask head) makes of a batch.
-
-    Attributes:
-        features: res2 to res5.
-        src_proj: B x C x h x w, the projected res5.
-        padding: B x h x w bool, True on padded cells; None if there are none.
-        memory: B x C x h x w, the encoded image.
-        hs: L x B x N x C decoder outputs (L is 1 at inference).
-        pred_logits: L x B x N x (K + 1).
-        pred_boxes: L x B x N x 4, (cx, cy, w, h) relative to each image without padding.
-    """
-
-    features: dict[str, torch.Tensor]
-    src_proj: torch.Tensor
-    padding: torch.Tensor | None
-    memory: torch.Tensor
-    hs: torch.Tensor
-    pred_logits: torch.Tensor
-    pred_boxes: torch.Tensor
-
-
 @META_ARCH_REGISTRY.register()
 class PanopticDETR(nn.Module):
-    """DETR for panoptic segmentation (Carion et al. 2020)."""
+    """DETR for panoptic segmentation (Carion et al. 2020).
+
+    Inference goes ``preprocess -> detect -> select -> predict_masks -> assemble``. Each step takes
+    and returns tensors and can be called on its own.
+    """
 
     @configurable
     def __init__(
@@ -95,7 +72,7 @@ class PanopticDETR(nn.Module):
             transformer: encoder and decoder.
             mask_head: predicts masks of (image, query) pairs; None for boxes alone.
             criterion: the losses.
-            panoptic_inference: the panoptic inference hook.
+            panoptic_inference: the rule from queries to segments.
             num_classes: K, things and stuff.
             hidden_dim, nheads: C and the number of attention heads.
             num_queries: N.
@@ -117,6 +94,14 @@ class PanopticDETR(nn.Module):
                 "MODEL.MASK_ON is False, so there are no masks: set MODEL.DETR.TEST.PANOPTIC_ON, "
                 "MODEL.DETR.TEST.SEMANTIC_ON and MODEL.DETR.FREEZE_DETECTOR to False (and "
                 "MODEL.DETR.TEST.INSTANCE_ON to True for boxes), or MODEL.MASK_ON to True"
+            )
+        key = "MODEL.DETR.NUM_OBJECT_QUERIES"
+        check_value(key, num_queries, num_queries >= 1, "a whole number from 1 on")
+        if len(pixel_mean) != len(pixel_std) or min(pixel_std, default=0) <= 0:
+            raise UserError(
+                f"MODEL.PIXEL_MEAN is {list(pixel_mean)} and MODEL.PIXEL_STD is {list(pixel_std)}: "
+                "one number per channel of INPUT.FORMAT is needed in each, and those of PIXEL_STD "
+                "must be above 0."
             )
         self.backbone = backbone
         self.position_embedding = PositionEmbeddingSine(hidden_dim)
@@ -143,7 +128,7 @@ class PanopticDETR(nn.Module):
         self.register_buffer("is_thing", is_thing, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self._folded = FoldedCache()
+        self._folded = False
         if freeze_detector:
             trained = {id(p) for m in (self.bbox_attention, mask_head) for p in m.parameters()}
             for p in self.parameters():
@@ -153,7 +138,6 @@ class PanopticDETR(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
-        check_model_config(cfg)
         detr = cfg.MODEL.DETR
         backbone = build_backbone(cfg)
         check_backbone(backbone)
@@ -164,44 +148,23 @@ class PanopticDETR(nn.Module):
                 "come from there: name a data set, \"('coco_2017_val_panoptic',)\" for COCO."
             )
         metadata = MetadataCatalog.get(names[0])
-        num_classes = detr.NUM_CLASSES
-        if num_classes == -1:
-            num_classes = metadata_num_classes(metadata)
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.DETR.NUM_CLASSES = num_classes
-        thing_ids = [i for i in thing_class_ids(metadata) if i < num_classes]
-        same_classes = metadata_num_classes(metadata) == num_classes
-        weights = {
-            "loss_ce": detr.CLASS_WEIGHT,
-            "loss_bbox": detr.L1_WEIGHT,
-            "loss_giou": detr.GIOU_WEIGHT,
-            "loss_mask": detr.MASK_WEIGHT,
-            "loss_dice": detr.DICE_WEIGHT,
-        }
+        ids = dataset_ids(metadata)
+        if detr.NUM_CLASSES not in (-1, len(ids)):
+            raise UserError(
+                f"MODEL.DETR.NUM_CLASSES is {detr.NUM_CLASSES}, but data set '{names[0]}' has "
+                f"{len(ids)} classes, things and stuff together. Set it to {len(ids)}, or to -1 to "
+                "take the data set's."
+            )
+        thing_ids = thing_class_ids(metadata)
         return {
             "backbone": backbone,
-            "transformer": Transformer(
-                hidden_dim=detr.HIDDEN_DIM,
-                nheads=detr.NHEADS,
-                enc_layers=detr.ENC_LAYERS,
-                dec_layers=detr.DEC_LAYERS,
-                dim_feedforward=detr.DIM_FEEDFORWARD,
-                dropout=detr.DROPOUT,
-                pre_norm=detr.PRE_NORM,
-                checkpoint_encoder=detr.CHECKPOINT_ENCODER,
-            ),
+            "transformer": Transformer(cfg),
             "mask_head": build_mask_head(cfg, backbone.output_shape())
             if cfg.MODEL.MASK_ON
             else None,
-            "criterion": SetCriterion(
-                num_classes=num_classes,
-                matcher=HungarianMatcher(detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT),
-                weights=weights,
-                no_object_weight=detr.NO_OBJECT_WEIGHT,
-            ),
+            "criterion": SetCriterion(cfg, len(ids)),
             "panoptic_inference": build_panoptic_inference(cfg, thing_ids),
-            "num_classes": num_classes,
+            "num_classes": len(ids),
             "hidden_dim": detr.HIDDEN_DIM,
             "nheads": detr.NHEADS,
             "num_queries": detr.NUM_OBJECT_QUERIES,
@@ -216,8 +179,8 @@ class PanopticDETR(nn.Module):
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pad_mixed_sizes": detr.TEST.PAD_MIXED_SIZES,
             "compile_modules": detr.COMPILE,
-            "dataset_ids": dataset_ids(metadata) if same_classes else None,
-            "class_names": class_names(metadata) if same_classes else None,
+            "dataset_ids": ids,
+            "class_names": class_names(metadata),
         }
 
     @property
@@ -245,15 +208,29 @@ class PanopticDETR(nn.Module):
             options: for ``torch.compile``; with ``dynamic=True`` a change of the image size does
                 not compile anew.
         """
-        self._folded.clear()
-        self._folded.compile_options = options
         for module in (self.backbone, self.transformer, self.mask_head):
             if module is not None:
                 module.compile(**options)
 
-    def train(self, mode: bool = True):
-        if mode:
-            self._folded.clear()
+    def fold_for_inference(self) -> "PanopticDETR":
+        """Fold the backbone's batch norms into its convolutions, for good; returns the model.
+
+        Outputs stay the same up to rounding. Load the weights before: afterwards the model can
+        neither be trained nor read or write checkpoints.
+        """
+        self.eval()
+        fold_batch_norms(self.backbone)
+        self._folded = True
+        return self
+
+    def train(self, mode: bool = True) -> "PanopticDETR":
+        """As in ``nn.Module``.
+
+        Raises:
+            RuntimeError: the model is folded.
+        """
+        if mode and self._folded:
+            raise RuntimeError("A model cannot be trained after fold_for_inference().")
         return super().train(mode)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
@@ -299,11 +276,10 @@ class PanopticDETR(nn.Module):
 
     def detect(self, images: ImageList) -> Detections:
         """Run backbone, transformer, class and box heads on a padded batch."""
-        if self.training:
-            features = self.backbone(images.tensor)
-        else:
-            tensor = images.tensor.contiguous(memory_format=torch.channels_last)
-            features = self._folded.get(self.backbone)(tensor)
+        tensor = images.tensor
+        if not self.training:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(tensor)
         res5 = features["res5"]
         padding = self._padding(images, res5.shape[-2:])
         pos = self.position_embedding(res5.shape[-2:], padding, res5.device)
@@ -362,7 +338,7 @@ class PanopticDETR(nn.Module):
         """Weighted losses of a training batch."""
         images = self.preprocess(batched_inputs)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        targets = self.prepare_targets(instances)
+        targets = Targets.from_instances(instances, self.device)
         with torch.set_grad_enabled(not self.freeze_detector):
             out = self.detect(images)
         matches = self.criterion.matcher(out.pred_logits, out.pred_boxes, targets)
@@ -376,9 +352,9 @@ class PanopticDETR(nn.Module):
                 masks = self.predict_masks(out, matches.image, matches.query[-1])
             else:
                 masks = out.src_proj.new_zeros((0, 1, 1))
-            truth = [x.gt_masks.tensor if len(x) else None for x in instances]
+            annotated = [target_masks(x) if len(x) else None for x in instances]
             canvas = tuple(images.tensor.shape[-2:])
-            losses.update(self.criterion.mask_losses(masks, truth, canvas, targets, matches))
+            losses.update(self.criterion.mask_losses(masks, annotated, canvas, targets, matches))
         if not len(matches.image):
             first = next(iter(losses))
             losses[first] = losses[first] + zero_of(p for p in self.parameters() if p.requires_grad)
@@ -387,67 +363,83 @@ class PanopticDETR(nn.Module):
             get_event_storage().put_scalars(**{k: float(v) for k, v in metrics.items()})
         return losses
 
-    def prepare_targets(self, instances: list[Instances]) -> Targets:
-        """Labels and boxes of a batch, padded to the largest number of targets."""
-        counts = [len(x) for x in instances]
-        most = max(counts, default=0)
-        labels = torch.zeros((len(counts), most), dtype=torch.long, device=self.device)
-        boxes = torch.zeros((len(counts), most, 4), device=self.device)
-        for i, x in enumerate(instances):
-            if not counts[i]:
-                continue
-            height, width = x.image_size
-            scale = boxes.new_tensor([width, height, width, height])
-            labels[i, : counts[i]] = x.gt_classes
-            boxes[i, : counts[i]] = box_convert(x.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh")
-        return Targets(labels, boxes, counts)
-
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
-        """Results of images that are padded to one canvas together."""
+        """Results of images that are padded to one canvas together, see :meth:`forward`."""
         images = self.preprocess(batched_inputs)
-        out = self.detect(images)
-        logits = out.pred_logits[-1]
-        scores, labels = logits.float().softmax(-1).max(-1)
-        nothing = torch.zeros_like(labels, dtype=torch.bool)
-        panoptic = instance = nothing
+        detections = self.detect(images)
+        selection = self.select(detections)
+        masks = None
+        if self.mask_head is not None:
+            pairs = selection.wanted.nonzero(as_tuple=True)
+            masks = self.predict_masks(detections, *pairs)
+        canvas = tuple(images.tensor.shape[-2:])
+        frames = []
+        for x, size in zip(batched_inputs, images.image_sizes, strict=True):
+            size = (int(size[0]), int(size[1]))
+            frames.append(Frame(canvas, size, (x.get("height", size[0]), x.get("width", size[1]))))
+        return self.assemble(detections, selection, masks, frames)
+
+    def select(self, detections: Detections) -> Selection:
+        """Choose the queries that the results are made of, before any mask is computed.
+
+        As in official DETR the best *object* class of a query counts, also where no-object is
+        better. Instances are the ``max_instances`` best queries whose class is a thing.
+        """
+        logits = detections.pred_logits[-1]
+        scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
+        panoptic = instance = torch.zeros_like(labels, dtype=torch.bool)
         if self.panoptic_on or self.semantic_on:
             panoptic = self.panoptic_inference.keep(logits)
         if self.instance_on:
-            instance = best_things(scores, labels, self.is_thing, self.max_instances)
-        # What follows chooses queries on the host, after this one transfer.
+            instance = self.is_thing[labels]
+            if instance.shape[1] > self.max_instances:
+                best = (scores * instance).topk(self.max_instances, dim=1).indices
+                instance = instance & torch.zeros_like(instance).scatter_(1, best, True)
+        # One transfer: what follows chooses queries on the host.
         host = torch.stack([scores, labels.float(), panoptic.float(), instance.float()]).cpu()
-        scores, labels = host[0], host[1].long()
-        panoptic, instance = host[2].bool(), host[3].bool()
-        wanted = panoptic | instance
-        masks = [None] * len(batched_inputs)
-        if self.mask_head is not None:
-            pairs = wanted.nonzero(as_tuple=True)
-            masks = self.predict_masks(out, *pairs).split(wanted.sum(1).tolist())
+        return Selection(host[0], host[1].long(), host[2].bool(), host[3].bool())
+
+    def assemble(
+        self,
+        detections: Detections,
+        selection: Selection,
+        mask_logits: torch.Tensor | None,
+        frames: list[Frame],
+    ) -> list[dict]:
+        """Make the results of each image.
+
+        Args:
+            detections: of the batch.
+            selection: the chosen queries.
+            mask_logits: P x H2 x W2 of the pairs in ``selection.wanted``, in order; None for boxes
+                alone.
+            frames: sizes of canvas, image and output of each image.
+
+        Returns:
+            one dict per image, see :meth:`forward`.
+        """
+        counts = selection.wanted.sum(1).tolist()
+        masks = [None] * len(frames) if mask_logits is None else mask_logits.split(counts)
         results = []
-        for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
-            size = (int(size[0]), int(size[1]))
-            output = (x.get("height", size[0]), x.get("width", size[1]))
-            frame = Frame(tuple(images.tensor.shape[-2:]), size, output)
+        for i, frame in enumerate(frames):
+            scores, labels = selection.scores[i], selection.labels[i]
+            wanted = selection.wanted[i]
             result = {}
             if self.panoptic_on or self.semantic_on:
-                kept = panoptic[i]
-                chosen = (
-                    _rows(masks[i], kept[wanted[i]]),
-                    scores[i, kept],
-                    labels[i, kept],
-                )
+                kept = selection.panoptic[i]
+                chosen = (_rows(masks[i], kept[wanted]), scores[kept], labels[kept])
                 if self.panoptic_on:
                     result["panoptic_seg"] = self.panoptic_inference(*chosen, frame)
                 if self.semantic_on:
                     result["sem_seg"] = semantic_scores(*chosen, self.num_classes, frame)
             if self.instance_on:
-                kept = instance[i]
+                kept = selection.instance[i]
                 result["instances"] = to_instances(
-                    _rows(out.pred_boxes[-1, i], kept),
-                    scores[i, kept].to(self.device),
-                    labels[i, kept].to(self.device),
-                    None if masks[i] is None else _rows(masks[i], kept[wanted[i]]),
+                    _rows(detections.pred_boxes[-1, i], kept),
+                    scores[kept].to(self.device),
+                    labels[kept].to(self.device),
+                    None if masks[i] is None else _rows(masks[i], kept[wanted]),
                     frame,
                 )
             results.append(result)

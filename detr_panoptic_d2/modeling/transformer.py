@@ -4,11 +4,12 @@ Shapes: B images, S = H * W cells of res5, N queries, C channels, M heads, L dec
 """
 
 import torch
+from detectron2.config import configurable
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, check_value
 
 
 class MultiheadAttention(nn.Module):
@@ -213,6 +214,7 @@ class TransformerDecoder(nn.Module):
 class Transformer(nn.Module):
     """Encoder and decoder of DETR."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -236,8 +238,11 @@ class Transformer(nn.Module):
             checkpoint_encoder: recompute the encoder's activations in the backward pass.
         """
         super().__init__()
-        if dec_layers < 1:
-            raise UserError(f"MODEL.DETR.DEC_LAYERS must be at least 1, got {dec_layers}")
+        prefix = "MODEL.DETR"
+        check_value(f"{prefix}.ENC_LAYERS", enc_layers, enc_layers >= 0, "0 or more")
+        check_value(f"{prefix}.DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more")
+        check_value(f"{prefix}.DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1")
+        check_value(f"{prefix}.DIM_FEEDFORWARD", dim_feedforward, dim_feedforward >= 1, "1 or more")
         layer = dict(
             nheads=nheads, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm
         )
@@ -248,6 +253,20 @@ class Transformer(nn.Module):
         for p in self.parameters():
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
+
+    @classmethod
+    def from_config(cls, cfg):
+        detr = cfg.MODEL.DETR
+        return {
+            "hidden_dim": detr.HIDDEN_DIM,
+            "nheads": detr.NHEADS,
+            "enc_layers": detr.ENC_LAYERS,
+            "dec_layers": detr.DEC_LAYERS,
+            "dim_feedforward": detr.DIM_FEEDFORWARD,
+            "dropout": detr.DROPOUT,
+            "pre_norm": detr.PRE_NORM,
+            "checkpoint_encoder": detr.CHECKPOINT_ENCODER,
+        }
 
     def forward(
         self,

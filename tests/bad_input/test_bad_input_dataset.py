@@ -1,15 +1,16 @@
 """What a training does with each kind of fault in a data set, as docs/training.md says."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.evaluation import PanopticEvaluator
 
 
 def segments(spoilt, number=1):
@@ -212,14 +213,18 @@ def test_nothing_but_void_trains(spoilt, train, caplog):
 
 
 def test_evaluation_refuses_paths_as_well(spoilt, error_line):
-    from detr_panoptic_d2.evaluation import PanopticTruth
-
+    """Also on a set that Detectron2 registered, whose json nobody has checked."""
     setup_cfg("shapes/tiny.yaml", spoilt.opts())
-    content = json.loads(spoilt.json.read_text())
-    content["annotations"][1]["file_name"] = "../../x.png"
-    spoilt.json.write_text(json.dumps(content))
-    line = error_line(PanopticTruth(spoilt.name).png_name, 1)
-    assert "panoptic.json" in line and "image id 1" in line and "leads out" in line
+    evaluator = PanopticEvaluator(spoilt.name, str(spoilt.root / "out"))
+    (spoilt.root / "outside.png").write_bytes(spoilt.png(1).read_bytes())
+    evaluator._images[1]["pan_seg_file_name"] = str(spoilt.pngs / ".." / "outside.png")
+    output = {"panoptic_seg": (torch.ones(32, 40, dtype=torch.int32), [])}
+    evaluator.reset()
+    line = error_line(
+        evaluator.process, [{"image_id": 1, "file_name": str(spoilt.image(1))}], [output]
+    )
+    assert "outside.png" in line and "leads out" in line
+    assert not (spoilt.root / "out" / "outside.png").exists()
 
 
 def test_truth_changed_after_the_start_is_an_error_in_evaluation(spoilt, train, error_line):

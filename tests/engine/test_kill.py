@@ -49,7 +49,7 @@ class Jobs:
         opts += ["DATASETS.TEST", ("few_shapes",), "OUTPUT_DIR", self.folder / name]
         opts += ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TRAIN", (24, 32, 40)]
         opts += ["INPUT.MIN_SIZE_TEST", 32, "SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 2]
-        opts += ["TEST.EVAL_PERIOD", 4, "MODEL.DETR.TEST.RESUME", True, "SEED", 3]
+        opts += ["TEST.EVAL_PERIOD", 4, "SEED", 3]
         opts += ["MODEL.DETR.TEST.SCORE_THRESH", 0.0, "MODEL.DETR.TEST.BATCH_SIZE", 1]
         os.makedirs(self.folder / name, exist_ok=True)
         record = str(self.folder / name / "losses.jsonl")

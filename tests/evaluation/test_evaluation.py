@@ -1,18 +1,28 @@
 import contextlib
+import copy
 import io
 import json
 import math
+import tempfile
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
-from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from panopticapi.evaluation import pq_compute
+from PIL import Image
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
-from detr_panoptic_d2.evaluation import PanopticEvaluator, PanopticTruth, build_evaluator
+from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.evaluation import (
+    PanopticEvaluator,
+    PanopticSemanticEvaluator,
+    build_evaluator,
+)
+from detr_panoptic_d2.evaluation.ground_truth import categories_of, temporary_dataset
 from detr_panoptic_d2.evaluation.instances import instances_from_panoptic
 
 CONTIGUOUS = {3: 0, 10: 1, 21: 2, 30: 3}
@@ -62,7 +72,9 @@ def test_same_numbers_as_detectron2_and_panopticapi(panoptic_set, scene, tmp_pat
     root = panoptic_set("eval_same", [scene, (*scene, {5})])
     inputs = inputs_of("eval_same")
     outputs = [panoptic_output(*worse(scene[0])), panoptic_output(*scene)]
+    before = copy.deepcopy(outputs[0]["panoptic_seg"][1])
     ours = run(PanopticEvaluator("eval_same", str(tmp_path / "ours")), inputs, outputs)
+    assert outputs[0]["panoptic_seg"][1] == before
     theirs = run(COCOPanopticEvaluator("eval_same", str(tmp_path / "theirs")), inputs, outputs)
     for key, value in theirs["panoptic_seg"].items():
         assert ours["panoptic_seg"][key] == pytest.approx(value), key
@@ -127,7 +139,8 @@ def test_size_of_prediction_and_truth_must_agree(panoptic_set, scene):
 
 def test_instances_from_panoptic(panoptic_set, scene):
     panoptic_set("eval_instances", [(*scene, {5})])
-    made = instances_from_panoptic(PanopticTruth("eval_instances"))
+    categories = categories_of(MetadataCatalog.get("eval_instances"))
+    made = instances_from_panoptic(inputs_of("eval_instances"), categories)
     assert [c["name"] for c in made["categories"]] == ["ball", "box"]
     assert [(a["category_id"], a["iscrowd"], a["area"]) for a in made["annotations"]] == [
         (10, 0, 100),
@@ -184,6 +197,97 @@ def test_pq_ap_and_miou_in_one_run(panoptic_set, scene, cfg):
     # The ball is cut to 60 of 100 pixels; 9 of them are painted elsewhere.
     assert wrong["sem_seg"]["IoU-ball"] == pytest.approx(100 * 60 / 109)
     assert 0 < wrong["segm"]["AP"] < 100
+
+
+def test_a_set_of_the_user_named_things_stays(panoptic_set, scene, cfg):
+    panoptic_set("eval_names", [scene])
+    mine = MetadataCatalog.get("eval_names_things").set(thing_classes=["mine"])
+    names = set(DatasetCatalog.list()), set(MetadataCatalog.list())
+    try:
+        results = run(
+            build_evaluator(cfg, "eval_names"), inputs_of("eval_names"), [all_outputs(*scene)]
+        )
+        assert results["segm"]["AP"] == pytest.approx(100)
+        assert MetadataCatalog.get("eval_names_things") is mine
+        assert (set(DatasetCatalog.list()), set(MetadataCatalog.list())) == names
+    finally:
+        MetadataCatalog.remove("eval_names_things")
+
+
+def test_no_temporary_folder_is_left(panoptic_set, scene, tmp_path, monkeypatch):
+    panoptic_set("eval_left", [scene])
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    evaluator = PanopticEvaluator("eval_left")
+    evaluator.reset()
+    evaluator.process(inputs_of("eval_left"), [panoptic_output(*scene)])
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_miou_without_a_labelled_pixel(panoptic_set, scene, cfg):
+    panoptic_set("eval_void", [(np.zeros_like(scene[0]), {})])
+    evaluator = PanopticSemanticEvaluator("eval_void")
+    results = run(evaluator, inputs_of("eval_void"), [all_outputs(*scene)])["sem_seg"]
+    assert math.isnan(results["mIoU"])
+
+
+def test_semantic_results_are_those_of_a_semantic_set(panoptic_set, scene, tmp_path):
+    """The same classes written as semantic PNGs, judged by Detectron2's evaluator as it is."""
+    root = panoptic_set("eval_sem", [scene])
+    classes = np.zeros_like(scene[0], dtype=np.uint8)
+    for i, category in scene[1].items():
+        classes[scene[0] == i] = CONTIGUOUS[category]
+    Image.fromarray(classes).save(root / "semantic.png")
+    (item,) = inputs_of("eval_sem")
+    outputs = [all_outputs(*worse(scene[0]))]
+    ours = run(PanopticSemanticEvaluator("eval_sem"), [item], outputs)["sem_seg"]
+    with temporary_dataset(
+        [{**item, "sem_seg_file_name": str(root / "semantic.png")}],
+        stuff_classes=["sky", "ball", "ground", "box"],
+        ignore_label=255,
+    ) as name:
+        theirs = run(SemSegEvaluator(name), [item], outputs)["sem_seg"]
+    assert ours == pytest.approx(theirs, nan_ok=True)
+
+
+def test_size_of_semantic_prediction_must_agree(panoptic_set, scene):
+    panoptic_set("eval_size", [scene])
+    evaluator = PanopticSemanticEvaluator("eval_size")
+    evaluator.reset()
+    with pytest.raises(UserError, match="000"):
+        evaluator.process(inputs_of("eval_size"), [{"sem_seg": torch.zeros(4, 10, 40)}])
+
+
+def test_two_ranks_share_one_output_folder(panoptic_set, scene, cfg):
+    """As on two machines: the first process makes the ground truth, the other one reads it."""
+    panoptic_set("eval_ranks", [scene, scene])
+    context = torch.multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    workers = [
+        context.Process(target=evaluate_as_rank, args=(rank, cfg, scene, results), daemon=True)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    found = results.get()
+    assert found["panoptic_seg"]["PQ"] == pytest.approx(100)
+    assert found["segm"]["AP"] == pytest.approx(100)
+    assert found["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+def evaluate_as_rank(rank, cfg, scene, results):
+    torch.set_num_threads(1)  # a thread pool does not survive forking
+    store = f"file://{cfg.OUTPUT_DIR}.store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    comm.create_local_process_group(1)  # every process is its machine's only one
+    evaluator = build_evaluator(cfg, "eval_ranks")
+    found = run(evaluator, inputs_of("eval_ranks")[rank:][:1], [all_outputs(*scene)])
+    comm.synchronize()
+    if rank == 0:
+        results.put(found)
 
 
 def test_outputs_that_are_off_are_not_evaluated(panoptic_set, scene, cfg):

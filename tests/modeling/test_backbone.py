@@ -14,7 +14,7 @@ from torchvision import models
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.modeling.backbone.resnet import LEVELS, RenamedBackbone, check_backbone
+from detr_panoptic_d2.modeling.backbone import LEVELS, RenamedBackbone, check_backbone
 
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"

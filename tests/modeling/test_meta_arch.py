@@ -342,19 +342,19 @@ def test_float_images_give_the_same_as_uint8(tiny_model, make_input):
 
 def test_a_mixed_batch_gives_what_single_images_give(tiny_model, make_input):
     options = ("MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True)
-    model = tiny_model(*options)
+    # In float64, where kernels of other batch sizes do not round differently.
+    model = tiny_model(*options).double()
     batch = [make_input(*size, seed=i) for i, size in enumerate([(48, 64), (80, 40), (48, 64)])]
     for x, together in zip(batch, model(batch), strict=True):
         (alone,) = model([x])
-        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together["sem_seg"], alone["sem_seg"])
         a, b = together["instances"], alone["instances"]
-        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
-        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=1e-3)
+        torch.testing.assert_close(a.scores, b.scores)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor)
         assert torch.equal(a.pred_classes, b.pred_classes)
         ids, info = together["panoptic_seg"]
-        assert (ids == alone["panoptic_seg"][0]).float().mean() > 0.999
-        classes = [s["category_id"] for s in alone["panoptic_seg"][1]]
-        assert [s["category_id"] for s in info] == classes
+        assert torch.equal(ids, alone["panoptic_seg"][0])
+        assert info == alone["panoptic_seg"][1]
 
 
 def test_padded_mixed_batch_is_padded_as_official(tiny_model, make_input):
@@ -474,49 +474,3 @@ def test_box_stage_weights_go_into_the_second_step(tiny_model, batch, make_input
     optimizer.step()
     for name, _ in boxes.named_parameters():
         assert torch.equal(full.state_dict()[name], before[name]), name
-
-
-def detect(model, x):
-    with torch.no_grad():
-        return model.detect(model.preprocess([x]))
-
-
-def assert_is_unfolded(model, x):
-    """What eval mode uses agrees with the backbone itself."""
-    with torch.no_grad():
-        expected = model.backbone(model.preprocess([x]).tensor)
-    for name, feature in detect(model, x).features.items():
-        size = float(expected[name].abs().max())
-        torch.testing.assert_close(feature, expected[name], rtol=1e-3, atol=1e-4 * size)
-
-
-@pytest.mark.parametrize("options", [(), RESNET])
-def test_folded_backbone_gives_the_same_and_follows_the_weights(tiny_model, make_input, options):
-    model, x = tiny_model(*options), make_input(48, 64)
-    original = {k: v.clone() for k, v in model.state_dict().items()}
-    assert_is_unfolded(model, x)
-    first = detect(model, x).pred_logits
-
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    train(model, [make_input(48, 64, [0, 3])])
-    optimizer.step()
-    model.eval()
-    assert_is_unfolded(model, x)
-    trained = detect(model, x).pred_logits
-    assert not torch.allclose(trained, first)
-
-    model.load_state_dict(original)
-    assert_is_unfolded(model, x)
-    torch.testing.assert_close(detect(model, x).pred_logits, first)
-
-
-def test_copies_of_a_model_are_of_their_own(tiny_model, make_input):
-    model, x = tiny_model(), make_input(48, 64)
-    before = model([x])[0]["panoptic_seg"][1]
-    other = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in other.backbone.parameters():
-            p.mul_(0.5)
-    other([x])
-    assert_is_unfolded(other, x)
-    assert model([x])[0]["panoptic_seg"][1] == before

@@ -40,7 +40,7 @@ def frames(draw):
 
 @st.composite
 def cases(draw, exact=False):
-    """Keyword arguments of the hook, and of its call.
+    """Keyword arguments of the rule, and of its call.
 
     Some logits are drawn from few values, so that they tie; not so if ``exact``.
     """
@@ -52,7 +52,6 @@ def cases(draw, exact=False):
         logits = logits.sign() * draw(st.sampled_from([0.0, 1.0]))
     options = {
         "thing_ids": draw(st.lists(st.integers(0, NUM_CLASSES - 1), unique=True)),
-        "num_classes": NUM_CLASSES,
         "min_segment_area": draw(st.sampled_from([0, 1, 4, 20, 200])),
         "overlap_thresh": draw(st.sampled_from([0.0, 0.0, 0.2, 0.5, 0.8, 1.0])),
     }
@@ -78,7 +77,7 @@ def logits_at_output(logits, frame):
     return up[:, rows][:, :, columns].numpy()
 
 
-def slow_hook(logits, scores, labels, things, min_area, overlap):
+def slow_rule(logits, scores, labels, things, min_area, overlap):
     """DETR's rule pixel map by pixel map: returns (ids, [(category, area, score)])."""
     segments = []
     for q, label in enumerate(labels):
@@ -145,7 +144,7 @@ def test_equals_a_slow_twin(case):
     ordered = np.sort(logits, axis=0)
     assume(logits.size == 0 or np.abs(logits).min() > CLOSE)
     assume(len(logits) < 2 or np.diff(ordered, axis=0).min() > CLOSE)
-    expected_ids, expected = slow_hook(
+    expected_ids, expected = slow_rule(
         logits,
         call["scores"].tolist(),
         call["labels"].tolist(),
@@ -167,8 +166,8 @@ def test_equals_a_slow_twin(case):
 def test_keep_query_by_query(seed, size, threshold):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(*size, NUM_CLASSES + 1, generator=generator) * 5
-    hook = DETRPanopticInference(thing_ids=[], num_classes=NUM_CLASSES, score_thresh=threshold)
-    keep = hook.keep(logits)
+    rule = DETRPanopticInference(thing_ids=[], score_thresh=threshold)
+    keep = rule.keep(logits)
     for image, kept in zip(logits.double(), keep.tolist(), strict=True):
         for query, k in zip(image, kept, strict=True):
             probability = query.exp() / query.exp().sum()

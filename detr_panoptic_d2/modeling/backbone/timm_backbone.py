@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling import Backbone
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from ...errors import UserError
-from .torchvision_backbone import LEVELS
+from .levels import LEVELS, is_dilated
 
 _KEY = "MODEL.DETR.BACKBONE.MODEL_NAME"
 
@@ -188,4 +190,17 @@ def _find_stage(body: nn.Module, name: str) -> nn.Module:
     raise UserError(
         f"MODEL.BACKBONE.FREEZE_AT: cannot find the stage {name!r} in {type(body).__name__}; "
         "set the key to 0"
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """timm's model ``MODEL.DETR.BACKBONE.MODEL_NAME``."""
+    return TimmBackbone(
+        model_name=cfg.MODEL.DETR.BACKBONE.MODEL_NAME,
+        in_channels=input_shape.channels,
+        norm=cfg.MODEL.RESNETS.NORM,
+        dilated=is_dilated(cfg),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pretrained=cfg.MODEL.DETR.BACKBONE.PRETRAINED,
     )

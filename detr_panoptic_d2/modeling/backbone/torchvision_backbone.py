@@ -7,14 +7,15 @@ The parameters keep torchvision's own names under ``body.`` (``body.conv1.weight
 from collections import OrderedDict
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d, get_norm
-from detectron2.modeling import Backbone
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 from torchvision import models
 
 from ...errors import UserError
+from .levels import LEVELS, is_dilated
 
-LEVELS = ("res2", "res3", "res4", "res5")
 _BODY_MODULES = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 _LEVEL_OF_LAYER = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 
@@ -130,3 +131,19 @@ def _load_imagenet_weights(network: nn.Module, model_name: str) -> None:
             f"(for example {(missing + unplaced)[0]}); use FrozenBN, BN or SyncBN"
         )
     network.load_state_dict({key: state[key] for key in wanted})
+
+
+@BACKBONE_REGISTRY.register()
+def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionResNet:
+    """Torchvision's network ``MODEL.DETR.BACKBONE.MODEL_NAME``."""
+    if input_shape.channels != 3:
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {input_shape.channels} channels: torchvision's networks take 3"
+        )
+    return TorchvisionResNet(
+        model_name=cfg.MODEL.DETR.BACKBONE.MODEL_NAME,
+        norm=cfg.MODEL.RESNETS.NORM,
+        dilated=is_dilated(cfg),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        pretrained=cfg.MODEL.DETR.BACKBONE.PRETRAINED,
+    )

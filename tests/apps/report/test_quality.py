@@ -12,7 +12,10 @@ CONTIGUOUS = {3: 0, 10: 1, 21: 2, 30: 3}
 
 
 def output(ids, classes):
-    segments = [{"id": i, "category_id": CONTIGUOUS[c]} for i, c in classes.items()]
+    segments = [
+        {"id": i, "category_id": CONTIGUOUS[c], "isthing": c in (10, 30)}
+        for i, c in classes.items()
+    ]
     return {"panoptic_seg": (torch.as_tensor(ids, dtype=torch.int32), segments)}
 
 

@@ -1,0 +1,52 @@
+"""What the steps of :class:`.meta_arch.PanopticDETR` hand on.
+
+Shapes: B images, N queries, K classes, C hidden channels, L decoder layers; h x w is the size of
+res5.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Detections(NamedTuple):
+    """What the detector (everything but the mask head) makes of a batch.
+
+    Attributes:
+        features: res2 to res5.
+        src_proj: B x C x h x w, the projected res5.
+        padding: B x h x w bool, True on padded cells; None if there are none.
+        memory: B x C x h x w, the encoded image.
+        hs: L x B x N x C decoder outputs (L is 1 at inference).
+        pred_logits: L x B x N x (K + 1).
+        pred_boxes: L x B x N x 4, (cx, cy, w, h) relative to each image without padding.
+    """
+
+    features: dict[str, torch.Tensor]
+    src_proj: torch.Tensor
+    padding: torch.Tensor | None
+    memory: torch.Tensor
+    hs: torch.Tensor
+    pred_logits: torch.Tensor
+    pred_boxes: torch.Tensor
+
+
+class Selection(NamedTuple):
+    """The queries that inference goes on with; all tensors are B x N and on the host.
+
+    Attributes:
+        scores: probability of the best object class.
+        labels: that class.
+        panoptic: whether the query takes part in the panoptic and semantic results.
+        instance: whether the query is an instance.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    panoptic: torch.Tensor
+    instance: torch.Tensor
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """B x N bool: the queries whose masks are needed."""
+        return self.panoptic | self.instance
