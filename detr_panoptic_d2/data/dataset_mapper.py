@@ -266,10 +266,8 @@ def _transform_labels(labels: np.ndarray, transforms: T.TransformList) -> np.nda
 
 
 def _check_annotated_size(dataset_dict: dict, image: np.ndarray) -> None:
-    annotated = (
-        dataset_dict.get("height", image.shape[0]),
-        dataset_dict.get("width", image.shape[1]),
-    )
+    sides = zip(("height", "width"), image.shape, strict=False)
+    annotated = tuple(dataset_dict.get(key, side) for key, side in sides)
     if annotated != image.shape[:2]:
         raise UserError(
             f"Image '{dataset_dict['file_name']}' is {_describe(image.shape)}, but its annotation "

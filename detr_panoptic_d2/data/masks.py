@@ -6,13 +6,17 @@ segment s. Work is done on the horizontal runs of equal values, of which a map h
 thousands, and not on pixels times segments.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..errors import UserError
 from .panoptic_png import read_panoptic_png as panoptic_png_to_ids  # noqa: F401
 
 
-def ids_to_labels(ids: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ids_to_labels(
+    ids: np.ndarray, segment_ids: Sequence[int] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Compact an id map to labels.
 
     Args:

@@ -113,9 +113,9 @@ def check_panoptic_json(
         PanopticContent: without what findings were about, but for segments of unknown category:
         their pixels have an entry.
     """
-    lists = {}
+    lists: dict[str, list] = {}
     for key in ("categories", "images", "annotations"):
-        lists[key] = content.get(key)
+        lists[key] = content.get(key)  # type: ignore[assignment]  # checked in the next line
         if not _is_list_of_mappings(lists[key]):
             report(Finding("not-panoptic", "json", f"'{key}' {_MUST_BE_A_LIST}"))
             lists[key] = []

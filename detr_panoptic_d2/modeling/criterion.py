@@ -22,6 +22,8 @@ class SetCriterion(nn.Module):
     the loss of one process on the whole batch.
     """
 
+    class_weight: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -137,7 +139,7 @@ class SetCriterion(nn.Module):
         matched = [
             mask
             for masks, rows in zip(target_masks, rows_per_image, strict=True)
-            if len(rows)
+            if masks is not None and len(rows)
             for mask in masks[rows]
         ]
         focal, dice = mask_loss_sums(mask_logits, matched, canvas)

@@ -7,6 +7,7 @@ A convolution :math:`y = Wx + b` followed by a batch norm with fixed statistics 
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
@@ -35,7 +36,8 @@ def fold_batch_norms(module: nn.Module) -> None:
     module.requires_grad_(False)
     # A module at two places must not be folded twice, or with the norm of one place only.
     uses = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
-    for child in list(module.modules()):
+    children: list[Any] = list(module.modules())
+    for child in children:
         if type(child) is Conv2d and _is_fixed(child.norm):
             _fold(child, child.norm)
             child.norm = None
@@ -66,14 +68,14 @@ def _is_plain(conv: nn.Module) -> bool:
     return type(conv) is nn.Conv2d
 
 
-def _is_fixed(norm: nn.Module | None) -> bool:
+def _is_fixed(norm: Any) -> bool:
     """Whether this is a batch norm whose statistics do not depend on the batch."""
     if type(norm) in _FROZEN_NORMS:
         return True
     return type(norm) in _TRAINED_NORMS and not norm.training and norm.running_mean is not None
 
 
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
+def _fold(conv: nn.Conv2d, norm: Any) -> None:
     """Multiply the norm into the convolution, in float64, in place."""
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = (variance + norm.eps).rsqrt()

@@ -255,6 +255,7 @@ def _activate(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 

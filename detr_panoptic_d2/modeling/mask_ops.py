@@ -4,6 +4,7 @@ Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W t
 Everything stays on the device of the masks; pixels are never looped over.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def _bilinear_taps(pixels: torch.Tensor, canvas: int, grid: int):
     return lower.long(), upper.long(), (position - lower).float()
 
 
-def output_taps(frame: Frame, grid: tuple[int, int], device: torch.device):
+def output_taps(frame: Frame, grid: Sequence[int], device: torch.device):
     """Taps of output rows and of output columns on a mask grid of size ``grid``.
 
     The official code upsamples logits to the network input and takes the nearest of its pixels
@@ -57,7 +58,7 @@ def output_taps(frame: Frame, grid: tuple[int, int], device: torch.device):
     return [_taps(frame, grid, dimension, device) for dimension in (0, 1)]
 
 
-def _taps(frame: Frame, grid: tuple[int, int], dimension: int, device: torch.device):
+def _taps(frame: Frame, grid: Sequence[int], dimension: int, device: torch.device):
     pixels = _source_pixels(frame.output[dimension], frame.image[dimension], device)
     return _bilinear_taps(pixels, frame.canvas[dimension], grid[dimension])
 
@@ -108,13 +109,15 @@ def argmax_at_output(
         H x W int64 query indices, and the own area of each segment or None.
     """
     owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
-    own_area = 0
+    own_area = torch.zeros((), dtype=torch.int64, device=mask_logits.device)
     for part, strip in resize_strips(mask_logits, frame):
         # On a CPU ``argmax`` over the first dimension takes seven times as long.
         owner[part] = strip.max(0).indices
         if segments is not None:
             inside = strip >= 0
-            own_area += torch.stack([inside[queries].any(0).sum() for queries in segments])
+            own_area = own_area + torch.stack(
+                [inside[queries].any(0).sum() for queries in segments]
+            )
     return owner, None if segments is None else own_area.tolist()
 
 
@@ -132,17 +135,17 @@ def reassign(
     device = owner.device
     gone = torch.zeros(len(mask_logits), dtype=torch.bool, device=device)
     gone[lost] = True
-    alive = torch.as_tensor(alive, device=device)
+    living = torch.as_tensor(alive, device=device)
     rows, columns = output_taps(frame, mask_logits.shape[-2:], device)
     y, x = gone[owner].nonzero(as_tuple=True)
     step = max(1, _strip_values(device) // (4 * len(alive)))
-    living = mask_logits[alive].float()
+    logits = mask_logits[living].float()
     for yy, xx in zip(y.split(step), x.split(step), strict=True):
         top, bottom, weight_y = (t[yy] for t in rows)
         left, right, weight_x = (t[xx] for t in columns)
-        upper = torch.lerp(living[:, top, left], living[:, top, right], weight_x)
-        lower = torch.lerp(living[:, bottom, left], living[:, bottom, right], weight_x)
-        owner[yy, xx] = alive[torch.lerp(upper, lower, weight_y).argmax(0)]
+        upper = torch.lerp(logits[:, top, left], logits[:, top, right], weight_x)
+        lower = torch.lerp(logits[:, bottom, left], logits[:, bottom, right], weight_x)
+        owner[yy, xx] = living[torch.lerp(upper, lower, weight_y).argmax(0)]
 
 
 def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:

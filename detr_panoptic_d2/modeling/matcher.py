@@ -110,11 +110,12 @@ class HungarianMatcher(nn.Module):
         cost = self.cost(pred_logits.float(), pred_boxes.float(), targets)
         # The assignment runs on the host: one transfer for all layers and images. A NaN here is a
         # NaN in the loss too, where the trainer reports it.
-        cost = cost.nan_to_num().cpu().numpy()
-        query, target = [[] for _ in range(layers)], [[] for _ in range(layers)]
+        costs = cost.nan_to_num().cpu().numpy()
+        query: list[list[int]] = [[] for _ in range(layers)]
+        target: list[list[int]] = [[] for _ in range(layers)]
         for layer in range(layers):
             for b, count in enumerate(targets.counts):
-                rows, columns = linear_sum_assignment(cost[layer, b, :, :count])
+                rows, columns = linear_sum_assignment(costs[layer, b, :, :count])
                 query[layer].extend(rows.tolist())
                 target[layer].extend(columns.tolist())
         counts = [min(count, num_queries) for count in targets.counts]

@@ -4,6 +4,9 @@ Shapes: B images, N queries, K classes, C hidden channels, L decoder layers, P (
 pairs whose masks are wanted; h x w is the size of res5.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
@@ -39,6 +42,10 @@ class PanopticDETR(nn.Module):
     and returns tensors and can be called on its own.
     """
 
+    is_thing: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -47,7 +54,7 @@ class PanopticDETR(nn.Module):
         transformer: Transformer,
         mask_head: nn.Module | None,
         criterion: SetCriterion,
-        panoptic_inference: nn.Module,
+        panoptic_inference: Any,
         num_classes: int,
         hidden_dim: int,
         nheads: int,
@@ -130,9 +137,8 @@ class PanopticDETR(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self._folded = False
         if freeze_detector:
-            trained = {id(p) for m in (self.bbox_attention, mask_head) for p in m.parameters()}
-            for p in self.parameters():
-                p.requires_grad_(id(p) in trained)
+            for name, p in self.named_parameters():
+                p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
         if compile_modules:
             self.compile_parts(dynamic=True)
 
@@ -248,7 +254,7 @@ class PanopticDETR(nn.Module):
         """
         if self.training:
             return self.losses(batched_inputs)
-        results = [None] * len(batched_inputs)
+        results: list[dict] = [{}] * len(batched_inputs)
         for indices in self._batches(batched_inputs):
             part = self.inference([batched_inputs[i] for i in indices])
             for i, result in zip(indices, part, strict=True):
@@ -315,6 +321,8 @@ class PanopticDETR(nn.Module):
         Returns:
             P x H2 x W2 at the resolution of res2.
         """
+        if self.bbox_attention is None or self.mask_head is None:
+            raise RuntimeError("There are no masks: the model was built with MODEL.MASK_ON False.")
         batch = detections.src_proj.shape[0]
         counts = torch.bincount(image_index, minlength=batch)
         slot = torch.arange(len(image_index), device=counts.device)
@@ -420,12 +428,14 @@ class PanopticDETR(nn.Module):
             one dict per image, see :meth:`forward`.
         """
         counts = selection.wanted.sum(1).tolist()
-        masks = [None] * len(frames) if mask_logits is None else mask_logits.split(counts)
+        masks: Sequence[Any] = [None] * len(frames)
+        if mask_logits is not None:
+            masks = mask_logits.split(counts)
         results = []
         for i, frame in enumerate(frames):
             scores, labels = selection.scores[i], selection.labels[i]
             wanted = selection.wanted[i]
-            result = {}
+            result: dict[str, Any] = {}
             if self.panoptic_on or self.semantic_on:
                 kept = selection.panoptic[i]
                 chosen = (_rows(masks[i], kept[wanted]), scores[kept], labels[kept])

@@ -111,26 +111,26 @@ class DETRPanopticInference(nn.Module):
             (the best of the segment's queries).
         """
         empty = torch.zeros(frame.output, dtype=torch.int32, device=mask_logits.device)
-        scores, labels = scores.tolist(), labels.tolist()
-        if not labels:
+        score_list, classes = scores.tolist(), labels.tolist()
+        if not classes:
             return empty, []
-        segments = self._segments(labels)
+        segments = self._segments(classes)
         owner, own_area = argmax_at_output(
             mask_logits, frame, segments if self.overlap_thresh > 0 else None
         )
-        areas = self._filter(mask_logits, frame, owner, own_area, segments, scores)
-        table = torch.zeros(len(labels), dtype=torch.int32)
-        info = []
+        areas = self._filter(mask_logits, frame, owner, own_area, segments, score_list)
+        table = torch.zeros(len(classes), dtype=torch.int32)
+        info: list[dict] = []
         for i, area in areas.items():
             queries = segments[i]
-            category = labels[queries[0]]
+            category = classes[queries[0]]
             info.append(
                 {
                     "id": len(info) + 1,
                     "isthing": category in self.thing_ids,
                     "category_id": category,
                     "area": area,
-                    "score": max(scores[q] for q in queries),
+                    "score": max(score_list[q] for q in queries),
                 }
             )
             table[queries] = len(info)
@@ -138,7 +138,8 @@ class DETRPanopticInference(nn.Module):
 
     def _segments(self, labels: list[int]) -> list[list[int]]:
         """The queries of each segment: one for a thing, all of its class for stuff."""
-        segments, stuff = [], {}
+        segments: list[list[int]] = []
+        stuff: dict[int, list[int]] = {}
         for query, label in enumerate(labels):
             if label in stuff:
                 stuff[label].append(query)

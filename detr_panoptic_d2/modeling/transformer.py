@@ -3,6 +3,8 @@
 Shapes: B images, S = H * W cells of res5, N queries, C channels, M heads, L decoder layers.
 """
 
+from typing import Any
+
 import torch
 from detectron2.config import configurable
 from torch import nn
@@ -243,7 +245,7 @@ class Transformer(nn.Module):
         check_value(f"{prefix}.DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more")
         check_value(f"{prefix}.DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1")
         check_value(f"{prefix}.DIM_FEEDFORWARD", dim_feedforward, dim_feedforward >= 1, "1 or more")
-        layer = dict(
+        layer: dict[str, Any] = dict(
             nheads=nheads, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm
         )
         self.encoder = TransformerEncoder(

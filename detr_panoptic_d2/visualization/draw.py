@@ -199,7 +199,7 @@ def limit_size(max_size: int, image: np.ndarray, *panoptic: Panoptic | None) -> 
     scale = max_size / max(height, width)
     if scale >= 1:
         return [image, *panoptic]
-    size = [max(1, round(side * scale)) for side in (height, width)]
+    size = max(1, round(height * scale)), max(1, round(width * scale))
     small = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
     # The id at the middle of each new pixel.
     rows, columns = (

@@ -37,6 +37,8 @@ class TimmBackbone(Backbone):
         UserError: if the weights can be neither found nor downloaded.
     """
 
+    body: Any
+
     def __init__(
         self,
         *,
