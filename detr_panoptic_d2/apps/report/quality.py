@@ -5,31 +5,27 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from panopticapi.evaluation import PQStat, PQStatCat
+import numpy as np
 
-from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, mean_quality, quality
-
-GROUP_NAMES = {"": "All", "_th": "Things", "_st": "Stuff"}
+_GROUPS = {"All": (0, 1), "Things": (1,), "Stuff": (0,)}
 
 
 class Row(NamedTuple):
-    """A row of the table. Percent; None: not known, NaN: does not occur.
+    """A row of the table. Percent; NaN: does not occur.
 
     Attributes:
         name: of the class or group.
         kind: "thing", "stuff", or "" for a group.
-        pq: panoptic quality.
-        sq: segmentation quality.
-        rq: recognition quality.
-        count: true segments of a class, classes of a group; None: not known.
+        pq, sq, rq: panoptic, segmentation and recognition quality.
+        count: annotated segments of a class, classes of a group.
     """
 
     name: str
     kind: str
     pq: float
-    sq: float | None
-    rq: float | None
-    count: int | None
+    sq: float
+    rq: float
+    count: int
 
 
 class ImageQuality(NamedTuple):
@@ -38,9 +34,7 @@ class ImageQuality(NamedTuple):
     Attributes:
         image_id: in the annotation file.
         pq: percent.
-        tp: matched segments.
-        fp: predicted ones without a match.
-        fn: true ones without a match.
+        tp, fp, fn: segments that are matched, predicted without a match, annotated without one.
     """
 
     image_id: int | str
@@ -60,7 +54,6 @@ class Evaluation(NamedTuple):
         classes: rows of the classes, in order of the annotation file.
         images: from the worst to the best; without those that have no segments at all.
         annotations: predictions by image id, in COCO's result format.
-        under_way: the pictures of the next evaluation are being written.
     """
 
     dataset: str
@@ -69,64 +62,45 @@ class Evaluation(NamedTuple):
     classes: list[Row]
     images: list[ImageQuality]
     annotations: dict[int | str, dict[str, Any]]
-    under_way: bool
 
 
 def read_evaluations(output_dir: Path) -> list[Evaluation]:
     """Read the last evaluation of each data set; none if there was none."""
-    folders = sorted(p.parent for p in output_dir.glob(f"inference/*/{PER_IMAGE_FILE}"))
+    folders = sorted(p.parent for p in output_dir.glob("inference/*/per_image.json"))
     return [_read(folder) for folder in folders if (folder / "predictions.json").is_file()]
 
 
-def rows_of_metrics(metrics: dict[str, float], prefix: str) -> tuple[list[Row], list[Row]]:
-    """Make the table of the numbers in one line of ``metrics.json``, which has less.
-
-    Args:
-        metrics: the line.
-        prefix: of the names, ``panoptic_seg/``.
-
-    Returns:
-        (list, list): rows of groups and of classes.
-    """
-    groups = [
-        Row(
-            GROUP_NAMES[suffix],
-            "",
-            *(metrics.get(f"{prefix}{key}{suffix}", math.nan) for key in ("PQ", "SQ", "RQ")),
-            None,
-        )
-        for suffix in GROUPS
-    ]
-    start = f"{prefix}PQ-"
-    classes = [
-        Row(key[len(start) :], "", value, None, None, None)
-        for key, value in metrics.items()
-        if key.startswith(start)
-    ]
-    return groups, classes
-
-
 def _read(folder: Path) -> Evaluation:
-    per_image = json.loads((folder / PER_IMAGE_FILE).read_text(encoding="utf-8"))
+    per_image = json.loads((folder / "per_image.json").read_text(encoding="utf-8"))
     predictions = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
-    categories = {c["id"]: c for c in predictions["categories"]}
-    stat = PQStat()
+    categories = predictions["categories"]
+    sums = {c["id"]: np.zeros(4) for c in categories}
+    images = []
     for entry in per_image:
-        add_counts(stat, entry["counts"])
-    groups = []
-    for suffix, isthing in GROUPS.items():
-        mean, count = mean_quality(stat, categories, isthing)
-        groups.append(Row(GROUP_NAMES[suffix], "", *mean.values(), count))
+        total = np.zeros(4)
+        for category, *counts in entry["counts"]:
+            sums[category] += counts
+            total += counts
+        _, tp, fp, fn = total.astype(int).tolist()
+        images.append(ImageQuality(entry["image_id"], _quality(total)[0], tp, fp, fn))
     classes = [
         Row(
             c["name"],
-            "thing" if c["isthing"] == 1 else "stuff",
-            *quality(stat[c["id"]]).values(),
-            stat[c["id"]].tp + stat[c["id"]].fn,
+            "thing" if c["isthing"] else "stuff",
+            *_quality(sums[c["id"]]),
+            int(sums[c["id"]][[1, 3]].sum()),
         )
-        for c in categories.values()
+        for c in categories
     ]
-    images = [_of_image(entry) for entry in per_image]
+    groups = []
+    for name, kinds in _GROUPS.items():
+        rows = [
+            (row.pq, row.sq, row.rq)
+            for row, c in zip(classes, categories, strict=True)
+            if c["isthing"] in kinds and not math.isnan(row.pq)
+        ]
+        mean = np.mean(rows, axis=0).tolist() if rows else [math.nan] * 3
+        groups.append(Row(name, "", *mean, len(rows)))
     return Evaluation(
         dataset=folder.name,
         folder=folder,
@@ -134,15 +108,13 @@ def _read(folder: Path) -> Evaluation:
         classes=classes,
         images=sorted((i for i in images if not math.isnan(i.pq)), key=lambda i: i.pq),
         annotations={a["image_id"]: a for a in predictions["annotations"]},
-        under_way=any(folder.glob("predictions.rank*.jsonl")),
     )
 
 
-def _of_image(entry: dict[str, Any]) -> ImageQuality:
-    total = PQStatCat()
-    for _, iou, tp, fp, fn in entry["counts"]:
-        total.iou, total.tp = total.iou + iou, total.tp + tp
-        total.fp, total.fn = total.fp + fp, total.fn + fn
-    return ImageQuality(
-        entry["image_id"], quality(total)["PQ"], int(total.tp), int(total.fp), int(total.fn)
-    )
+def _quality(counts: np.ndarray) -> tuple[float, float, float]:
+    """Return PQ, SQ and RQ in percent of (sum of IoU, TP, FP, FN); NaN for what does not occur."""
+    iou, tp, fp, fn = counts.tolist()
+    total = tp + fp / 2 + fn / 2
+    if not total:
+        return math.nan, math.nan, math.nan
+    return 100 * iou / total, 100 * iou / tp if tp else 0.0, 100 * tp / total
