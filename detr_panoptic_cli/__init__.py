@@ -18,7 +18,10 @@ COMMANDS = {
     "train": "train a model, or evaluate one",
     "convert": "other formats of labels to COCO panoptic, and a config that names them",
     "check": "what is wrong with a data set, and fix what is sure",
+    "predict": "draw panoptic segmentation over images or videos, COCO json",
+    "explain": "every stage from image to result as pictures and a page",
     "report": "one page about a training: curves, PQ, best and worst images",
+    "web": "a page in the browser: drop an image, click its segments",
     "demo": "train a small model on built-in data and measure it; no download",
     "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",
 }

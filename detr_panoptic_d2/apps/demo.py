@@ -1,4 +1,4 @@
-"""The demo: built-in data, a short training from scratch, PQ, and pictures beside the truth."""
+"""The demo: built-in data, a short training from scratch, PQ, and pictures with ground truth."""
 
 import argparse
 from pathlib import Path
@@ -39,7 +39,7 @@ def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, 
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights
-    picture = output_dir / "truth_and_prediction.png"
+    picture = output_dir / "ground_truth_and_prediction.png"
     write_picture(Predictor(cfg), cfg.DATASETS.TEST[0], picture)
     return results_table(results), picture, write_report(output_dir)
 
@@ -54,12 +54,12 @@ def results_table(results: dict[str, float]) -> str:
 
 
 def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8) -> None:
-    """Write one picture, two data set images in a row: each with its truth and prediction."""
+    """Write one picture, two images in a row: each with its ground truth and prediction."""
     metadata = MetadataCatalog.get(dataset_name)
     rows = []
     for item in DatasetCatalog.get(dataset_name)[:num_images]:
         image = read_image(item["file_name"], "RGB")
-        prediction = predictor(image)["panoptic_seg"]
+        prediction = predictor(image[:, :, ::-1])["panoptic_seg"]
         rows.append(draw_beside_ground_truth(image, read_ground_truth(item), prediction, metadata))
     cell = np.max([row.shape for row in rows], axis=0)
     page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)

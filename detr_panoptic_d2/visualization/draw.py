@@ -11,7 +11,7 @@ import torch
 from detectron2.data import Metadata
 from PIL import Image
 
-from ..data.masks import panoptic_png_to_ids
+from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
 from .panels import Color, enlarge, side_by_side, with_caption, with_legend
 from .segment_errors import CORRECT, IGNORED, MISSED, WRONG_CLASS, WRONG_SEGMENT, compare
@@ -177,11 +177,11 @@ def read_ground_truth(item: dict[str, Any]) -> Panoptic | None:
     """Return ids and segments of a dataset dict; None if it has no panoptic annotation.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: see :func:`.data.masks.panoptic_png_to_ids`.
+        FileNotFoundError, OSError, ValueError: see :func:`.data.panoptic_png.read_panoptic_png`.
     """
     if "pan_seg_file_name" not in item:
         return None
-    return panoptic_png_to_ids(item["pan_seg_file_name"]), item["segments_info"]
+    return read_panoptic_png(item["pan_seg_file_name"]), item["segments_info"]
 
 
 def limit_size(max_size: int, image: np.ndarray, *panoptic: Panoptic | None) -> list:

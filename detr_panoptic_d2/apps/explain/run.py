@@ -83,7 +83,7 @@ def explain(
     for image in images:
         _check_points(points, image)
     predictor = Predictor(recordable(cfg))
-    batch = [predictor.prepare(image) for image in images]
+    batch = [predictor.prepare(image[:, :, ::-1]) for image in images]
     recording = record(predictor.model, batch)
     context = Context(
         cfg=cfg,

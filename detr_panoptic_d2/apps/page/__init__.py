@@ -33,11 +33,13 @@ class Section(NamedTuple):
 
 
 def style() -> str:
-    """Return the style sheet: light or dark as the reader's system is, from phone to wide screen."""
+    """Return the style sheet: light or dark, for phones and wide screens."""
     return (_FOLDER / "style.css").read_text(encoding="utf-8")
 
 
-def write_page(path: Path, title: str, kind: str, top: list[Block], sections: list[Section]) -> None:
+def write_page(
+    path: Path, title: str, kind: str, top: list[Block], sections: list[Section]
+) -> None:
     """Write a page; it appears whole or not at all.
 
     Args:

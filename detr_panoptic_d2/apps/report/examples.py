@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ...data.dataset_mapper import read_image
-from ...data.masks import panoptic_png_to_ids
 from ...data.metadata import dataset_ids, thing_class_ids
+from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
 from ...visualization.draw import (
     draw_errors,
@@ -42,13 +42,20 @@ def draw_examples(evaluation: Evaluation, chosen: list[ImageQuality]) -> list[Bl
     contiguous = {d: c for c, d in enumerate(dataset_ids(metadata))}
     things = set(thing_class_ids(metadata))
     items = {item["image_id"]: item for item in DatasetCatalog.get(evaluation.dataset)}
+    numbers_are_of = (evaluation.folder / "per_image.json").stat().st_mtime
     blocks: list[Block] = []
     for q in chosen:
         item, annotation = items[q.image_id], evaluation.annotations[q.image_id]
         ground_truth = read_ground_truth(item)
         if ground_truth is None:
             raise UserError(f"{item['file_name']} has no pan_seg_file_name in the data set.")
-        ids = panoptic_png_to_ids(evaluation.folder / "panoptic" / annotation["file_name"])
+        png = evaluation.folder / "panoptic" / annotation["file_name"]
+        if png.stat().st_mtime > numbers_are_of:
+            raise UserError(
+                "An evaluation is under way, or was broken off: its predictions replace those that "
+                "belong to the table above."
+            )
+        ids = read_panoptic_png(png)
         segments = [
             {"id": s["id"], "category_id": c, "isthing": c in things}
             for s in annotation["segments_info"]

@@ -50,7 +50,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """"finished", "running", "stopped", "not started" or "evaluation"."""
+        """ "finished", "running", "stopped", "not started" or "evaluation"."""
         if not self.done:
             return "evaluation" if (self.folder / "inference").is_dir() else "not started"
         if self.max_iter is not None and self.done >= self.max_iter:

@@ -188,7 +188,7 @@ class Analyzer:
         Args:
             image: H x W x 3 uint8 RGB.
         """
-        batch = [self._predictor.prepare(image)]
+        batch = [self._predictor.prepare(image[:, :, ::-1])]
         # Masks of every query that some threshold could keep.
         hook = panoptic_hook(self.cfg, self._predictor.metadata, 0.0, 0)
         start = time.perf_counter()

@@ -4,14 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 from detr_panoptic_d2.apps.predict import Predictor, find_inputs, predict_images, predict_video
+from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -77,18 +79,35 @@ def test_broken_images_are_skipped_and_named(predictor, pictures, tmp_path):
         found = np.unique(png.astype(int) @ [1, 256, 65536])
         assert {s["id"] for s in annotation["segments_info"]} == set(found.tolist()) - {0}
         assert {s["category_id"] for s in annotation["segments_info"]} <= ids
+        for s in annotation["segments_info"]:
+            assert s["area"] == (png.astype(int) @ [1, 256, 65536] == s["id"]).sum()
 
 
-def test_image_without_segments(pictures, tmp_path):
-    cfg_opts = [*OPTS, "MODEL.DETR.TEST.SCORE_THRESH", "1.0"]
-    strict = Predictor(setup_cfg("shapes/tiny.yaml", cfg_opts))
+def test_image_without_segments(weights, pictures, tmp_path):
+    opts = [*OPTS, "MODEL.DETR.TEST.SCORE_THRESH", "1.0", "MODEL.WEIGHTS", str(weights)]
+    strict = Predictor(setup_cfg("shapes/tiny.yaml", opts))
     assert predict_images(strict, [pictures / "b.png"], tmp_path / "out") == []
     with Image.open(tmp_path / "out" / "b.png") as overlay:
         assert overlay.size == (60, 40)
 
 
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_called_as_detectron2s(weights, pictures, image_format):
+    """BGR in, whatever the model wants, and the same result."""
+    opts = [*OPTS, "MODEL.WEIGHTS", str(weights), "INPUT.FORMAT", image_format]
+    cfg = setup_cfg("shapes/tiny.yaml", opts)
+    image = read_image(pictures / "b.png", "BGR")
+    predictor = Predictor(cfg)
+    ids, segments = predictor(image)["panoptic_seg"]
+    expected = DefaultPredictor(cfg)(image)["panoptic_seg"]
+    assert segments
+    assert [s["category_id"] for s in segments] == [s["category_id"] for s in expected[1]]
+    assert torch.equal(ids, expected[0])
+    again = predictor.model([predictor.prepare(image)])[0]["panoptic_seg"]
+    assert torch.equal(ids, again[0])
+
+
 def test_video(predictor, tmp_path):
-    cv2 = pytest.importorskip("cv2")
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
     for i in range(3):
@@ -106,15 +125,9 @@ def test_video(predictor, tmp_path):
         predict_video(predictor, tmp_path / "bad.mp4", tmp_path / "out")
 
 
-def test_video_without_opencv(predictor, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"detr_panoptic_d2\[video\]"):
-        predict_video(predictor, tmp_path / "clip.mp4", tmp_path / "out")
-
-
 def test_command_line(weights, pictures, tmp_path):
     (pictures / "text.png").write_text("no image")
-    command = [sys.executable, str(REPO / "tools" / "predict.py")]
+    command = [sys.executable, "-m", "detr_panoptic_cli", "predict"]
     command += ["--config-file", "shapes/tiny.yaml", "--input", str(pictures), "--output"]
     command += [str(tmp_path / "out"), "--json", *OPTS, "MODEL.WEIGHTS", str(weights)]
     env = {**os.environ, "PYTHONPATH": str(REPO)}

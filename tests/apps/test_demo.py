@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parents[2]
 def test_data_training_table_picture_and_report(tmp_path):
     """The whole demo on the smallest split and the smallest model."""
     split = "('shapes_panoptic_tune',)"
-    command = [sys.executable, str(REPO / "tools" / "demo.py"), "--output", "demo"]
+    command = [sys.executable, "-m", "detr_panoptic_cli", "demo", "--output", "demo"]
     command += ["--config-file", "shapes/tiny.yaml", "MODEL.DEVICE", "cpu"]
     command += ["DATASETS.TRAIN", split, "DATASETS.TEST", split]
     done = subprocess.run(
@@ -20,13 +20,13 @@ def test_data_training_table_picture_and_report(tmp_path):
         text=True,
         timeout=600,
         cwd=tmp_path,
-        env={**os.environ, "DETECTRON2_DATASETS": "datasets"},
+        env={**os.environ, "DETECTRON2_DATASETS": "datasets", "PYTHONPATH": str(REPO)},
     )
     assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines()[-9:]]
     assert ["held-out", "PQ", "SQ", "RQ"] in table
     assert [row[0] for row in table if len(row) == 4][2:] == ["all", "things", "stuff"]
-    with Image.open(tmp_path / "demo" / "truth_and_prediction.png") as picture:
+    with Image.open(tmp_path / "demo" / "ground_truth_and_prediction.png") as picture:
         # Four rows of six pictures, enlarged to be legible.
         assert picture.width > 6 * 288 and picture.height > 4 * 288
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")

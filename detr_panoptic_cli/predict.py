@@ -1,0 +1,39 @@
+"""Draw panoptic segmentation over images or videos.
+
+Exit status 1 when an input could not be read; the others are done all the same.
+
+Examples:
+  detr-panoptic predict --config-file output/demo/config.yaml --input a.jpg folder 'more/*.png' \\
+      --output predicted MODEL.WEIGHTS output/demo/model_final.pth
+  detr-panoptic predict --config-file detr_panoptic_R50.yaml --input clip.mp4 --output predicted \\
+      MODEL.WEIGHTS detr-r50-panoptic-00ce5173.pth
+"""
+
+import argparse
+from pathlib import Path
+
+from ._options import add_config_options, set_up_console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add inputs and output."""
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="images, folders, quoted patterns or videos"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)"
+    )
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict on all inputs and return the exit status."""
+    from detr_panoptic_d2.apps.predict import Predictor, find_inputs, predict
+    from detr_panoptic_d2.engine import check_writable, setup_cfg
+
+    set_up_console()
+    paths = find_inputs(args.input)
+    check_writable(args.output)
+    predictor = Predictor(setup_cfg(args.config_file, args.opts))
+    return predict(predictor, paths, args.output, coco_json=args.json)
