@@ -52,6 +52,7 @@ class Predictor(DefaultPredictor):
         cfg.MODEL.WEIGHTS = ""
         super().__init__(cfg)
         PanopticCheckpointer(self.model).load(weights)
+        self.model.fold_for_inference()
         names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata: Metadata = MetadataCatalog.get(names[0])
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)

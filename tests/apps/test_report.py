@@ -149,7 +149,10 @@ def evaluate(name, folder, outputs):
     evaluator = PanopticEvaluator(name, str(folder / "inference" / name))
     evaluator.reset()
     for item, (ids, classes) in zip(DatasetCatalog.get(name), outputs, strict=True):
-        segments = [{"id": i, "category_id": CONTIGUOUS[c]} for i, c in classes.items()]
+        segments = [
+            {"id": i, "category_id": CONTIGUOUS[c], "isthing": c in (10, 30)}
+            for i, c in classes.items()
+        ]
         segments = [s for s in segments if (ids == s["id"]).any()]
         panoptic = torch.as_tensor(ids.astype(np.int32)), segments
         evaluator.process([item], [{"panoptic_seg": panoptic}])

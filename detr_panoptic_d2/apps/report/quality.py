@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from panopticapi.evaluation import PQStat, PQStatCat
 
-_GROUPS = {"All": (0, 1), "Things": (1,), "Stuff": (0,)}
+from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, mean_quality, quality
 
 
 class Row(NamedTuple):
@@ -66,55 +66,37 @@ class Evaluation(NamedTuple):
 
 def read_evaluations(output_dir: Path) -> list[Evaluation]:
     """Read the last evaluation of each data set; none if there was none."""
-    folders = sorted(p.parent for p in output_dir.glob("inference/*/per_image.json"))
+    folders = sorted(p.parent for p in output_dir.glob(f"inference/*/{PER_IMAGE_FILE}"))
     return [_read(folder) for folder in folders if (folder / "predictions.json").is_file()]
 
 
 def _read(folder: Path) -> Evaluation:
-    per_image = json.loads((folder / "per_image.json").read_text(encoding="utf-8"))
+    per_image = json.loads((folder / PER_IMAGE_FILE).read_text(encoding="utf-8"))
     predictions = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
-    categories = predictions["categories"]
-    sums = {c["id"]: np.zeros(4) for c in categories}
-    images = []
+    categories = {c["id"]: c for c in predictions["categories"]}
+    stat, images = PQStat(), []
     for entry in per_image:
-        total = np.zeros(4)
-        for category, *counts in entry["counts"]:
-            sums[category] += counts
-            total += counts
-        _, tp, fp, fn = total.astype(int).tolist()
-        images.append(ImageQuality(entry["image_id"], _quality(total)[0], tp, fp, fn))
-    classes = [
-        Row(
-            c["name"],
-            "thing" if c["isthing"] else "stuff",
-            *_quality(sums[c["id"]]),
-            int(sums[c["id"]][[1, 3]].sum()),
-        )
-        for c in categories
-    ]
+        add_counts(stat, entry["counts"])
+        total = PQStatCat()
+        for _, iou, tp, fp, fn in entry["counts"]:
+            total.iou, total.tp = total.iou + iou, total.tp + tp
+            total.fp, total.fn = total.fp + fp, total.fn + fn
+        pq = quality(total)["PQ"]
+        if not math.isnan(pq):
+            images.append(ImageQuality(entry["image_id"], pq, total.tp, total.fp, total.fn))
     groups = []
-    for name, kinds in _GROUPS.items():
-        rows = [
-            (row.pq, row.sq, row.rq)
-            for row, c in zip(classes, categories, strict=True)
-            if c["isthing"] in kinds and not math.isnan(row.pq)
-        ]
-        mean = np.mean(rows, axis=0).tolist() if rows else [math.nan] * 3
-        groups.append(Row(name, "", *mean, len(rows)))
+    for name, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
+        mean, count = mean_quality(stat, categories, GROUPS[suffix])
+        groups.append(Row(name, "", *mean.values(), count))
+    classes = []
+    for i, c in categories.items():
+        kind = "thing" if c["isthing"] else "stuff"
+        classes.append(Row(c["name"], kind, *quality(stat[i]).values(), stat[i].tp + stat[i].fn))
     return Evaluation(
         dataset=folder.name,
         folder=folder,
         groups=groups,
         classes=classes,
-        images=sorted((i for i in images if not math.isnan(i.pq)), key=lambda i: i.pq),
+        images=sorted(images, key=lambda i: i.pq),
         annotations={a["image_id"]: a for a in predictions["annotations"]},
     )
-
-
-def _quality(counts: np.ndarray) -> tuple[float, float, float]:
-    """Return PQ, SQ and RQ in percent of (sum of IoU, TP, FP, FN); NaN for what does not occur."""
-    iou, tp, fp, fn = counts.tolist()
-    total = tp + fp / 2 + fn / 2
-    if not total:
-        return math.nan, math.nan, math.nan
-    return 100 * iou / total, 100 * iou / tp if tp else 0.0, 100 * tp / total
