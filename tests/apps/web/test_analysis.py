@@ -54,7 +54,7 @@ def test_thresholds_run_the_hook_and_not_the_network(calls, image):
 @pytest.mark.parametrize(("score", "area"), [(0.0, 0), (0.5, 20), (0.97, 300)])
 def test_the_view_is_what_the_model_returns_with_these_thresholds(make_cfg, image, score, area):
     keys = "MODEL.DETR.TEST.SCORE_THRESH", score, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", area
-    ids, segments = Predictor(make_cfg(*keys))(image)["panoptic_seg"]
+    ids, segments = Predictor(make_cfg(*keys))(image[:, :, ::-1])["panoptic_seg"]
     view = Analyzer(make_cfg())(image).view(score, area)
     assert np.array_equal(view.ids, ids.numpy())
     assert [s["category_id"] for s in view.segments] == [s["category_id"] for s in segments]
