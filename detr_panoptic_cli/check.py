@@ -79,8 +79,8 @@ def _sets_of_config(config_file: str, opts: list[str]) -> list:
     """Return the paths of the data sets of a config."""
     from detectron2.data import MetadataCatalog
 
+    from detr_panoptic_d2.config import merged_cfg
     from detr_panoptic_d2.data.register import registered_items
-    from detr_panoptic_d2.engine.setup import merged_cfg
     from detr_panoptic_d2.errors import UserError
     from detr_panoptic_d2.prepare.check.dataset import DatasetPaths
 

@@ -120,7 +120,7 @@ def _add_overlap(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and say how to go on."""
-    from detr_panoptic_d2.engine.setup import resolve_config_file
+    from detr_panoptic_d2.config import resolve_config_file
     from detr_panoptic_d2.prepare.convert.categories import ClassOptions
     from detr_panoptic_d2.prepare.convert.dataset_config import describe, write_dataset_config
     from detr_panoptic_d2.prepare.convert.inputs import open_splits

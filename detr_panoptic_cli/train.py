@@ -35,29 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run :func:`train_or_evaluate` in every process of the job."""
-    from detr_panoptic_d2.engine import launch_job
+    """Train or evaluate, in every process of the job."""
+    from detr_panoptic_d2.engine import launch_job, train_or_evaluate
 
     launch_job(train_or_evaluate, args)
     return 0
-
-
-def train_or_evaluate(args: argparse.Namespace) -> dict | None:
-    """Train, or evaluate with ``--eval-only``, in one process of the job."""
-    from detectron2.evaluation import verify_results
-    from detectron2.utils import comm
-
-    from detr_panoptic_d2.engine import PanopticTrainer, setup_job
-
-    cfg = setup_job(args)
-    if not args.eval_only:
-        trainer = PanopticTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    model = PanopticTrainer.build_model(cfg)
-    checkpointer = PanopticTrainer.build_checkpointer(cfg, model)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = PanopticTrainer.test(cfg, model)
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results

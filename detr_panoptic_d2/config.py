@@ -1,6 +1,19 @@
-"""Config keys of the project. Names shared with the official DETR ``d2/`` keep their meaning."""
+"""Config keys of the project, and configs read from files.
 
+Names that the official DETR ``d2/`` wrapper has keep their meaning.
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from .errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def add_detr_panoptic_config(cfg: CN) -> None:
@@ -25,21 +38,28 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.HIDDEN_DIM = 256
     # Attention heads; also the number M of box-attention maps per query.
     cfg.MODEL.DETR.NHEADS = 8
+    # Probability in attention, feed-forward blocks and residual connections.
     cfg.MODEL.DETR.DROPOUT = 0.1
     # Width of the feed-forward blocks in the transformer.
     cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
+    # Encoder layers; 0: none.
     cfg.MODEL.DETR.ENC_LAYERS = 6
+    # Decoder layers, 1 or more.
     cfg.MODEL.DETR.DEC_LAYERS = 6
     # Layer norm before attention and feed-forward (True) or after (False, the published models).
     cfg.MODEL.DETR.PRE_NORM = False
     # Queries N: the most segments one image can have.
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100
 
-    # Loss weights. Class, L1 and GIoU are the matching costs as well.
+    # Weight of the classes' cross entropy, and of the class cost in matching.
     cfg.MODEL.DETR.CLASS_WEIGHT = 1.0
+    # Weight of the boxes' generalised IoU, in loss and matching.
     cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
+    # Weight of the boxes' L1 distance, in loss and matching.
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
+    # Weight of the masks' focal loss.
     cfg.MODEL.DETR.MASK_WEIGHT = 1.0
+    # Weight of the masks' dice loss.
     cfg.MODEL.DETR.DICE_WEIGHT = 1.0
     # Weight of the no-object class in the cross entropy.
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1
@@ -57,6 +77,7 @@ def _add_model_keys(cfg: CN) -> None:
 
     # Recompute activations in the backward pass instead of keeping them: less memory, more time.
     cfg.MODEL.DETR.CHECKPOINT_ENCODER = False
+    # The same for the mask head.
     cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD = False
     # torch.compile of backbone, transformer and mask head with dynamic shapes.
     cfg.MODEL.DETR.COMPILE = False
@@ -66,9 +87,11 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST = CN()
     # A name in PANOPTIC_INFERENCE_REGISTRY.
     cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE = "DETRPanopticInference"
-    # Which of "panoptic_seg", "instances" and "sem_seg" the model returns.
+    # Whether the model returns "panoptic_seg".
     cfg.MODEL.DETR.TEST.PANOPTIC_ON = True
+    # Whether it returns "instances".
     cfg.MODEL.DETR.TEST.INSTANCE_ON = False
+    # Whether it returns "sem_seg".
     cfg.MODEL.DETR.TEST.SEMANTIC_ON = False
     # A query is kept if its best class is an object of at least this probability.
     cfg.MODEL.DETR.TEST.SCORE_THRESH = 0.85
@@ -81,8 +104,8 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST.PAD_MIXED_SIZES = False
     # Images per batch and process during evaluation.
     cfg.MODEL.DETR.TEST.BATCH_SIZE = 1
-    # Detectron2's VIS_PERIOD: every so many iterations, truth and prediction of this many images of
-    # DATASETS.TEST go to TensorBoard and to OUTPUT_DIR/pictures. VIS_PERIOD 0, the default: never.
+    # Every VIS_PERIOD (a key of Detectron2; 0, the default: never) iterations, ground truth and
+    # prediction of this many images of DATASETS.TEST go to TensorBoard and OUTPUT_DIR/pictures.
     cfg.TEST.VIS_IMAGES = 4
 
 
@@ -95,16 +118,18 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.BACKBONE.PRETRAINED = False
     # Output names of the wrapped Detectron2 backbone, finest first (build_renamed_backbone).
     cfg.MODEL.DETR.BACKBONE.FEATURES = ["p2", "p3", "p4", "p5"]
-    # Stage widths and blocks per stage of build_narrow_resnet_backbone.
+    # Channels per stage of build_narrow_resnet_backbone.
     cfg.MODEL.DETR.BACKBONE.WIDTHS = [16, 32, 64, 128]
+    # Blocks per stage of build_narrow_resnet_backbone.
     cfg.MODEL.DETR.BACKBONE.BLOCKS = [1, 1, 1, 1]
     # Detectron2's Swin transformer (build_swin_backbone, wrapped by build_renamed_backbone with
     # FEATURES p0 to p3). These are Swin-T.
     cfg.MODEL.DETR.BACKBONE.SWIN = CN()
     # Channels of the first stage; each further stage doubles them.
     cfg.MODEL.DETR.BACKBONE.SWIN.EMBED_DIM = 96
-    # Blocks and attention heads per stage.
+    # Blocks per stage.
     cfg.MODEL.DETR.BACKBONE.SWIN.DEPTHS = [2, 2, 6, 2]
+    # Attention heads per stage.
     cfg.MODEL.DETR.BACKBONE.SWIN.NUM_HEADS = [3, 6, 12, 24]
     # Side of an attention window, in cells.
     cfg.MODEL.DETR.BACKBONE.SWIN.WINDOW_SIZE = 7
@@ -120,6 +145,7 @@ def _add_data_keys(cfg: CN) -> None:
     # probability: resize the short edge to one of CROP.RESIZE_MIN_SIZES, take an absolute-range
     # crop of INPUT.CROP.SIZE (min, max), then resize as without it. Official DETR: 0.5.
     cfg.INPUT.CROP.PROB = 0.5
+    # Lengths of the short edge before the crop, in pixels.
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = [400, 500, 600]
 
 
@@ -130,3 +156,118 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
     # Autocast type under SOLVER.AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
+
+
+def list_config_files() -> list[str]:
+    """Return the names that :func:`get_config_file` takes, sorted, with ``/`` between folders."""
+    root = _config_dir()
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+
+
+def get_config_file(name: str) -> str:
+    """Return the path of one of the configs that come with the package.
+
+    Args:
+        name: path below ``configs/``, for example ``"detr_panoptic_R50.yaml"`` or
+            ``"shapes/tiny.yaml"``.
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists those there are.
+    """
+    names = list_config_files()
+    if name not in names:
+        raise FileNotFoundError(
+            f"No config '{name}', neither in the current directory ({Path.cwd()}) nor among those "
+            f"of the package: {', '.join(names)}"
+        )
+    return str(_config_dir() / name)
+
+
+def resolve_config_file(config_file: str) -> str:
+    """Return the path of a config given by path or by the name that it has in the package.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+    """
+    return config_file if Path(config_file).is_file() else get_config_file(config_file)
+
+
+def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
+    """Merge a config file and ``KEY VALUE`` pairs into the defaults. Nothing else happens.
+
+    Only plain yaml is read: Detectron2's default is to make the Python objects that tags ask for,
+    which can run code.
+
+    Args:
+        config_file: a path, or the name of a config that comes with the package. "": none.
+        opts: flat list of keys and values.
+
+    Raises:
+        FileNotFoundError: there is no such config.
+        UserError: it is no config, a key is not known, or a value of another type.
+    """
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    if config_file:
+        path = resolve_config_file(config_file)
+        try:
+            cfg.merge_from_other_cfg(CN(_PlainYaml.load_yaml_with_base(path)))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"Config '{path}' is no plain yaml: {error}") from error
+        except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"Config '{path}': {_explain(cfg, error)}") from error
+    try:
+        cfg.merge_from_list(opts or [])
+    except (KeyError, AssertionError, ValueError) as error:
+        pairs = " ".join(map(str, opts))
+        raise UserError(f"Options (KEY VALUE pairs) '{pairs}': {_explain(cfg, error)}") from error
+    return cfg
+
+
+class _PlainYaml(CN):
+    """Reads yaml without Python tags, and finds a ``_BASE_`` by its name in the package as well."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+        # The name of a base arrives here behind the folder of the file that names it.
+        parts = PurePath(filename).parts
+        if not Path(filename).is_file() and "://" not in filename:
+            for name in sorted(list_config_files(), key=len, reverse=True):
+                if parts[-len(PurePath(name).parts) :] == PurePath(name).parts:
+                    filename = get_config_file(name)
+                    break
+        return super().load_yaml_with_base(filename, allow_unsafe=False)
+
+
+def _config_dir() -> Path:
+    """An installed package has the yaml files inside, a checkout has them beside."""
+    places = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f"The configs of detr_panoptic_d2 are in neither {places[0]} nor {places[1]}: install the "
+        "package again."
+    )
+
+
+def _explain(cfg: CN, error: Exception) -> str:
+    """What yacs says (it names key and value), and keys that are similar to an unknown one."""
+    text = str(error.args[0]) if error.args else ""
+    if isinstance(error, TypeError | AttributeError):
+        return f"it is not a mapping of keys to values, as MODEL: {{MASK_ON: True}} is ({text})."
+    if len(text) > 400:
+        # A group of keys in place of a value is printed with all its values.
+        text = f"{text[:150]} ... {text[-150:]}"
+    key = text.rpartition(" ")[2]
+    if "key: " in text and "Type mismatch" not in text:
+        similar = difflib.get_close_matches(key, list(_keys(cfg)), n=2, cutoff=0.7)
+        text += f". Did you mean {' or '.join(similar)}?" if similar else "."
+    return text
+
+
+def _keys(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CN):
+            yield from _keys(value, f"{prefix}{key}.")

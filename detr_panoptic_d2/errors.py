@@ -60,16 +60,15 @@ def one_line(error: UserError | OSError) -> str:
     return " ".join(text.split())
 
 
-class NoTraceback(logging.Filter):
+class _NoTraceback(logging.Filter):
     """Keeps from the console the tracebacks of errors that end the program in one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return False for such a record."""
         return not (record.exc_info and isinstance(record.exc_info[1], UserError | OSError))
 
 
 def quiet_console(*names: str) -> None:
-    """Put :class:`NoTraceback` before what these loggers write to the console.
+    """Keep from the console the tracebacks of errors that end the program in one line.
 
     Args:
         names: loggers that Detectron2's ``setup_logger`` has set up.
@@ -77,7 +76,7 @@ def quiet_console(*names: str) -> None:
     for name in names:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(NoTraceback())
+                handler.addFilter(_NoTraceback())
 
 
 def _end(line: str, status: int) -> None:

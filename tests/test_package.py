@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import detr_panoptic_d2
-from detr_panoptic_d2.config_files import config_dir, get_config_file, list_config_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,20 +48,6 @@ def test_installed_metadata_has_this_version():
 def test_metadata_names_nothing_that_holds_numpy_below_2():
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert not re.search(r'"(panopticapi-lite|detectron2)[^"]*"', text)
-
-
-def test_every_config_is_found_by_name():
-    names = list_config_files()
-    assert "detr_panoptic_R50.yaml" in names
-    for name in names:
-        path = Path(get_config_file(name))
-        assert path.is_file()
-        assert path.parent == (config_dir() / name).parent
-
-
-def test_unknown_config_names_those_there_are():
-    with pytest.raises(FileNotFoundError, match=r"No config 'nothing\.yaml'.*detr_panoptic_R50"):
-        get_config_file("nothing.yaml")
 
 
 def test_every_folder_with_modules_is_a_package():

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from torch.nn import functional as F
 
-from detr_panoptic_d2.config_files import get_config_file, list_config_files
+from detr_panoptic_d2.config import get_config_file, list_config_files
 from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper
 from detr_panoptic_d2.data.masks import panoptic_png_to_ids
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
-from ..errors import UserError
+from ..errors import UserError, check_value
 from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks
 from .panoptic_png import read_panoptic_png
 
@@ -76,6 +76,7 @@ class PanopticDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """Read the ``INPUT`` keys; masks are made if ``MODEL.MASK_ON``."""
+        _check_input(cfg.INPUT)
         return {
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
@@ -215,6 +216,27 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         )
     )
     return augmentations
+
+
+def _check_input(inputs: CfgNode) -> None:
+    choices = {
+        "FORMAT": ("RGB", "BGR"),
+        "RANDOM_FLIP": ("horizontal", "vertical", "none"),
+        "MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+        "CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
+    }
+    for key, allowed in choices.items():
+        value = inputs.CROP.TYPE if key == "CROP.TYPE" else inputs[key]
+        check_value(f"INPUT.{key}", value, value in allowed, " or ".join(allowed))
+    sizes = {key: inputs[key] for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST")}
+    for key, value in {**sizes, "CROP.RESIZE_MIN_SIZES": inputs.CROP.RESIZE_MIN_SIZES}.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        valid = bool(values) and all(isinstance(v, int) and v > 0 for v in values)
+        check_value(f"INPUT.{key}", value, valid, "one or more sizes in pixels, from 1 on")
+    # 0 is Detectron2's way to say: not resized.
+    check_value("INPUT.MIN_SIZE_TEST", inputs.MIN_SIZE_TEST, inputs.MIN_SIZE_TEST >= 0, "0 or more")
+    probability = inputs.CROP.PROB
+    check_value("INPUT.CROP.PROB", probability, 0 <= probability <= 1, "a number from 0 to 1")
 
 
 def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""Training: trainer, set-up of a job, optimizer, checkpoints."""
+"""Training: trainer, set-up of a job, optimizer, hooks."""
 
-from ..checkpoint.atomic import atomic_file
+from ..config import merged_cfg
 from .launch import launch_job
 from .optimizer import build_optimizer
-from .setup import check_writable, merged_cfg, setup_cfg, setup_job
-from .trainer import PanopticTrainer
+from .setup import check_writable, setup_cfg, setup_job
+from .train_loader import build_train_loader
+from .trainer import PanopticTrainer, train_or_evaluate
 
 __all__ = [
     "PanopticTrainer",
-    "atomic_file",
     "build_optimizer",
+    "build_train_loader",
     "check_writable",
     "launch_job",
     "merged_cfg",
     "setup_cfg",
     "setup_job",
+    "train_or_evaluate",
 ]

@@ -5,45 +5,57 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..config import merged_cfg
 from ..errors import UserError, one_line_errors
-from .rendezvous import connect
-from .setup import merged_cfg
 
 logger = logging.getLogger(__name__)
 
+_TIMEOUT = timedelta(minutes=30)
 
-def launch_job(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> object:
+Main = Callable[[argparse.Namespace], object]
+
+
+def launch_job(main: Main, args: argparse.Namespace) -> object:
     """Run ``main(args)`` in every process of the job.
 
-    Under ``torchrun`` (its environment variables tell) the processes are there already and are
+    Under ``torchrun`` (its environment variables say so) the processes are there already and are
     connected: by NCCL on GPUs, by Gloo on the CPU. Else Detectron2's ``launch`` starts
     ``--num-gpus`` processes on each of ``--num-machines``.
-
-    Errors that a user can put right end the program with one line: see :mod:`..tool_errors`.
 
     Args:
         main: importable function, because other processes import it.
         args: what Detectron2's ``default_argument_parser`` returns.
 
     Raises:
-        SystemExit: after such an error, or Ctrl-C.
+        SystemExit: after ``UserError`` and ``OSError``, which are printed as one line, or Ctrl-C.
     """
     with one_line_errors():
+        on_gpu = _on_gpu(args)
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-            return _run_under_torchrun(main, args)
-        _check_process_counts(args)
+            return _run_under_torchrun(main, args, on_gpu)
+        _check_process_counts(args, on_gpu)
         if args.num_gpus * args.num_machines == 1:
             return main(args)
+        if not on_gpu:
+            # Detectron2's launcher takes NCCL wherever a process sees a GPU.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return _launch(main, args)
 
 
-def _launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def _on_gpu(args: argparse.Namespace) -> bool:
+    device = merged_cfg(args.config_file, args.opts).MODEL.DEVICE
+    return device.startswith("cuda") and torch.cuda.is_available()
+
+
+def _launch(main: Main, args: argparse.Namespace) -> None:
     try:
         launch(
             functools.partial(_run_with_one_line, main),
@@ -64,15 +76,15 @@ def _launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespa
         ) from error
 
 
-def _run_with_one_line(main: Callable[[argparse.Namespace], object], args: argparse.Namespace):
+def _run_with_one_line(main: Main, args: argparse.Namespace) -> object:
     with one_line_errors():
         return main(args)
 
 
-def _check_process_counts(args: argparse.Namespace) -> None:
+def _check_process_counts(args: argparse.Namespace, on_gpu: bool) -> None:
     gpus = torch.cuda.device_count()
-    if args.num_gpus < 1 or (gpus and args.num_gpus > gpus):
-        there = f"this machine has {gpus} GPUs" if gpus else "it must be 1 or more"
+    if args.num_gpus < 1 or (on_gpu and args.num_gpus > gpus):
+        there = f"this machine has {gpus} GPUs" if on_gpu else "it must be 1 or more"
         raise UserError(f"--num-gpus is {args.num_gpus}, but {there}.")
     if not 0 <= args.machine_rank < args.num_machines:
         raise UserError(
@@ -81,18 +93,33 @@ def _check_process_counts(args: argparse.Namespace) -> None:
         )
 
 
-def _run_under_torchrun(
-    main: Callable[[argparse.Namespace], object], args: argparse.Namespace
-) -> object:
+def _run_under_torchrun(main: Main, args: argparse.Namespace, on_gpu: bool) -> object:
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    device = merged_cfg(args.config_file, args.opts).MODEL.DEVICE
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    connect("nccl" if on_gpu else "gloo")
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun keeps one key-value store over restarts, and with it the network addresses of
+        # processes that are gone, so each start needs keys of its own. On several machines the
+        # count of restarts is not the same everywhere. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in
+        # torchrun's environment gives each start a new store instead.
+        store = dist.PrefixStore(f"start_{restarts}", store)
+        if rank == 0 and local_world_size < world_size:
+            logger.warning(
+                "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every machine: without "
+                "it, processes that are started again after one has died cannot connect."
+            )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=_TIMEOUT,
+    )
     try:
         comm.create_local_process_group(local_world_size)
         return main(args)
     finally:
-        torch.distributed.destroy_process_group()
+        dist.destroy_process_group()

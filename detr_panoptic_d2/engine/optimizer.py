@@ -1,15 +1,21 @@
 """Optimizer from config, as official DETR sets it up."""
 
 import logging
+import math
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..errors import UserError, check_value
 
 logger = logging.getLogger(__name__)
+
+# Images per batch and learning rate of configs/Base-DETR-Panoptic.yaml. Official DETR's own default
+# is a quarter of this batch at the same rate; a rate of 3e-4 did not train (its issue 48).
+RECIPE_BATCH, RECIPE_LR = 64, 1e-4
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -19,19 +25,27 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" bounds the norm over all parameters together;
     Detectron2's "value" and "norm" work on each parameter.
 
+    Detectron2's programs may use it too: ``from detr_panoptic_d2.engine import build_optimizer``.
+
     Raises:
-        UserError: no parameter is trainable, or the optimizer's name is unknown.
+        UserError: no parameter is trainable, or a value cannot work.
     """
+    solver = cfg.SOLVER
+    check_value("SOLVER.BASE_LR", solver.BASE_LR, 0 < solver.BASE_LR < math.inf, "above 0")
+    for key in ("BACKBONE_MULTIPLIER", "WEIGHT_DECAY"):
+        check_value(f"SOLVER.{key}", solver[key], 0 <= solver[key] < math.inf, "0 or more")
+    name = solver.OPTIMIZER.upper()
+    check_value("SOLVER.OPTIMIZER", solver.OPTIMIZER, name in ("ADAMW", "SGD"), "ADAMW or SGD")
+    _warn_about_batch(cfg)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise UserError(
             "No parameter is trainable. Look at MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
             "MODEL.BACKBONE.FREEZE_AT."
         )
-    rates = {
-        "backbone": cfg.SOLVER.BASE_LR * cfg.SOLVER.BACKBONE_MULTIPLIER,
-        "rest": cfg.SOLVER.BASE_LR,
-    }
+    rates = {"backbone": solver.BASE_LR * solver.BACKBONE_MULTIPLIER, "rest": solver.BASE_LR}
     groups = []
     for group, lr in rates.items():
         params = [p for n, p in named if n.startswith("backbone.") == (group == "backbone")]
@@ -47,18 +61,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("Frozen parameters: %d values", frozen)
 
-    name = cfg.SOLVER.OPTIMIZER.upper()
-    common = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
-    if name == "ADAMW":
-        # On a CPU the loop over small tensors costs more than what it computes. On a GPU PyTorch's
-        # own choice stays, because mixed precision scales what a fused step sees.
-        common["fused"] = all(p.device.type == "cpu" for _, p in named) or None
-        return _with_clipping(cfg, torch.optim.AdamW)(groups, **common)
+    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
     if name == "SGD":
         return _with_clipping(cfg, torch.optim.SGD)(
-            groups, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV, **common
+            groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
         )
-    raise UserError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}'; known are ADAMW and SGD.")
+    # On a CPU the loop over small tensors costs more than what it computes. Not with loss scaling:
+    # GradScaler leaves unscaling to a fused step, and clipping would see scaled gradients.
+    on_cpu = all(p.device.type == "cpu" for _, p in named)
+    fused = True if on_cpu and not solver.AMP.ENABLED else None
+    return _with_clipping(cfg, torch.optim.AdamW)(groups, fused=fused, **common)
+
+
+def _warn_about_batch(cfg: CfgNode) -> None:
+    """A config with a learning rate of its own is taken to know its batch."""
+    batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
+    if math.isclose(rate, RECIPE_LR, rel_tol=1e-6) and batch < RECIPE_BATCH / 4:
+        factor = batch / RECIPE_BATCH
+        logger.warning(
+            "SOLVER.IMS_PER_BATCH is %d, but SOLVER.BASE_LR %g is the recipe's for %d images. "
+            "Consider SOLVER.BASE_LR from %.3g (linear in the batch) to %.3g (its square root), "
+            "and %.3g times SOLVER.MAX_ITER and STEPS for the same epochs.",
+            batch,
+            rate,
+            RECIPE_BATCH,
+            rate * factor,
+            rate * math.sqrt(factor),
+            1 / factor,
+        )
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE and rate > 2 * RECIPE_LR:
+        logger.warning(
+            "SOLVER.REFERENCE_WORLD_SIZE has scaled SOLVER.BASE_LR to %g for SOLVER.IMS_PER_BATCH "
+            "%d, and official DETR reports that 3e-4 does not train. Set "
+            "SOLVER.REFERENCE_WORLD_SIZE to 0, and batch, rate and schedule yourself.",
+            rate,
+            batch,
+        )
 
 
 def _with_clipping(

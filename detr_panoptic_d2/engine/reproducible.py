@@ -14,17 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-from detectron2.data.build import trivial_batch_collator
-from detectron2.data.samplers import (
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from ..errors import UserError
 
@@ -82,7 +74,7 @@ class SeededDataset(Dataset):
                     return data
                 index = random.randrange(len(self._dicts))
         raise UserError(
-            f"The mapper turned down {_MOST_SKIPPED} images in a row. Has the data set targets?"
+            f"The mapper turned down {_MOST_SKIPPED} images in a row: has the data set targets?"
         )
 
 
@@ -90,7 +82,7 @@ class PositionBatchSampler(Sampler):
     """Endless batches of (seed, position, index) for this process, from any batch on.
 
     Args:
-        make_sampler: seed -> one of Detectron2's endless samplers.
+        make_sampler: seed -> an endless sampler of indices, such as Detectron2's.
         batch_size: images per batch of this process.
         seed: see ``make_sampler``.
         wide: per image whether it is wider than high, to keep such images apart from the others
@@ -118,11 +110,11 @@ class PositionBatchSampler(Sampler):
         buckets: dict[bool, list] = {False: [], True: []}
         rank, world = comm.get_rank(), comm.get_world_size()
         for count, index in enumerate(self._make_sampler(self.seed)):
-            wide = self._wide is not None and self._wide[index]
-            buckets[wide].append((self.seed, count * world + rank, index))
-            if len(buckets[wide]) == self._batch_size:
-                yield buckets[wide]
-                buckets[wide] = []
+            bucket = buckets[self._wide is not None and self._wide[index]]
+            bucket.append((self.seed, count * world + rank, index))
+            if len(bucket) == self._batch_size:
+                yield bucket[:]
+                bucket.clear()
 
 
 class ReproducibleSteps(HookBase):
@@ -151,94 +143,3 @@ class ReproducibleSteps(HookBase):
         if state["seed"] != self._sampler.seed:
             logger.info("Random seed %d, from the checkpoint", state["seed"])
         self._sampler.seed = state["seed"]
-
-
-def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict | None]) -> DataLoader:
-    """Build the endless loader of ``DATASETS.TRAIN``: lists of what the mapper returns.
-
-    Raises:
-        UserError: ``SOLVER.IMS_PER_BATCH`` cannot be shared among the processes, or
-            ``DATALOADER.SAMPLER_TRAIN`` is not known.
-    """
-    dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
-    _warn_of_too_few_queries(cfg, dicts)
-    world = comm.get_world_size()
-    batch_size, rest = divmod(cfg.SOLVER.IMS_PER_BATCH, world)
-    if rest or not batch_size:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is for all processes together and "
-            f"must be a multiple of their number, {world}."
-        )
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    sampler = PositionBatchSampler(
-        _sampler_factory(cfg, dicts), batch_size, seed, _wide_images(cfg, dicts)
-    )
-    logger.info("Training on %d images, %d per batch and process", len(dicts), batch_size)
-    return DataLoader(
-        SeededDataset(DatasetFromList(dicts, copy=False), mapper),
-        batch_sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
-        # Its own generator: the loader must not draw from the one that the model uses.
-        generator=torch.Generator(),
-    )
-
-
-def _warn_of_too_few_queries(cfg: CfgNode, dicts: list[dict]) -> None:
-    """A query per segment at most: what has none is not learnt (official DETR says nothing)."""
-    queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
-    counts = [
-        sum(not s.get("iscrowd", 0) for s in d.get("segments_info", d.get("annotations", ())))
-        for d in dicts
-    ]
-    over = [i for i, count in enumerate(counts) if count > queries]
-    if over:
-        worst = max(over, key=counts.__getitem__)
-        logger.warning(
-            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but %d of %d images have more segments (%s has "
-            "%d): in each of them, the segments that fit the queries least are not trained on. Set "
-            "it to %d or more to train on all.",
-            queries,
-            len(over),
-            len(dicts),
-            dicts[worst]["file_name"],
-            counts[worst],
-            counts[worst],
-        )
-
-
-def _wide_images(cfg: CfgNode, dicts: list[dict]) -> list[bool] | None:
-    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        return None
-    if not all("width" in d and "height" in d for d in dicts):
-        logger.warning(
-            "DATALOADER.ASPECT_RATIO_GROUPING is without effect: %s has images whose width and "
-            "height are not in its annotations.",
-            ", ".join(cfg.DATASETS.TRAIN),
-        )
-        return None
-    return [d["width"] > d["height"] for d in dicts]
-
-
-def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler]:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    size = len(dicts)
-    if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(size, seed=seed)
-    if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
-        return lambda seed: RandomSubsetTrainingSampler(
-            size, ratio, seed_shuffle=seed, seed_subset=seed
-        )
-    if name == "RepeatFactorTrainingSampler":
-        labelled = [{"annotations": d.get("segments_info", d.get("annotations"))} for d in dicts]
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            labelled, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-    raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN is '{name}'; known are TrainingSampler, "
-        "RepeatFactorTrainingSampler and RandomSubsetTrainingSampler."
-    )

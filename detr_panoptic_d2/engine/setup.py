@@ -1,59 +1,27 @@
-"""From command line arguments to a config and a running job, for every tool."""
+"""From command line arguments to a config and a running job, for every program."""
 
 import argparse
+import difflib
 import logging
 import os
 import tempfile
-from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
-from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint.atomic import atomic_file
-from ..config import add_detr_panoptic_config
-from ..config_check import check_config, did_you_mean
-from ..config_files import get_config_file
-from ..config_merge import merge_file, merge_options
+from ..config import merged_cfg, resolve_config_file
 from ..data.metadata import num_classes
 from ..data.register import register_from_config
-from ..errors import UserError, quiet_console
+from ..errors import UserError, check_value, quiet_console
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = __name__.split(".")[0]
-
-
-def merged_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """Merge a config file and ``KEY VALUE`` pairs into the defaults. Nothing else happens.
-
-    Args:
-        config_file: a path, or the name of a config that comes with the package. "": none.
-        opts: flat list of keys and values.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-        UserError: it is no config, a key is not known, or a value of another type.
-    """
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    if config_file:
-        merge_file(cfg, resolve_config_file(config_file))
-    merge_options(cfg, opts or [])
-    return cfg
-
-
-def resolve_config_file(config_file: str) -> str:
-    """Return the path of a config given by path or by the name it has in the package.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-    """
-    return config_file if Path(config_file).is_file() else str(get_config_file(config_file))
 
 
 def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -63,7 +31,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     is -1, and takes the CPU where there is no GPU.
 
     Args:
-        config_file, opts: see :func:`merged_cfg`.
+        config_file, opts: see :func:`.config.merged_cfg`.
 
     Raises:
         FileNotFoundError: there is no such config.
@@ -71,20 +39,24 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             classes than the model.
     """
     cfg = merged_cfg(config_file, opts)
-    check_config(cfg)
+    for key, value, registry in (
+        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
+    ):
+        known = ", ".join(sorted(name for name, _ in registry))
+        allowed = f"a registered name; known are {known}. Import a class of your own first"
+        check_value(key, value, value in registry, allowed)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU was found: running on the CPU (MODEL.DEVICE cpu).")
         cfg.MODEL.DEVICE = "cpu"
     register_from_config(cfg)
-    _fit_num_classes(cfg)
+    _fill_in_num_classes(cfg)
     cfg.freeze()
     return cfg
 
 
 def setup_job(args: argparse.Namespace) -> CfgNode:
     """Set up config, logging, seeds and the output folder of a training or evaluation.
-
-    What Detectron2's ``default_setup`` does, with a ``config.yaml`` that is whole or not there.
 
     Args:
         args: what Detectron2's ``default_argument_parser`` returns.
@@ -95,27 +67,16 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
     """
     if args.config_file:
         args.config_file = resolve_config_file(args.config_file)
-    output_dir = merged_cfg(args.config_file, args.opts).OUTPUT_DIR
-    if comm.is_main_process():
-        check_writable(output_dir)
-    comm.synchronize()
-    rank = comm.get_rank()
-    setup_logger(output_dir, distributed_rank=rank, name=_PACKAGE, abbrev_name="detr")
-    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
-    setup_logger(output_dir, distributed_rank=rank)
-    quiet_console(_PACKAGE, "detectron2")
-
     cfg = setup_cfg(args.config_file, args.opts)
-    logger.info("Process %d of %d. Arguments: %s", rank, comm.get_world_size(), args)
-    logger.info("Environment:\n%s", collect_env_info())
     if comm.is_main_process():
-        path = Path(output_dir, "config.yaml")
-        with atomic_file(path) as f:
-            f.write(cfg.dump())
-        logger.info("The whole config, in %s:\n%s", path, cfg.dump())
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-    if not getattr(args, "eval_only", False):
-        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        check_writable(cfg.OUTPUT_DIR)
+    # The others go on only when the main process has found nothing wrong.
+    comm.synchronize()
+    setup_logger(
+        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=_PACKAGE, abbrev_name="detr"
+    )
+    default_setup(cfg, args)
+    quiet_console(_PACKAGE, "detectron2")
     return cfg
 
 
@@ -136,14 +97,15 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
-def _fit_num_classes(cfg: CfgNode) -> None:
+def _fill_in_num_classes(cfg: CfgNode) -> None:
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name not in DatasetCatalog.list():
+            similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=2, cutoff=0.7)
+            hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
             raise UserError(
-                f"DATASETS.TRAIN or TEST names '{name}', which is not a registered data set."
-                f"{did_you_mean(name, DatasetCatalog.list())} Own data sets go into "
-                "DATASETS.REGISTER of the config, or are registered in Python with "
-                "register_panoptic."
+                f"DATASETS.TRAIN or TEST names '{name}', which is not a registered data set.{hint} "
+                "Own data sets go into DATASETS.REGISTER of the config, or are registered in "
+                "Python with register_panoptic."
             )
         count = num_classes(MetadataCatalog.get(name))
         if cfg.MODEL.DETR.NUM_CLASSES == -1:

@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ..checkpoint.atomic import atomic_file
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
-from .random_state import same_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +28,13 @@ _MAX_SIZE = 1000
 
 
 class PanopticVisualizationHook(HookBase):
-    """Draw the same few validation images, with ground truth, every ``period`` iterations.
+    """Draw ground truth and prediction of the same few validation images every ``VIS_PERIOD``.
 
     Pictures go to TensorBoard (``predictions/<image>``) and, as
-    ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``, to the disk. Between two times the hook
-    does nothing; afterwards random states and training mode are as before, so that a training has
-    the same losses with it and without. If it fails, the traceback is logged and the training goes
-    on. For the main process only, before the hook that writes the metrics.
+    ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``, to the disk. A training has the same
+    losses with it and without, because each iteration sets its random seed. If it fails, the
+    traceback is logged and the training goes on. For the main process only, before the hook that
+    writes the metrics.
 
     Args:
         cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES``, ``DATASETS.TEST`` (the first one is drawn) and
@@ -57,7 +56,7 @@ class PanopticVisualizationHook(HookBase):
 
     def _draw_unless_it_fails(self) -> None:
         try:
-            with same_random_state(), _inference_mode(self._model):
+            with _inference_mode(self._model):
                 self._draw_all()
         except Exception:
             # Whatever it is, pictures are not worth a training of days.
@@ -104,13 +103,10 @@ def build_visualization_hook(cfg: CfgNode, model: nn.Module) -> PanopticVisualiz
     """
     if cfg.VIS_PERIOD <= 0 or cfg.TEST.VIS_IMAGES <= 0:
         return None
-    if not cfg.DATASETS.TEST:
-        logger.warning("VIS_PERIOD is without effect: DATASETS.TEST is empty.")
-        return None
-    if not (cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON):
+    if not (cfg.DATASETS.TEST and cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON):
         logger.warning(
-            "VIS_PERIOD is without effect: pictures need MODEL.MASK_ON and "
-            "MODEL.DETR.TEST.PANOPTIC_ON."
+            "VIS_PERIOD is without effect: pictures need a data set in DATASETS.TEST, "
+            "MODEL.MASK_ON and MODEL.DETR.TEST.PANOPTIC_ON."
         )
         return None
     return PanopticVisualizationHook(cfg, model)

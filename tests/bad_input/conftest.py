@@ -14,7 +14,7 @@ from PIL import Image
 
 from detr_panoptic_d2.data import register
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.errors import one_line
+from detr_panoptic_d2.errors import UserError, one_line
 
 
 class Spoilt:
@@ -115,7 +115,7 @@ def error_line() -> Callable[..., str]:
     """Return ``run(action, *args)``: the line in which a tool tells the error of the action."""
 
     def run(action, *args) -> str:
-        with pytest.raises(Exception) as caught:  # noqa: B017  of any type, but with a line
+        with pytest.raises((UserError, OSError)) as caught:
             action(*args)
         line = one_line(caught.value)
         assert line, "".join(traceback.format_exception(caught.value))

@@ -16,8 +16,8 @@ from detectron2.engine import HookBase
 
 from detr_panoptic_d2.apps.predict import Predictor, predict_images
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.engine.train_step import NonFiniteLossError
-from detr_panoptic_d2.errors import one_line, one_line_errors
+from detr_panoptic_d2.engine.hooks import NonFiniteLossError
+from detr_panoptic_d2.errors import UserError, one_line, one_line_errors
 
 REPO = Path(__file__).parents[2]
 # So that a hanging test ends.
@@ -191,8 +191,54 @@ def test_ctrl_c(spoilt):
         json.loads(row)
 
 
-def test_unknown_errors_keep_their_traceback(capsys):
-    """A fault of the program is none of the user's: its traceback is for the report."""
-    with pytest.raises(ZeroDivisionError), one_line_errors():
-        raise ZeroDivisionError("here")
+def test_a_second_run_does_not_write_over_the_first(spoilt):
+    opts = spoilt.opts("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2)
+    assert finished(start("train_net.py", *opts))[0] == 0
+    output = spoilt.root / "output"
+    before = (output / "metrics.json").read_text()
+    status, _, err = finished(start("train_net.py", *opts))
+    assert status == 1
+    assert err[-1].startswith(f"error: OUTPUT_DIR '{output}' has model_")
+    assert "--resume" in err[-1] and "another OUTPUT_DIR" in err[-1]
+    assert (output / "metrics.json").read_text() == before
+    assert finished(start("train_net.py", "--resume", *opts, "SOLVER.MAX_ITER", "3"))[0] == 0
+
+
+def test_evaluation_without_weights(spoilt):
+    status, out, err = finished(start("train_net.py", "--eval-only", *spoilt.opts()))
+    assert status == 1
+    assert err[-1].startswith("error: MODEL.WEIGHTS is empty")
+    assert "FutureWarning" not in out + "".join(err)
+
+
+def test_error_in_a_worker_and_in_a_launched_process(spoilt):
+    """The image is read by a worker of the loader, in a process that the launcher has started."""
+    for number in range(3):
+        spoilt.image(number).write_bytes(b"no image")
+    opts = spoilt.opts(
+        "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 2, "DATASETS.TEST", "()"
+    )
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    status, out, err = finished(start("train_net.py", *flags, *opts))
+    assert status == 1
+    lines = [line for line in err if line.startswith("error: ")]
+    assert lines and all("img" in line and "cannot be read" in line for line in lines)
+
+
+BUGS = [AttributeError("'list' object has no attribute 'foo'"), AssertionError()]
+BUGS += [torch.OutOfMemoryError("CUDA out of memory"), ValueError("shape"), KeyError("name")]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
+def test_bugs_keep_their_traceback(capsys, bug):
+    with pytest.raises(type(bug)), one_line_errors():
+        raise bug
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [UserError("MODEL.X is 3"), FileNotFoundError("No a.png")])
+def test_what_a_user_can_put_right_is_one_line(capsys, error):
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        raise error
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: {error}\n"

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 from detr_panoptic_d2.engine.reproducible import seeded
-from detr_panoptic_d2.engine.setup import merged_cfg
 
 FUZZ = settings(
     max_examples=120,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from detr_panoptic_d2.config_files import list_config_files
+from detr_panoptic_d2.config import list_config_files
 from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer, setup_cfg
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.engine import build_optimizer
+from detr_panoptic_d2.errors import UserError
 
 
 @pytest.fixture
@@ -64,9 +65,53 @@ def test_detectron2_clipping(cfg, model, clip_type):
     assert model["norm"].weight.grad.max() <= cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
 
 
-def test_errors(cfg, model):
-    cfg.SOLVER.OPTIMIZER = "LION"
-    with pytest.raises(ValueError, match="LION.*ADAMW"):
-        build_optimizer(cfg, model)
-    with pytest.raises(ValueError, match="FREEZE_DETECTOR"):
+@pytest.mark.parametrize("optimizer", ["ADAMW", "SGD"])
+def test_a_scaled_step_equals_an_unscaled_one(cfg, optimizer):
+    """As Detectron2's AMPTrainer steps: clipping must see what is unscaled."""
+    cfg.SOLVER.OPTIMIZER = optimizer
+    cfg.SOLVER.AMP.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    weights, norms = [], []
+    for scale in (2.0**16, 1.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1))
+        step = build_optimizer(cfg, model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        for _ in range(3):
+            step.zero_grad()
+            scaler.scale(model(torch.ones(2, 4)).square().sum()).backward()
+            scaler.step(step)
+            scaler.update()
+            norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # Powers of two scale without rounding.
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-8)
+    assert norms[:3] == pytest.approx(norms[3:], rel=1e-5)
+    assert max(norms) <= 0.1 + 1e-6
+
+
+def test_fused_only_where_gradients_are_not_scaled(cfg, model):
+    assert build_optimizer(cfg, model).defaults["fused"]
+    cfg.SOLVER.AMP.ENABLED = True
+    assert not build_optimizer(cfg, model).defaults["fused"]
+
+
+def test_batch_and_rate_that_do_not_fit(cfg, model, caplog):
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH = 1e-4, 16
+    build_optimizer(cfg, model)
+    # A quarter of the paper's batch is official DETR's own default.
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    build_optimizer(cfg, model)
+    assert "SOLVER.BASE_LR from 6.25e-06 (linear in the batch) to 2.5e-05" in caplog.text
+    assert "16 times SOLVER.MAX_ITER and STEPS" in caplog.text
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_WORLD_SIZE = 4e-4, 64
+    build_optimizer(cfg, model)
+    assert "has scaled SOLVER.BASE_LR to 0.0004" in caplog.text
+
+
+def test_nothing_to_train(cfg, model):
+    with pytest.raises(UserError, match="FREEZE_DETECTOR"):
         build_optimizer(cfg, model.requires_grad_(False))

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from PIL import Image
 
-from detr_panoptic_d2.config_files import list_config_files
+from detr_panoptic_d2.config import list_config_files
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 
 IMAGES = 118287

@@ -13,10 +13,10 @@ from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.engine.reproducible import (
     PositionBatchSampler,
     SeededDataset,
-    build_train_loader,
     seed_everything,
     seeded,
 )
+from detr_panoptic_d2.engine.train_loader import build_train_loader
 from detr_panoptic_d2.errors import UserError
 
 
@@ -142,5 +142,5 @@ def test_loader_errors(cfg, monkeypatch):
     with pytest.raises(ValueError, match="'Best'; known are TrainingSampler"):
         build_train_loader(cfg, dict)
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match="IMS_PER_BATCH 2 .* multiple of their number, 4"):
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 2, .* multiple of 4"):
         build_train_loader(cfg, dict)

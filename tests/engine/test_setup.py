@@ -1,8 +1,12 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 
-from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.engine.setup import resolve_config_file
+from detr_panoptic_d2.engine import launch_job, setup_cfg
 
 
 def opts_for(root, name, **more):
@@ -51,11 +55,27 @@ def test_no_data_set_to_take_the_number_from():
         setup_cfg("", ["MODEL.DETR.NUM_CLASSES", "-1"])
 
 
-def test_config_by_path_and_by_name(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("SEED: 5\n")
-    assert resolve_config_file(str(path)) == str(path)
-    assert setup_cfg(str(path)).SEED == 5
-    assert setup_cfg("detr_panoptic_R50.yaml").SOLVER.IMS_PER_BATCH == 64
-    with pytest.raises(FileNotFoundError, match="nothing_like_it.yaml"):
-        resolve_config_file("nothing_like_it.yaml")
+def report_backend(args):
+    backend = torch.distributed.get_backend()
+    Path(f"{args.file}{comm.get_rank()}").write_text(f"{backend} {torch.cuda.device_count()}")
+
+
+def test_cpu_processes_are_connected_by_gloo(tmp_path, monkeypatch):
+    """On a machine with GPUs too, where Detectron2's launcher takes NCCL for what sees them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    options = ["--num-gpus", "2", "--dist-url", "auto", "MODEL.DEVICE", "cpu"]
+    args = default_argument_parser().parse_args(options)
+    args.file = str(tmp_path / "rank")
+    launch_job(report_backend, args)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert [(tmp_path / f"rank{r}").read_text() for r in (0, 1)] == ["gloo 0"] * 2
+
+
+def test_wrong_process_counts(capsys):
+    for options, words in (
+        (["--num-gpus", "0"], "--num-gpus is 0"),
+        (["--machine-rank", "3"], "--machine-rank is 3 and --num-machines 1"),
+    ):
+        with pytest.raises(SystemExit):
+            launch_job(print, default_argument_parser().parse_args(options))
+        assert words in capsys.readouterr().err

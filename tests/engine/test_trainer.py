@@ -7,8 +7,8 @@ import torch
 from detectron2.engine import HookBase
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine.hooks import NonFiniteLossError
 from detr_panoptic_d2.engine.reproducible import seed_everything
-from detr_panoptic_d2.engine.train_step import NonFiniteLossError
 
 ITERATIONS = 6
 
@@ -155,8 +155,9 @@ def test_mixed_precision_trains(make_cfg, dtype):
     assert np.isfinite(list(losses.values())).all()
 
 
-def test_image_without_targets_trains(make_cfg, panoptic_set):
-    panoptic_set("trainer_void", [(np.zeros((32, 40), dtype=np.int64), {})])
+def test_image_without_targets_trains(make_cfg, panoptic_set, scene):
+    void = (np.zeros((32, 40), dtype=np.int64), {})
+    panoptic_set("trainer_void", [void, void, void, scene])
     cfg = make_cfg("void").clone()
     cfg.defrost()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ("trainer_void",)

@@ -1,0 +1,122 @@
+"""Trainings that Detectron2's own trainer and plain_train_net.py begin, and ours go on with."""
+
+import itertools
+import json
+import os
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer, PeriodicCheckpointer
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as stock_optimizer
+from detectron2.utils.events import EventStorage
+
+from detr_panoptic_d2.data import PanopticDatasetMapper
+from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer, setup_cfg
+from detr_panoptic_d2.errors import UserError
+
+
+class StockTrainer(DefaultTrainer):
+    """What tools/train_net.py of Detectron2 becomes with our mapper and optimizer named."""
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=PanopticDatasetMapper(cfg, is_train=True))
+
+
+class ForeignOptimizer(StockTrainer):
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        # Full-model clipping is none of its switches.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        return stock_optimizer(cfg, model)
+
+
+def plain_train(cfg, resume=False):
+    """The loop of Detectron2's tools/plain_train_net.py."""
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    checkpointer = DetectionCheckpointer(
+        model, cfg.OUTPUT_DIR, optimizer=optimizer, scheduler=scheduler
+    )
+    rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    start = rest.get("iteration", -1) + 1
+    periodic = PeriodicCheckpointer(checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.MAX_ITER)
+    loader = StockTrainer.build_train_loader(cfg)
+    with EventStorage(start):
+        for data, iteration in zip(loader, range(start, cfg.SOLVER.MAX_ITER), strict=False):
+            optimizer.zero_grad()
+            sum(model(data).values()).backward()
+            optimizer.step()
+            scheduler.step()
+            periodic.step(iteration)
+    return start, optimizer
+
+
+def train(trainer_class, cfg, resume=False):
+    trainer = trainer_class(cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer.start_iter, trainer.optimizer
+
+
+@pytest.fixture
+def make_cfg(panoptic_set, scene, tmp_path):
+    panoptic_set("stock_set", [scene] * 3)
+
+    def make(max_iter):
+        opts = ["DATASETS.TRAIN", "('stock_set',)", "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu"]
+        opts += ["INPUT.MIN_SIZE_TRAIN", "(32,)", "OUTPUT_DIR", str(tmp_path / "out")]
+        opts += ["SOLVER.MAX_ITER", str(max_iter), "SOLVER.CHECKPOINT_PERIOD", "2"]
+        return setup_cfg("shapes/tiny.yaml", opts)
+
+    return make
+
+
+def steps(optimizer):
+    """How often the optimizer has stepped: more than its own program did if it was resumed."""
+    return {int(entry["step"]) for entry in optimizer.state.values()}
+
+
+@pytest.mark.parametrize("first, second", itertools.permutations([StockTrainer, PanopticTrainer]))
+def test_train_net(make_cfg, first, second, tmp_path):
+    train(first, make_cfg(2))
+    start, optimizer = train(second, make_cfg(4), resume=True)
+    assert start == 2
+    assert steps(optimizer) == {4}
+    rows = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    assert json.loads(rows[-1])["iteration"] == 3
+
+
+def test_plain_train_net(make_cfg):
+    plain_train(make_cfg(2))
+    start, optimizer = train(PanopticTrainer, make_cfg(4), resume=True)
+    assert start == 2 and steps(optimizer) == {4}
+    # And back.
+    start, optimizer = plain_train(make_cfg(6), resume=True)
+    assert start == 4 and steps(optimizer) == {6}
+
+
+def test_states_are_in_the_file_once(make_cfg, tmp_path):
+    train(PanopticTrainer, make_cfg(2))
+    file = tmp_path / "out" / "model_final.pth"
+    content = torch.load(file, weights_only=True)
+    inside = content["trainer"]["_trainer"]["optimizer"]["state"][0]["exp_avg"]
+    assert inside.data_ptr() == content["optimizer"]["state"][0]["exp_avg"].data_ptr()
+
+
+def test_other_parameter_groups_are_one_clear_error(make_cfg):
+    train(ForeignOptimizer, make_cfg(2))
+    with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed.*build_optimizer"):
+        train(PanopticTrainer, make_cfg(4), resume=True)
