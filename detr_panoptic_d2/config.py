@@ -122,6 +122,8 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.BACKBONE.WIDTHS = [16, 32, 64, 128]
     # Blocks per stage of build_narrow_resnet_backbone.
     cfg.MODEL.DETR.BACKBONE.BLOCKS = [1, 1, 1, 1]
+    # Its stem's stride, and with it that of res2 and of the masks: 4, or 2 (no max pooling).
+    cfg.MODEL.DETR.BACKBONE.STEM_STRIDE = 4
     # Detectron2's Swin transformer (build_swin_backbone, wrapped by build_renamed_backbone with
     # FEATURES p0 to p3). These are Swin-T.
     cfg.MODEL.DETR.BACKBONE.SWIN = CN()

@@ -43,13 +43,13 @@ _SHAPES, _SKY, _GROUND = CATEGORIES[:3], CATEGORIES[3], CATEGORIES[4]
 _HUES = {"circle": 0.0, "square": 0.14, "triangle": 0.80}
 _HUE_RANGE = 0.05
 # Radius of a shape as a share of the image's side.
-_RADIUS = (0.09, 0.20)
+_RADIUS = (0.14, 0.26)
 # A shape that would hide more than this leaves of another one is rejected.
-_MIN_VISIBLE = 0.35
-_MAX_SHAPES = 4
+_MIN_VISIBLE = 0.8
+_MAX_SHAPES = 3
 
 # Changes whenever the same arguments would give other files.
-_VERSION = 1
+_VERSION = 2
 _STAMP = "stamp.json"
 # Images and seed of each registered split. The recipe of the demo is chosen on "tune".
 _SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
@@ -104,7 +104,7 @@ def _load(root: str | os.PathLike, split: str, num_images: int, seed: int) -> li
 
 
 def make_shapes(
-    root: str | os.PathLike, split: str, num_images: int, *, size: int = 96, seed: int
+    root: str | os.PathLike, split: str, num_images: int, *, size: int = 128, seed: int
 ) -> ShapesPaths:
     """Write a split of the data set, or find it complete.
 

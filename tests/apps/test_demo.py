@@ -27,8 +27,8 @@ def test_data_training_table_picture_and_report(tmp_path):
     assert ["held-out", "PQ", "SQ", "RQ"] in table
     assert [row[0] for row in table if len(row) == 4][2:] == ["all", "things", "stuff"]
     with Image.open(tmp_path / "demo" / "ground_truth_and_prediction.png") as picture:
-        # Four rows of six pictures, enlarged to be legible.
-        assert picture.width > 6 * 288 and picture.height > 4 * 288
+        # Four rows of six pictures, twice their size to be legible.
+        assert picture.width > 6 * 256 and picture.height > 4 * 256
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "triangle" in page and "data:image" in page
     assert done.stdout.rstrip().endswith("report.html")

@@ -398,6 +398,12 @@ def test_narrow_resnet(dilation, norm):
     assert_true_shapes(backbone, (65, 97))
 
 
+def test_narrow_resnet_with_a_fine_stem():
+    backbone = build("build_narrow_resnet_backbone", "MODEL.DETR.BACKBONE.STEM_STRIDE", 2)
+    assert strides(backbone) == [2, 4, 8, 16]
+    assert_true_shapes(backbone, (65, 97))
+
+
 def test_narrow_resnet_trains_every_parameter():
     backbone = build(
         "build_narrow_resnet_backbone",
@@ -415,6 +421,7 @@ def test_narrow_resnet_trains_every_parameter():
         ("WIDTHS", [16, 32, 64], "four positive numbers"),
         ("BLOCKS", [1, 0, 1, 1], "four positive numbers"),
         ("WIDTHS", [16, 16, 64, 128], "must change its width"),
+        ("STEM_STRIDE", 1, "STEM_STRIDE is 1: it must be 2 or 4"),
     ],
 )
 def test_narrow_resnet_errors(key, value, message):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -37,6 +38,17 @@ def build_detr_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     return backbone
 
 
+class UnpooledStem(BasicStem):
+    """The ResNet stem without its max pooling: stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__(in_channels, out_channels, norm)
+        self.stride = 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu_(self.conv1(x))
+
+
 def narrow_resnet(
     *,
     in_channels: int,
@@ -44,6 +56,7 @@ def narrow_resnet(
     blocks: Sequence[int],
     norm: str,
     dilated: bool = False,
+    stem_stride: int = 4,
     freeze_at: int = 0,
 ) -> ResNet:
     """A small ResNet of basic blocks, to be trained from scratch.
@@ -53,7 +66,8 @@ def narrow_resnet(
         widths: channels of ``res2`` .. ``res5``; the stem has those of ``res2``.
         blocks: blocks per stage.
         norm: see :func:`detectron2.layers.get_norm`.
-        dilated: ``res5`` keeps the stride of ``res4``, 16 (basic blocks are not dilated).
+        dilated: ``res5`` keeps the stride of ``res4`` (basic blocks are not dilated).
+        stem_stride: that of ``res2`` as well; 4, or 2 for masks on a grid twice as fine.
         freeze_at: see :meth:`detectron2.modeling.backbone.ResNet.freeze`.
 
     Raises:
@@ -65,6 +79,8 @@ def narrow_resnet(
             f"{prefix}.WIDTHS {list(widths)} and {prefix}.BLOCKS {list(blocks)} must each be four "
             "positive numbers"
         )
+    if stem_stride not in (2, 4):
+        raise UserError(f"{prefix}.STEM_STRIDE is {stem_stride}: it must be 2 or 4")
     if norm == "GN" and any(width % 32 for width in widths):
         raise UserError(
             f"{prefix}.WIDTHS {list(widths)} must be multiples of 32 under MODEL.RESNETS.NORM GN"
@@ -88,7 +104,7 @@ def narrow_resnet(
             )
         )
         channels = width
-    stem = BasicStem(in_channels=in_channels, out_channels=widths[0], norm=norm)
+    stem = (BasicStem if stem_stride == 4 else UnpooledStem)(in_channels, widths[0], norm)
     return ResNet(stem, stages, out_features=list(LEVELS), freeze_at=freeze_at)
 
 
@@ -101,5 +117,6 @@ def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         blocks=cfg.MODEL.DETR.BACKBONE.BLOCKS,
         norm=cfg.MODEL.RESNETS.NORM,
         dilated=is_dilated(cfg),
+        stem_stride=cfg.MODEL.DETR.BACKBONE.STEM_STRIDE,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

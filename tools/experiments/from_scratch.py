@@ -1,0 +1,199 @@
+#!/usr/bin/env python
+"""What the initialisation of the mask head is worth: the same training with and without it.
+
+    tools/experiments/from_scratch.py --output output/from_scratch --seeds 1 2 3 4 5
+
+Each seed is trained once per variant: same weights but for the attention half of the mask head's
+first convolution, same batches, one thread. A run that is finished is not repeated, so the command
+may be stopped and given again. It ends with the tables of docs/training_from_scratch.md.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from tabulate import tabulate
+from torch import nn
+
+from detr_panoptic_d2.engine import PanopticTrainer, setup_job
+
+
+def _attention_half(model: nn.Module) -> torch.Tensor:
+    return model.mask_head.lay1.weight.data[:, model.mask_head.hidden_dim :]
+
+
+def _kaiming(model: nn.Module) -> None:
+    """Both halves of one size, as official DETR starts."""
+    image_half = model.mask_head.lay1.weight.data[:, : model.mask_head.hidden_dim]
+    half = _attention_half(model)
+    half *= image_half.std() / half.std()
+
+
+def _tenth(model: nn.Module) -> None:
+    _attention_half(model).div_(10)
+
+
+def _mask_prior(model: nn.Module) -> None:
+    """Masks start at a probability of 0.12 in place of 0.5."""
+    nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
+
+
+VARIANTS: dict[str, Callable[[nn.Module], None]] = {
+    "kaiming": _kaiming,
+    "equal": lambda model: None,
+    "tenth": _tenth,
+    "prior": _mask_prior,
+}
+
+
+class _ProcessTime(HookBase):
+    """CPU seconds of the training steps alone, evaluation left out."""
+
+    seconds = 0.0
+
+    def before_step(self):
+        self._start = _cpu_seconds()
+
+    def after_step(self):
+        self.seconds += _cpu_seconds() - self._start
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def run(
+    config_file: str, variant: str, seed: int, folder: Path, opts: list[str], stop: int | None
+) -> dict:
+    """Train once, or read what a finished run left.
+
+    Args:
+        config_file: path or name of a config.
+        variant: a key of :data:`VARIANTS`.
+        seed: of weights and batches.
+        folder: the run's own output folder.
+        opts: config keys and values.
+        stop: iteration to end at, on the schedule of the whole training.
+
+    Returns:
+        ``curve`` (list of [iteration, metrics]), ``iterations`` and ``cpu_seconds`` of the steps.
+    """
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text(encoding="utf-8"))
+
+    class Trainer(PanopticTrainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            VARIANTS[variant](model)
+            return model
+
+    # Data are loaded in the process itself, so that its time is all there is.
+    own = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "DATALOADER.NUM_WORKERS", "0"]
+    arguments = argparse.Namespace(config_file=config_file, opts=own + opts, eval_only=False)
+    cfg = setup_job(arguments)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.max_iter = min(stop or trainer.max_iter, trainer.max_iter)
+    clock = _ProcessTime()
+    trainer.register_hooks([clock])
+    # First before a step and first after it: no other hook's work is counted.
+    trainer._hooks.insert(0, trainer._hooks.pop())
+    trainer.train()
+    lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
+    entries = [entry for entry in map(json.loads, lines) if "panoptic_seg/PQ" in entry]
+    # The entry after the last step has its number, the others are one behind.
+    curve = {
+        min(entry["iteration"] + 1, trainer.max_iter): {
+            key.removeprefix("panoptic_seg/"): value
+            for key, value in entry.items()
+            if key.startswith("panoptic_seg/")
+        }
+        for entry in entries
+    }
+    content = {
+        "curve": sorted(curve.items()),
+        "iterations": trainer.max_iter,
+        "cpu_seconds": clock.seconds,
+    }
+    result.write_text(json.dumps(content), encoding="utf-8")
+    return content
+
+
+def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]) -> str:
+    """Mean and standard error over seeds: along the training, and to reach some values.
+
+    Args:
+        results: variant -> seed -> what :func:`run` returned.
+        metric: its name in the curves, "PQ" or "PQ_th" for example.
+        levels: values whose first iteration is wanted.
+    """
+    seeds = sorted(set.intersection(*(set(runs) for runs in results.values())))
+    all_runs = [runs[seed] for runs in results.values() for seed in seeds]
+    iterations = sorted(set.intersection(*({i for i, _ in run["curve"]} for run in all_runs)))
+    rows, ends = [], {}
+    for name, runs in results.items():
+        curves = [dict(map(tuple, runs[seed]["curve"])) for seed in seeds]
+        along = [_mean([curve[i][metric] for curve in curves]) for i in iterations]
+        reached = [
+            [next((i for i in iterations if c[i][metric] >= level), None) for c in curves]
+            for level in levels
+        ]
+        first = ["never" if None in r else _mean(r, digits=0) for r in reached]
+        seconds = _mean([runs[seed]["cpu_seconds"] for seed in seeds], digits=0)
+        rows.append([name, *along, *first, seconds])
+        ends[name] = [curve[iterations[-1]][metric] for curve in curves]
+    header = [metric, *map(str, iterations), *(f"to {x:g}" for x in levels), "CPU s"]
+    base = next(iter(ends))
+    paired = [
+        f"{name} - {base}: {_mean([a - b for a, b in zip(ends[name], ends[base], strict=True)])}"
+        for name in ends
+        if name != base
+    ]
+    single = [
+        f"{name}, seeds {seeds}: " + ", ".join(f"{x:.1f}" for x in ends[name]) for name in ends
+    ]
+    return "\n".join([tabulate(rows, header, disable_numparse=True), "", *single, *paired])
+
+
+def _mean(values: list[float], digits: int = 1) -> str:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}"
+
+
+def main() -> None:
+    """Train what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="shapes/detr_panoptic_shapes.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output/from_scratch"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=["kaiming", "equal"]
+    )
+    parser.add_argument("--metrics", nargs="+", default=["PQ", "PQ_th"])
+    parser.add_argument("--levels", type=float, nargs="+", default=[60, 75])
+    parser.add_argument("--stop", type=int, help="end here, on the schedule of the whole training")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results: dict[str, dict[int, dict]] = {name: {} for name in args.variants}
+    for seed in args.seeds:
+        for name in args.variants:
+            folder = args.output / f"{name}_{seed}"
+            results[name][seed] = run(args.config_file, name, seed, folder, args.opts, args.stop)
+    for metric in args.metrics:
+        print(f"\n{tables(results, metric, args.levels)}")
+
+
+if __name__ == "__main__":
+    main()
