@@ -12,11 +12,11 @@ from safetensors.torch import save
 
 from ..checkpoint import PanopticCheckpointer, atomic_file, local_file, read_checkpoint
 from ..checkpoint.class_rows import BOX_ROWS, COCO_NAMES, COCO_THING_IDS, PANOPTIC_ROWS
-from ..checkpoint.export import huggingface_checkpoint, official_checkpoint
 from ..checkpoint.names import recognise
 from ..checkpoint.network_config import network_config
 from ..engine import setup_cfg
 from ..errors import UserError
+from .export_checkpoint import huggingface_checkpoint, official_checkpoint
 
 logger = logging.getLogger(__name__)
 

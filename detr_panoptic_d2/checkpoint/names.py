@@ -2,7 +2,7 @@
 
 Known are facebookresearch/detr (panoptic, boxes, its Detectron2 wrapper), Hugging Face's Detr and
 the ResNets of torchvision, timm, Detectron2 and Hugging Face. ``PanopticDETR`` calls
-:func:`adapt` on whatever state dict it is to load, so that every checkpointer can load these files.
+:func:`adapt_state_dict` on what it is to load, so that every checkpointer can load these files.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from . import huggingface_names
 from .class_rows import COCO_THING_IDS, ClassHead, choose_rows, coco_things_head, raw_id_head
@@ -52,14 +53,31 @@ class Adapted:
     left_out: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def replace(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
-        """Put the tensors in the place of those of ``state_dict`` that start with ``prefix``."""
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            del state_dict[name]
-        state_dict.update({prefix + name: tensor for name, tensor in self.state.items()})
-        logger.info("Loading a checkpoint of %s", self.format)
-        for warning in self.warnings:
-            logger.warning("%s", warning)
+
+def adapt_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    """Translate, in place, what a ``PanopticDETR`` is to load.
+
+    A state dict with nothing but the model's own names is left to torch, and so is what is of no
+    known kind.
+
+    Args:
+        model: the model, with ``dataset_ids`` and ``class_names``.
+        state_dict: what ``load_state_dict`` was given.
+        prefix: of the model's names in it.
+    """
+    weights = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    own = model.state_dict()
+    if weights.keys() <= own.keys():
+        return
+    adapted = adapt(weights, own, model.dataset_ids, model.class_names)
+    if adapted is None:
+        return
+    for name in weights:
+        del state_dict[prefix + name]
+    state_dict.update({prefix + name: tensor for name, tensor in adapted.state.items()})
+    logger.info("Loading a checkpoint of %s", adapted.format)
+    for warning in adapted.warnings:
+        logger.warning("%s", warning)
 
 
 def adapt(

@@ -8,19 +8,19 @@ import json
 import os
 import pickle
 import re
-import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError
-from .safe_pickle import Refused, data_types_allowed, load_arrays
+from .safe_pickle import data_types_allowed, load_arrays
 
 # Names of the weights in a Hugging Face folder, best first.
 _FOLDER_FILES = (
@@ -42,17 +42,6 @@ _WEIGHT_KEYS = ("model", "state_dict", "model_state")
 _DATA_PARALLEL = "module."
 
 
-def _in_folder(path: str) -> str:
-    """The file with the weights in a Hugging Face folder."""
-    for name in _FOLDER_FILES:
-        if os.path.isfile(os.path.join(path, name)):
-            return os.path.join(path, name)
-    raise FileNotFoundError(
-        f"The folder {path} has no weights in it: expected one of {', '.join(_FOLDER_FILES)}. "
-        "Name the checkpoint file itself"
-    )
-
-
 def local_file(path: str) -> str:
     """The local file with the weights that ``MODEL.WEIGHTS`` means; URLs are downloaded.
 
@@ -65,7 +54,13 @@ def local_file(path: str) -> str:
     if path.startswith("file://"):
         path = url2pathname(urlparse(path).path)
     if os.path.isdir(path):
-        return _in_folder(path)
+        for name in _FOLDER_FILES:
+            if os.path.isfile(os.path.join(path, name)):
+                return os.path.join(path, name)
+        raise FileNotFoundError(
+            f"The folder {path} has no weights in it: expected one of {', '.join(_FOLDER_FILES)}. "
+            "Name the checkpoint file itself"
+        )
     if "://" not in path and not os.path.isfile(path):
         raise FileNotFoundError(
             f"There is no checkpoint {path}. MODEL.WEIGHTS takes a file, a folder with Hugging "
@@ -106,14 +101,39 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 
 def _read_file(path: str) -> Any:
+    kind, read = _format(path)
+    try:
+        return read(path)
+    except Exception as error:
+        # Whatever goes wrong here is the file's fault.
+        refused = isinstance(error, pickle.UnpicklingError)
+        if named := _NOT_ALLOWED.search(str(error)) if refused else None:
+            raise UserError(
+                f"{path} holds more than tensors and plain values, so it was not loaded and no "
+                f"code from it was run: it names '{named[1]}'. If you trust its author, load it "
+                "with Python yourself and save its state dict with torch.save"
+            ) from error
+        raise UserError(
+            f"{path} cannot be read as {kind}: {_first_line(error)} It is truncated or damaged: "
+            "remove it and get it again"
+        ) from error
+
+
+def _format(path: str) -> tuple[str, Callable[[str], Any]]:
+    """What a file is by its first bytes, in words, and the function that reads it.
+
+    Raises:
+        UserError: it is no checkpoint.
+    """
     with open(path, "rb") as f:
         head = f.read(512)
     if head.startswith((_ZIP, _TORCH_LEGACY)):
-        return _read_torch(path)
-    if _is_safetensors(head, os.path.getsize(path)):
-        return _read_safetensors(path)
+        return "a file of torch.save", _read_torch
+    # The length of the header in JSON, and then the header.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= os.path.getsize(path):
+        return "safetensors", load_file
     if head.startswith(_PICKLE) or (path.endswith(".pkl") and head and head[:1] != b"<"):
-        return _read_arrays(path)
+        return "a pickle of NumPy arrays", _read_arrays
     if not head:
         kind = "is empty"
     elif head.lstrip()[:1] == b"<":
@@ -129,72 +149,36 @@ def _read_file(path: str) -> Any:
 
 
 def _read_torch(path: str) -> Any:
-    try:
-        with data_types_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        refused = isinstance(error, pickle.UnpicklingError)
-        named = _NOT_ALLOWED.search(str(error)) if refused else None
-        if named is None:
-            raise UserError(
-                f"{path} cannot be read as a file of torch.save: {_first_line(error)} It is "
-                "truncated or damaged: remove it and get it again"
-            ) from error
-        raise UserError(
-            f"{path} holds more than tensors and plain values, so it was not loaded and no code "
-            f"from it was run: it names '{named[1]}'. If you trust its author, load it with torch "
-            "yourself and save its state dict anew"
-        ) from error
+    with data_types_allowed():
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_arrays(path: str) -> dict[str, Any]:
+def _read_arrays(path: str) -> Any:
     """A pickle of NumPy arrays, as Detectron2's and Detectron's model zoos have them."""
-    try:
-        with open(path, "rb") as f:
-            data = load_arrays(f)
-    except Refused as error:
-        raise UserError(
-            f"{path} was not loaded, and no code from it was run: {error}. Only pickles of NumPy "
-            "arrays are read; save the weights with torch.save instead"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as a pickle of NumPy arrays: {_first_line(error)} It is "
-            "truncated or damaged: remove it and get it again"
-        ) from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is a pickle of a {type(data).__name__} and no checkpoint")
-    if "model" in data and "__author__" in data:
+    with open(path, "rb") as f:
+        data = load_arrays(f)
+    if not isinstance(data, dict) or ("model" in data and "__author__" in data):
         return data
-    if "blobs" in data:
-        data = data["blobs"]
+    data = data.get("blobs", data)
     arrays = {key: value for key, value in data.items() if not key.endswith("_momentum")}
     return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
-    if len(head) < 9 or head[8:9] != b"{":
-        return False
-    return struct.unpack("<Q", head[:8])[0] <= size
-
-
-def _read_safetensors(path: str) -> dict[str, torch.Tensor]:
+def _read_json(path: str | Path) -> dict[str, Any]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as safetensors: {_first_line(error)} It is truncated or "
-            "damaged: remove it and get it again"
-        ) from error
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__} and no object")
+    return content
 
 
 def _read_shards(index: str) -> dict[str, torch.Tensor]:
     """All shards that a Hugging Face index names."""
-    with open(index, encoding="utf-8") as f:
-        content = json.load(f)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index} has no 'weight_map': it is no index of shards")
+    weight_map = _read_json(index).get("weight_map")
+    if not (isinstance(weight_map, dict) and all(isinstance(x, str) for x in weight_map.values())):
+        raise UserError(f"{index} has no 'weight_map' of file names: it is no index of shards")
     weights = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
@@ -202,7 +186,7 @@ def _read_shards(index: str) -> dict[str, torch.Tensor]:
         shard = str(Path(index).with_name(name))
         if not os.path.isfile(shard):
             raise FileNotFoundError(f"{index} names {name}, which is missing: get all shards")
-        weights.update(_read_file(shard))
+        weights.update(_with_model(_read_file(shard), shard)["model"])
     missing = sorted(weight_map.keys() - weights.keys())
     if missing:
         raise UserError(f"{index} names {len(missing)} tensors that no shard has: {missing[:3]}")
@@ -234,7 +218,9 @@ def _with_model(data: Any, path: str) -> dict[str, Any]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
+    """Whether it is a tensor or an array of numbers."""
+    numbers = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub"
+    return numbers or isinstance(value, torch.Tensor)
 
 
 def _official_options(data: dict[str, Any], path: str) -> dict[str, Any]:
@@ -251,23 +237,24 @@ def _huggingface_config(path: str) -> dict[str, Any]:
     config = Path(path).with_name("config.json")
     if not config.is_file():
         return {}
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{config} is no valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("model_type") != "detr":
+    content = _read_json(config)
+    if content.get("model_type") != "detr":
         return {}
     if content.get("position_embedding_type", "sine") != "sine":
         raise UserError(
             f"{config}: position_embedding_type is {content['position_embedding_type']!r}, but "
             "PanopticDETR has sine position embeddings, as all published models"
         )
-    names = {int(k): str(v) for k, v in (content.get("id2label") or {}).items()}
-    backbone = content.get("backbone_config") or {}
-    dilated = bool(content.get("dilation")) or backbone.get("output_stride") == 16
+    try:
+        names = {int(k): str(v) for k, v in (content.get("id2label") or {}).items()}
+        stride = (content.get("backbone_config") or {}).get("output_stride")
+    except (AttributeError, ValueError) as error:
+        raise UserError(
+            f"{config}: id2label must map numbers to names, and backbone_config be an object"
+        ) from error
     return {
         "class_names": {k: v for k, v in names.items() if v != "N/A" and v[:6] != "LABEL_"},
-        "dilation": dilated,
+        "dilation": bool(content.get("dilation")) or stride == 16,
         "heads": content.get("encoder_attention_heads", 8),
     }
 

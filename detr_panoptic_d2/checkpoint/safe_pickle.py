@@ -14,17 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-
-class Refused(pickle.UnpicklingError):
-    """A pickle names something that is not on the list."""
+_KINDS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 
 
 def load_arrays(f: BinaryIO) -> Any:
     """Unpickle NumPy arrays in plain containers; strings of Python 2 are read as Latin-1.
 
     Raises:
-        Refused: it names anything that is no array.
-        pickle.UnpicklingError, EOFError, ...: it is damaged.
+        pickle.UnpicklingError: it names anything that is no array, as "class module.name".
+        Exception: it is damaged.
     """
     return _ArrayUnpickler(f, encoding="latin1").load()
 
@@ -35,7 +33,10 @@ def data_types_allowed() -> Iterator[None]:
 
     That is their ``argparse.Namespace`` of options, and NumPy scalars.
     """
-    allowed = _types_beside_tensors()
+    # NumPy 2 renamed numpy.core; files of both generations are read under both.
+    other = "numpy.core" if _SCALAR.__module__.startswith("numpy._core") else "numpy._core"
+    allowed = [argparse.Namespace, _SCALAR, _under_name(_SCALAR, f"{other}.multiarray", "scalar")]
+    allowed += [np.dtype, *(type(np.dtype(kind)) for kind in _KINDS)]
     if hasattr(torch.serialization, "safe_globals"):
         with torch.serialization.safe_globals(allowed):
             yield
@@ -52,40 +53,20 @@ def data_types_allowed() -> Iterator[None]:
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 renamed numpy.core; files of both are read under both.
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) not in _ARRAY_PARTS:
-            raise Refused(
-                f"it names '{module}.{name}', which is no NumPy array (a pickle can have any "
-                "function called)"
-            )
+            raise pickle.UnpicklingError(f"class {module}.{name} is no NumPy array")
         return _ARRAY_PARTS[module, name]
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding not in ("latin1", "latin-1"):
-        raise Refused(f"it asks for the text encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it asks for the text encoding {encoding!r}")
     return text.encode("latin-1")
 
 
-def _scalar_function() -> Callable:
-    """``numpy.core.multiarray.scalar``, wherever this NumPy has it."""
-    return np.float64(0).__reduce__()[0]
-
-
-def _types_beside_tensors() -> list[Any]:
-    kinds = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-    scalar = _scalar_function()
-    other = "numpy.core" if scalar.__module__.startswith("numpy._core") else "numpy._core"
-    alias = _under_name(scalar, f"{other}.multiarray", "scalar")
-    types = [type(np.dtype(kind)) for kind in kinds]
-    return [argparse.Namespace, scalar, alias, np.dtype, *types]
-
-
 def _under_name(function: Callable, module: str, name: str) -> Callable:
-    """The same function, under the name that the other generation of NumPy writes."""
-
     def call(*args):
         return function(*args)
 
@@ -93,10 +74,12 @@ def _under_name(function: Callable, module: str, name: str) -> Callable:
     return call
 
 
+# ``numpy.core.multiarray.scalar``, wherever this NumPy has it.
+_SCALAR = np.float64(0).__reduce__()[0]
 _ARRAY_PARTS = {
     ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
     ("numpy.core.numeric", "_frombuffer"): np.zeros(0).__reduce_ex__(5)[0],
-    ("numpy.core.multiarray", "scalar"): _scalar_function(),
+    ("numpy.core.multiarray", "scalar"): _SCALAR,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): _encode_latin1,

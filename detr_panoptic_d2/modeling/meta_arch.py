@@ -16,7 +16,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn import functional as F
 
-from ..checkpoint.names import adapt
+from ..checkpoint.names import adapt_state_dict
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..errors import UserError, check_value
 from .backbone import check_backbone
@@ -194,17 +194,8 @@ class PanopticDETR(nn.Module):
         return self.pixel_mean.device
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Take checkpoints of other DETR code bases too, whoever loads them.
-
-        Their names are translated, and the rows of the class head are chosen by category id. The
-        model's own names are left to torch.
-        """
-        weights = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        own = self.state_dict()
-        if not weights.keys() <= own.keys():
-            adapted = adapt(weights, own, self.dataset_ids, self.class_names)
-            if adapted is not None:
-                adapted.replace(state_dict, prefix)
+        """Take checkpoints of other DETR code bases too, whoever loads them."""
+        adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def compile_parts(self, **options) -> None:

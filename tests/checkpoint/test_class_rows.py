@@ -2,12 +2,12 @@ import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from detr_panoptic_d2.apps.export_checkpoint import spread_rows
 from detr_panoptic_d2.checkpoint.class_rows import (
     choose_rows,
-    coco_things_head,
     raw_id_head,
 )
-from detr_panoptic_d2.checkpoint.export import spread_rows
+from detr_panoptic_d2.errors import UserError
 
 THINGS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
 
@@ -77,14 +77,6 @@ def test_names_of_coco_as_transformers_writes_them():
     assert fitted.bias.tolist() == [200, 1, 250]
 
 
-def test_eighty_one_rows_of_things():
-    file_head = coco_things_head(torch.rand(81, 3), torch.arange(81.0))
-    names = {c["id"]: c["name"] for c in COCO_CATEGORIES}
-    ids = [90, 1]
-    fitted = fit(file_head, ids, [names[i] for i in ids])
-    assert fitted.bias.tolist() == [79, 0, 80]
-
-
 @pytest.mark.parametrize(("ids", "rows"), [(THINGS, 92), ([1, 200], 251), ([7, 3], 251)])
 def test_spread_and_back_is_exact(ids, rows):
     names = {c["id"]: c["name"] for c in COCO_CATEGORIES}
@@ -107,9 +99,8 @@ def test_spread_and_back_is_exact(ids, rows):
 
 
 def test_spread_other_classes():
-    weight, bias = torch.randn(3, 3), torch.randn(3)
-    spread, _, names = spread_rows(weight, bias, [30, 10], None)
+    spread, _, names = spread_rows(torch.randn(3, 3), torch.randn(3), [30, 10], None)
     assert len(spread) == 32
     assert names == {30: "class 30", 10: "class 10"}
-    with pytest.raises(ValueError, match="category id -1 is negative"):
-        spread_rows(weight, bias, [-1, 10], None)
+    with pytest.raises(UserError, match="category id -1 is negative"):
+        spread_rows(torch.randn(2, 3), torch.randn(2), [-1], None)

@@ -7,9 +7,10 @@ from detectron2.modeling import build_model
 from torchvision.models import resnet101
 from torchvision.ops import FrozenBatchNorm2d
 
+from detr_panoptic_cli import main
 from detr_panoptic_d2.apps.convert_checkpoint import config_of, convert_checkpoint
+from detr_panoptic_d2.apps.export_checkpoint import huggingface_checkpoint, official_checkpoint
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
-from detr_panoptic_d2.checkpoint.export import huggingface_checkpoint, official_checkpoint
 from detr_panoptic_d2.engine import setup_cfg
 
 
@@ -188,20 +189,6 @@ def test_models_without_a_place_elsewhere(build, tiny_model):
         official_checkpoint(model)
 
 
-def test_failure_leaves_the_old_file(official_file, tmp_path, monkeypatch):
-    target = tmp_path / "ours.pth"
-    target.write_bytes(b"old")
-
-    def fail(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space left"):
-        convert_checkpoint(official_file, str(target), "ours", None)
-    assert target.read_bytes() == b"old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["official.pth", "ours.pth"]
-
-
 def test_reads_urls_and_uses_a_config(build, official_file, tmp_path, class_set):
     """With a config, the model is the config's; a file that lacks its classes is an error."""
     options = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
@@ -223,3 +210,33 @@ def test_reads_urls_and_uses_a_config(build, official_file, tmp_path, class_set)
     cfg = setup_cfg("detr_panoptic_R50.yaml", [*options, "INPUT.FORMAT", "BGR"])
     with pytest.raises(ValueError, match="INPUT.FORMAT is BGR"):
         convert_checkpoint(url, str(tmp_path / "x.pth"), "official", cfg)
+
+
+def test_command(tmp_path, tiny_model, capsys):
+    """To official DETR's format and back; an error is one line."""
+    PanopticCheckpointer(tiny_model(), str(tmp_path)).save("ours")
+    names = {name: str(tmp_path / f"{name}.pth") for name in ("ours", "official", "back", "no")}
+
+    def run(source, target, *options):
+        return main(
+            ["convert-checkpoint", "--input", names[source], "--output", names[target]] + [*options]
+        )
+
+    config = ("--config-file", "shapes/tiny.yaml")
+    assert run("ours", "official", "--format", "official", *config) == 0
+    assert "detr.query_embed.weight" in weights(names["official"])
+    assert run("official", "back", "--format", "ours", *config) == 0
+    found = weights(names["back"])
+    for name, tensor in weights(names["ours"]).items():
+        # Official DETR's batch norms are frozen and count nothing.
+        assert name.endswith("num_batches_tracked") or torch.equal(found[name], tensor), name
+    with pytest.raises(SystemExit) as end:
+        run("ours", "no", "--format", "huggingface")
+    assert end.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "its backbone is none of ResNet-18 to -152. Give --config-file" in line
+    with pytest.raises(SystemExit) as end:
+        run("ours", "no", "--format", "ours", "MODEL.MASK_ON", "True")
+    assert end.value.code == 2
+    assert "give --config-file as well" in capsys.readouterr().err
+    assert not (tmp_path / "no.pth").exists()

@@ -152,3 +152,22 @@ def test_incomplete_projection(build, hugging_face, tmp_path):
     save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"0\.self_attn\.q_proj\.weight has no place in the model"):
         PanopticCheckpointer(build()).load(str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors.index.json", "{", "is no valid JSON"),
+        ("model.safetensors.index.json", "[]", "holds a JSON list"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "no index of shards"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../b"}}', "not in its own folder"),
+        ("config.json", '{"model_type": "detr", "id2label": ["a"]}', "id2label must map numbers"),
+        ("config.json", '{"model_type": "detr", "id2label": {"a": "b"}}', "id2label must map"),
+    ],
+)
+def test_folder_with_another_content(tmp_path, name, content, words):
+    if name == "config.json":
+        save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        PanopticCheckpointer(torch.nn.Linear(1, 1)).load(str(tmp_path))

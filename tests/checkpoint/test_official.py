@@ -10,8 +10,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
+from detr_panoptic_d2.apps.export_checkpoint import huggingface_checkpoint
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
-from detr_panoptic_d2.checkpoint.export import huggingface_checkpoint
 from detr_panoptic_d2.data.metadata import dataset_ids
 from detr_panoptic_d2.errors import UserError
 
@@ -82,12 +82,6 @@ def test_training_file_with_options_and_optimizer(build, load, official):
     model = load(build(*TORCHVISION), content, optimizer=optimizer)
     assert_loaded(model, state, PANOPTIC_IDS)
     assert optimizer.param_groups[0]["lr"] == 0.5
-
-
-def test_data_parallel_names(build, load, official):
-    state = official()
-    content = {f"module.{name}": tensor for name, tensor in state.items()}
-    assert_loaded(load(build(*TORCHVISION), content), state, PANOPTIC_IDS)
 
 
 @pytest.mark.parametrize("names", ["official", "data parallel", "wrapper", "hugging face"])

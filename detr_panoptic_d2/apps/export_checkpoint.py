@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint.class_rows import BOX_ROWS, COCO_NAMES, COCO_THING_IDS, PANOPTIC_ROWS
+from ..checkpoint.huggingface_names import BACKBONE, from_own
+from ..checkpoint.names import CLASS_HEAD, MASK_PARTS, rename_resnet
+from ..checkpoint.network_config import network_config, resnet_depth
+from ..checkpoint.resnet_names import ResNetNames, find_resnet
 from ..errors import UserError
-from .class_rows import BOX_ROWS, COCO_NAMES, COCO_THING_IDS, PANOPTIC_ROWS
-from .huggingface_names import BACKBONE, from_own
-from .names import CLASS_HEAD, MASK_PARTS, rename_resnet
-from .network_config import network_config, resnet_depth
-from .resnet_names import ResNetNames, find_resnet
 
 # Rows of ids without a class have zero weights and this bias: their probability is exactly 0 in
 # float32 and float16 alike.
