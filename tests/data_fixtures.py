@@ -8,8 +8,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from detr_panoptic_d2.data import register
-
 CATEGORIES = [
     {"id": 50, "name": "road", "isthing": 0},
     {"id": 4, "name": "car", "isthing": 1, "color": [0, 0, 142]},
@@ -78,4 +76,14 @@ def clean_catalogs():
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
-        register._registered.pop(name, None)
+
+
+def masks_boxes_and_areas(ids, segment_ids):
+    """What the package computes by runs, one segment at a time."""
+    masks = np.array([ids == i for i in segment_ids], bool).reshape(-1, *ids.shape)
+    boxes = np.zeros((len(masks), 4))
+    for box, mask in zip(boxes, masks, strict=True):
+        if mask.any():
+            y, x = np.nonzero(mask)
+            box[:] = x.min(), y.min(), x.max(), y.max()
+    return masks, boxes, masks.sum((1, 2))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from detr_panoptic_d2.config import get_config_file, list_config_files
 from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper
-from detr_panoptic_d2.data.masks import panoptic_png_to_ids
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference, Frame
 
@@ -131,7 +131,7 @@ def test_5_nothing_to_divide_by(panoptic_set, scene, tmp_path, things):
 
 def truth_as_output(item):
     """What a perfect model would give for an image of a data set."""
-    ids = torch.as_tensor(panoptic_png_to_ids(item["pan_seg_file_name"]).astype(np.int64))
+    ids = torch.as_tensor(read_panoptic_png(item["pan_seg_file_name"]).astype(np.int64))
     segments = [s for s in item["segments_info"] if not s["iscrowd"]]
     masks = torch.stack([ids == s["id"] for s in segments])
     labels = torch.tensor([s["category_id"] for s in segments])

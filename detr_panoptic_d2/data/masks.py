@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import UserError
-from .panoptic_png import read_panoptic_png as panoptic_png_to_ids  # noqa: F401
 
 
 def ids_to_labels(
@@ -97,24 +96,3 @@ def labels_to_masks(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         ndarray: bool (K, H, W).
     """
     return labels[None] == np.asarray(wanted).astype(labels.dtype)[:, None, None]
-
-
-def segments_to_masks(
-    ids: np.ndarray, segment_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks, boxes and areas of the segments of an id map.
-
-    Args:
-        ids: integer ids (H, W).
-        segment_ids: (S,) different ids.
-
-    Returns:
-        (ndarray, ndarray, ndarray): bool masks (S, H, W), and boxes and areas as
-        :func:`label_boxes_and_areas` gives them.
-
-    Raises:
-        UserError: ``segment_ids`` has an id twice.
-    """
-    labels, _ = ids_to_labels(ids, segment_ids)
-    boxes, areas = label_boxes_and_areas(labels, len(segment_ids))
-    return labels_to_masks(labels, np.arange(1, len(segment_ids) + 1)), boxes, areas

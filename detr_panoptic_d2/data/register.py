@@ -12,9 +12,6 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 from .panoptic_json import load_panoptic_json, panoptic_dicts, panoptic_metadata, read_panoptic_json
 
-# Arguments of the sets registered here, by name.
-_registered: dict[str, dict[str, str | None]] = {}
-
 
 def register_panoptic(
     name: str,
@@ -42,27 +39,30 @@ def register_panoptic(
         FileNotFoundError: a file or folder is missing.
         UserError: the json is not in the format, or the name is taken.
     """
-    arguments = {
+    paths = {
         "image_root": _plain_path(image_root),
         "panoptic_root": _plain_path(panoptic_root),
         "panoptic_json": _plain_path(panoptic_json),
-        "instances_json": None if instances_json is None else _plain_path(instances_json),
     }
-    if is_registered(name, arguments):
+    if instances_json is not None:
+        instances_json = _plain_path(instances_json)
+    if is_registered(name, **paths, json_file=instances_json):
         return
     for key in ("image_root", "panoptic_root"):
-        if not PathManager.isdir(arguments[key]):
-            raise FileNotFoundError(f"Data set '{name}': {key} '{arguments[key]}' is no folder.")
-    if instances_json is not None and not PathManager.isfile(arguments["instances_json"]):
+        if not PathManager.isdir(paths[key]):
+            raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is no folder.")
+    if instances_json is not None and not PathManager.isfile(instances_json):
         raise FileNotFoundError(
-            f"Data set '{name}': instances_json '{arguments['instances_json']}' does not exist."
+            f"Data set '{name}': instances_json '{instances_json}' does not exist."
         )
-    paths = {key: arguments[key] for key in ("image_root", "panoptic_root", "panoptic_json")}
-    content = read_panoptic_json(arguments["panoptic_json"])
-    metadata = panoptic_metadata(content.get("categories"), arguments["panoptic_json"])
+    content = read_panoptic_json(paths["panoptic_json"])
+    metadata = panoptic_metadata(content.get("categories"), paths["panoptic_json"])
     panoptic_dicts(content, **paths)
-    loader = functools.partial(load_panoptic_json, **paths)
-    register_with_metadata(name, loader, metadata, **arguments)
+    if instances_json is not None:
+        metadata["json_file"] = instances_json
+    register_with_metadata(
+        name, functools.partial(load_panoptic_json, **paths), **paths, **metadata
+    )
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -107,57 +107,35 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
     return [dict(item) for item in cfg.DATASETS.REGISTER]
 
 
-def is_registered(name: str, arguments: Mapping[str, str | None]) -> bool:
-    """Whether the set is registered with these arguments.
+def is_registered(name: str, **metadata: Any) -> bool:
+    """Whether there is a set of this name with this metadata.
 
     Raises:
         UserError: the name is taken by another set.
     """
     if name not in DatasetCatalog.list():
         return False
-    if _registered.get(name) == arguments:
+    other = {key: MetadataCatalog.get(name).get(key) for key in metadata}
+    if other == metadata:
         return True
-    other = _registered.get(name, "arguments that this package does not know")
     raise UserError(
         f"Data set name '{name}' is already registered with {other}. Choose another name, or call "
         f"DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
     )
 
 
-def register_with_metadata(
-    name: str,
-    loader: Callable[[], list[dict]],
-    metadata: dict[str, Any],
-    *,
-    image_root: str,
-    panoptic_root: str,
-    panoptic_json: str,
-    instances_json: str | None = None,
-) -> None:
+def register_with_metadata(name: str, loader: Callable[[], list[dict]], **metadata: Any) -> None:
     """Enter a set in Detectron2's two catalogs.
 
     Args:
         name: of the set.
         loader: callable without arguments that gives the dataset dicts.
-        metadata: from :func:`panoptic_metadata`.
-        image_root: see :func:`register_panoptic`, also for the other paths.
+        metadata: from :func:`panoptic_metadata`, and the paths.
     """
     DatasetCatalog.register(name, loader)
-    paths = {
-        "image_root": image_root,
-        "panoptic_root": panoptic_root,
-        "panoptic_json": panoptic_json,
-    }
-    if instances_json is not None:
-        metadata = {**metadata, "json_file": instances_json}
     MetadataCatalog.get(name).set(
-        evaluator_type="coco_panoptic_seg",
-        ignore_label=255,
-        label_divisor=1000,
-        **paths,
-        **metadata,
+        evaluator_type="coco_panoptic_seg", ignore_label=255, label_divisor=1000, **metadata
     )
-    _registered[name] = {**paths, "instances_json": instances_json}
 
 
 def _plain_path(path: str | os.PathLike) -> str:

@@ -93,10 +93,10 @@ def register_shapes(root: str | os.PathLike | None = None) -> None:
     for split, (num_images, seed) in _SPLITS.items():
         name = f"shapes_panoptic_{split}"
         paths = vars(ShapesPaths.of(root, split))
-        if is_registered(name, {**paths, "instances_json": None}):
+        if is_registered(name, **paths):
             continue
         loader = functools.partial(_load, root, split, num_images, seed)
-        register_with_metadata(name, loader, metadata, **paths)
+        register_with_metadata(name, loader, **metadata, **paths)
 
 
 def _load(root: str | os.PathLike, split: str, num_images: int, seed: int) -> list[dict]:

@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from detr_panoptic_d2.data import register
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.errors import UserError, one_line
 
@@ -88,7 +87,6 @@ def spoilt(tmp_path) -> Spoilt:
     if Spoilt.name in DatasetCatalog.list():
         DatasetCatalog.remove(Spoilt.name)
     MetadataCatalog.pop(Spoilt.name, None)
-    register._registered.pop(Spoilt.name, None)
 
 
 @pytest.fixture(autouse=True)

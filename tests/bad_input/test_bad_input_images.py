@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from detr_panoptic_d2.apps.predict import Predictor, predict_images
-from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper, read_image
+from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import setup_cfg
 
 
@@ -99,41 +98,42 @@ def bomb(path):
 UNREADABLE = [truncated, empty, web_page, floats, bomb]
 
 
-@pytest.mark.parametrize("make", READABLE, ids=lambda f: f.__name__)
-def test_readable_image_trains_and_is_segmented(spoilt, train, tmp_path, make):
-    make(spoilt.image(1))
-    height, width = read_image(spoilt.image(1), "RGB").shape[:2]
-    ids = np.full((height, width), 1)
-    ids[height // 2 :, width // 2 :] = 2
-    spoilt.save_ids(1, ids)
-    spoilt.content["images"][1].update(height=height, width=width)
+def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
+    content, segments = spoilt.content, spoilt.content["annotations"][0]["segments_info"]
+    for entries in (content["images"], content["annotations"]):
+        entries.clear()
+    for number, make in enumerate(READABLE):
+        make(spoilt.image(number))
+        height, width = read_image(spoilt.image(number), "RGB").shape[:2]
+        ids = np.full((height, width), 1)
+        ids[height // 2 :, width // 2 :] = 2
+        spoilt.save_ids(number, ids)
+        name = spoilt.image(number).name
+        size = {"height": height, "width": width}
+        content["images"].append({"id": number, "file_name": name, **size})
+        content["annotations"].append(
+            {"image_id": number, "file_name": name, "segments_info": segments}
+        )
     spoilt.save()
-    opts = spoilt.opts("MODEL.DETR.TEST.SCORE_THRESH", 0.0, "DATASETS.TEST", "()")
-    opts += ["SOLVER.MAX_ITER", "1", "INPUT.CROP.ENABLED", "True", "INPUT.CROP.PROB", "1.0"]
+    opts = spoilt.opts("MODEL.DETR.TEST.SCORE_THRESH", 0.0, "SOLVER.MAX_ITER", 1)
+    opts += ["SOLVER.IMS_PER_BATCH", str(len(READABLE)), "TEST.EVAL_PERIOD", "1"]
+    opts += ["INPUT.MAX_SIZE_TRAIN", "200", "INPUT.MAX_SIZE_TEST", "200"]
+    opts += ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.PROB", "0.5"]
     opts += ["INPUT.CROP.RESIZE_MIN_SIZES", "[24, 40]", "INPUT.CROP.SIZE", "[20, 30]"]
     trainer = train(opts)
     assert np.isfinite(trainer.storage.latest()["total_loss"][0])
-
-    item = {"file_name": str(spoilt.image(1)), "height": height, "width": width}
-    mapped = PanopticDatasetMapper(trainer.cfg, is_train=False)(item)
-    assert mapped["image"].shape[0] == 3 and min(mapped["image"].shape) >= 1
-    model = trainer.model.eval()
-    with torch.no_grad():
-        panoptic, segments = model([mapped])[0]["panoptic_seg"]
-    assert panoptic.shape == (height, width)
-    assert set(panoptic.unique().tolist()) - {0} == {s["id"] for s in segments}
+    folder = spoilt.root / "output" / "inference" / spoilt.name / "panoptic"
+    for number, image in enumerate(content["images"]):
+        with Image.open(folder / spoilt.png(number).name) as predicted:
+            assert predicted.size == (image["width"], image["height"])
 
     weights = spoilt.root / "output" / "model_final.pth"
     predictor = Predictor(setup_cfg("shapes/tiny.yaml", [*opts, "MODEL.WEIGHTS", str(weights)]))
-    assert predict_images(predictor, [spoilt.image(1)], tmp_path / "out", coco_json=True) == []
-    with Image.open(tmp_path / "out" / "img1.png") as overlay:
-        assert overlay.size == (width, height)
-
-
-def test_16_bits_keep_their_upper_byte(tmp_path):
-    path = tmp_path / "a.png"
-    bits16(path)
-    assert (read_image(path, "RGB") == pixels()[..., :1]).all()
+    paths = [spoilt.image(number) for number in range(len(READABLE))]
+    assert predict_images(predictor, paths, tmp_path / "out", coco_json=True) == []
+    for path, image in zip(paths, content["images"], strict=True):
+        with Image.open(tmp_path / "out" / path.name) as overlay:
+            assert overlay.size == (image["width"], image["height"])
 
 
 @pytest.mark.parametrize("make", UNREADABLE, ids=lambda f: f.__name__)

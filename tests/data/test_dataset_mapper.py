@@ -14,9 +14,10 @@ from PIL import Image
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.dataset_mapper import build_augmentations, read_image
-from detr_panoptic_d2.data.masks import panoptic_png_to_ids, segments_to_masks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.errors import UserError
+from tests.data_fixtures import masks_boxes_and_areas
 
 
 def _cfg(sizes=(8,), max_size=1333, flip="none", crop=False):
@@ -160,7 +161,7 @@ def test_more_than_255_segments(small_set, first):
     first.update(height=80, width=80)
     first["segments_info"] = [{"id": int(i), "category_id": n % 3} for n, i in enumerate(known)]
     instances = PanopticDatasetMapper(_cfg(sizes=(160,)))(first)["instances"]
-    masks, boxes, _ = segments_to_masks(np.kron(small_set.ids, np.ones((2, 2), int)), known)
+    masks, boxes, _ = masks_boxes_and_areas(np.kron(small_set.ids, np.ones((2, 2), int)), known)
     np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), masks)
     np.testing.assert_array_equal(instances.gt_boxes.tensor.numpy(), boxes)
     assert instances.gt_classes.tolist() == [n % 3 for n in range(400)]
@@ -292,8 +293,8 @@ def test_real_data(sample_data, sample, parts):
         augmentations=[], image_format="BGR", with_targets=True, with_masks=True
     )(dicts[0])["instances"]
     infos = [s for s in dicts[0]["segments_info"] if not s["iscrowd"]]
-    ids = panoptic_png_to_ids(dicts[0]["pan_seg_file_name"])
-    masks, boxes, _ = segments_to_masks(ids, np.array([s["id"] for s in infos]))
+    ids = read_panoptic_png(dicts[0]["pan_seg_file_name"])
+    masks, boxes, _ = masks_boxes_and_areas(ids, np.array([s["id"] for s in infos]))
     np.testing.assert_array_equal(plain.gt_masks.tensor.numpy(), masks)
     np.testing.assert_array_equal(plain.gt_boxes.tensor.numpy(), boxes)
     assert plain.gt_classes.tolist() == [s["category_id"] for s in infos]

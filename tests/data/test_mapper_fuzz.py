@@ -19,7 +19,7 @@ from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 from detr_panoptic_d2.engine.reproducible import seeded
 
 FUZZ = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,
@@ -167,22 +167,6 @@ def check_masks(masks, boxes, size):
     for mask, box in zip(masks, boxes.tolist(), strict=True):
         y, x = torch.where(mask)
         assert box == [x.min(), y.min(), x.max(), y.max()]
-
-
-@FUZZ
-@given(scene=scenes(), mask_on=st.booleans())
-def test_without_augmentation_masks_are_the_segments(folders, scene, mask_on):
-    ids, segments, mode, alpha = scene
-    (item,) = OnDisk(folders(), ids, segments, mode, alpha).load()
-    mapper = PanopticDatasetMapper(
-        augmentations=[], image_format="RGB", with_targets=True, with_masks=mask_on
-    )
-    instances = mapper(item)["instances"]
-    targets = [s for s in segments if not s["iscrowd"] and (ids == s["id"]).any()]
-    assert instances.gt_classes.tolist() == [0 if s["category_id"] == 7 else 1 for s in targets]
-    if mask_on:
-        expected = np.array([ids == s["id"] for s in targets]).reshape(-1, *ids.shape)
-        assert (instances.gt_masks.tensor.numpy() == expected).all()
 
 
 json_values = st.recursive(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detr_panoptic_d2.data import register
 from detr_panoptic_d2.data.shapes import make_shapes
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 
@@ -38,7 +37,6 @@ def options(tmp_path_factory):
     if "few_shapes" in DatasetCatalog.list():
         DatasetCatalog.remove("few_shapes")
         MetadataCatalog.remove("few_shapes")
-        register._registered.pop("few_shapes", None)
 
 
 def start(launcher, script, flags, options, output):

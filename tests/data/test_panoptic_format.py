@@ -1,0 +1,114 @@
+"""Reading, writing and completing PNGs and jsons; the validator's findings are those of
+``prepare/check`` (tests/prepare) and, where they are fatal, of registration (test_register.py)."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_panoptic_d2.data.panoptic_check import FATAL, KINDS, check_panoptic_json
+from detr_panoptic_d2.data.panoptic_json import (
+    complete_segments,
+    load_panoptic_json,
+    write_panoptic_json,
+)
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png, write_panoptic_png
+from detr_panoptic_d2.errors import UserError
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_read_png(tmp_path, mode):
+    rgb = np.array([[[1, 2, 3], [255, 255, 255]], [[0, 0, 0], [44, 1, 0]]], np.uint8)
+    Image.fromarray(rgb).convert(mode).save(tmp_path / "a.png")
+    ids = read_panoptic_png(tmp_path / "a.png")
+    assert ids.tolist() == [[1 + 512 + 3 * 65536, (1 << 24) - 1], [0, 300]]
+
+
+def test_broken_pngs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.png"):
+        read_panoptic_png(tmp_path / "none.png")
+    Image.new("L", (4, 4)).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match="grey.png.*mode L"):
+        read_panoptic_png(tmp_path / "grey.png")
+    (tmp_path / "page.png").write_text("<html>")
+    with pytest.raises(OSError, match="page.png"):
+        read_panoptic_png(tmp_path / "page.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
+    with pytest.raises(OSError, match="cut.png"):
+        read_panoptic_png(tmp_path / "cut.png")
+
+
+def test_photograph_is_no_panoptic_png(tmp_path, sample_data):
+    ramp = np.linspace(0, 255, 96)
+    pixels = np.stack([*np.meshgrid(ramp, ramp), np.full((96, 96), 9)], -1)
+    noise = np.random.default_rng(0).normal(0, 4, pixels.shape)
+    Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"photo.png' is no panoptic PNG.*different ids"):
+        read_panoptic_png(tmp_path / "photo.png")
+    for path in sorted((sample_data("coco_panoptic_sample") / "val2017").glob("*.jpg"))[:5]:
+        with pytest.raises(UserError, match="no panoptic PNG"):
+            read_panoptic_png(path)
+
+
+def test_many_small_segments_are_no_photograph(tmp_path):
+    ids = np.kron(np.arange(1, 4097).reshape(64, 64), np.ones((3, 5), int))
+    write_panoptic_png(tmp_path / "new" / "a.png", ids)
+    np.testing.assert_array_equal(read_panoptic_png(tmp_path / "new" / "a.png"), ids)
+
+
+def test_write_and_load(small_set):
+    content = small_set.content
+    ids = small_set.ids.astype(np.int64)
+    bare = [{"id": 70000, "category_id": 50}, {"id": 300, "category_id": 4}]
+    segments = complete_segments(ids, [*bare, {"id": 8, "category_id": 9}])
+    assert segments == content["annotations"][0]["segments_info"]
+    for entry in content["annotations"]:
+        entry["segments_info"] = segments
+    before = load_panoptic_json(**small_set.paths)
+    write_panoptic_json(
+        small_set.panoptic_json,
+        content["images"],
+        content["annotations"],
+        content["categories"],
+        info={"description": "mine"},
+    )
+    assert load_panoptic_json(**small_set.paths) == before
+    assert json.loads(small_set.panoptic_json.read_text())["info"] == {"description": "mine"}
+
+
+def test_what_is_usable_goes_on_after_findings(small_set):
+    content = small_set.content
+    content["categories"].append({"id": 9, "name": "again", "isthing": 0})
+    content["images"].append({"id": "x", "file_name": "../x.png"})
+    content["annotations"][1]["segments_info"][0]["id"] = 0
+    findings = []
+    usable = check_panoptic_json(content, "images", "panoptic", findings.append)
+    assert [f.kind for f in findings] == ["bad-category", "bad-image-entry", "bad-segment"]
+    assert all(KINDS[f.kind][0] == FATAL and f.fix is None for f in findings)
+    assert list(usable.categories) == [50, 4, 9]
+    assert [len(image.segments) for image in usable.images] == [2, 1]
+    assert [(image.image_index, image.annotation_index) for image in usable.images] == [
+        (0, 0),
+        (1, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sample", "json_name", "folder"),
+    [
+        ("coco_panoptic_sample", "panoptic_val2017.json", "panoptic_val2017"),
+        ("pennfudan_panoptic", "panoptic_val.json", "panoptic_val"),
+    ],
+)
+def test_real_annotations_agree(sample_data, sample, json_name, folder):
+    root = sample_data(sample)
+    for annotation in json.loads((root / json_name).read_text())["annotations"][:5]:
+        ids = read_panoptic_png(root / folder / annotation["file_name"])
+        bare = [
+            {key: segment[key] for key in ("id", "category_id", "iscrowd")}
+            for segment in annotation["segments_info"]
+        ]
+        assert complete_segments(ids, bare) == annotation["segments_info"]
