@@ -26,6 +26,8 @@ def read_readme() -> str:
 TIMM = ["timm>=1.0"]
 VIDEO = ["opencv-python-headless"]
 WEB = ["gradio>=6"]
+RUNTIME = ["onnxruntime>=1.19", "openvino>=2024.4"]
+EXPORT = [*RUNTIME, "onnx>=1.16", "onnxscript>=0.2", "nncf>=2.14"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.26"]
 # Hugging Face's DETR, which tools/benchmark and the tests of parity compare with.
 BENCHMARK = ["transformers>=4.45"]
@@ -87,6 +89,8 @@ setup(
         "video": VIDEO,
         "web": WEB,
         "docs": DOCS,
+        "export": EXPORT,
+        "runtime": RUNTIME,
         "benchmark": BENCHMARK,
         "dev": [
             "pytest>=8",
@@ -108,6 +112,10 @@ setup(
             *VIDEO,
             *WEB,
             *BENCHMARK,
+            *EXPORT,
+            "fastapi>=0.110",
+            "httpx>=0.27",
+            "python-multipart",
         ],
     },
     zip_safe=False,

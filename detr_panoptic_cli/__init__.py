@@ -22,6 +22,7 @@ COMMANDS = {
     "explain": "every stage from image to result as pictures and a page",
     "report": "one page about a training: curves, PQ, best and worst images",
     "web": "a page in the browser: drop an image, click its segments",
+    "export": "two graphs for ONNX Runtime, OpenVINO or torch.export, and a small runtime",
     "demo": "train a small model on built-in data and measure it; no download",
     "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",
 }

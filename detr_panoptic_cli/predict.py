@@ -7,6 +7,7 @@ Examples:
       --output predicted MODEL.WEIGHTS output/demo/model_final.pth
   detr-panoptic predict --config-file detr_panoptic_R50.yaml --input clip.mp4 --output predicted \\
       MODEL.WEIGHTS detr-r50-panoptic-00ce5173.pth
+  detr-panoptic predict --exported exported --input photos --output predicted
 """
 
 import argparse
@@ -24,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)"
     )
-    add_config_options(parser)
+    parser.add_argument(
+        "--exported", metavar="FOLDER", help="use what detr-panoptic export wrote; no config"
+    )
+    add_config_options(parser, required=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,5 +39,12 @@ def run(args: argparse.Namespace) -> int:
     set_up_console()
     paths = find_inputs(args.input)
     check_writable(args.output)
-    predictor = Predictor(setup_cfg(args.config_file, args.opts))
+    if args.exported:
+        from detr_panoptic_d2.export import ExportedPredictor
+
+        predictor = ExportedPredictor(args.exported)
+    elif args.config_file:
+        predictor = Predictor(setup_cfg(args.config_file, args.opts))
+    else:
+        args.parser.error("give --config-file, or --exported")
     return predict(predictor, paths, args.output, coco_json=args.json)

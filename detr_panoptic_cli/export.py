@@ -1,0 +1,73 @@
+"""Export a model as two graphs that run without torch and Detectron2, for images of any size.
+
+The folder holds the graphs, their description (panoptic.json) and panoptic_runtime.py, which runs
+them with NumPy and ONNX Runtime or OpenVINO alone.
+
+Examples:
+  detr-panoptic export --config-file CONFIG --output exported MODEL.WEIGHTS model.pth
+  detr-panoptic export --config-file CONFIG --format openvino --int8 photos/ --output exported \\
+      MODEL.WEIGHTS model.pth
+  python exported/panoptic_runtime.py exported photos/*.jpg --output out
+"""
+
+import argparse
+import re
+
+from ._options import add_config_options, set_up_console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add format, precision and size."""
+    add = parser.add_argument
+    add("--output", required=True, metavar="FOLDER", help="folder to make")
+    add("--format", default="onnx", choices=("onnx", "openvino", "torch-export"))
+    add("--half", action="store_true", help="float16")
+    add("--int8", metavar="IMAGES", help="int8, calibrated on the images of this folder")
+    add("--size", type=_size, metavar="HxW", help="one input size; default: any size")
+    add("--evaluate", action="store_true", help="evaluate the result on DATASETS.TEST as well")
+    add_config_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the model, export it and say where it is."""
+    import numpy as np
+    from detectron2.data.detection_utils import read_image
+    from detectron2.modeling import build_model
+
+    from detr_panoptic_d2.checkpoint import PanopticCheckpointer
+    from detr_panoptic_d2.engine import setup_cfg
+    from detr_panoptic_d2.evaluation import build_evaluator
+    from detr_panoptic_d2.export import check_exportable, evaluate_exported, export_model
+
+    set_up_console()
+    cfg = setup_cfg(args.config_file, args.opts)
+    model = build_model(cfg).eval()
+    check_exportable(model)
+    PanopticCheckpointer(model).load(cfg.MODEL.WEIGHTS, complete=True)
+    images = []
+    if args.int8:
+        from detr_panoptic_d2.apps.predict import find_inputs
+
+        images = [np.asarray(read_image(str(path), "RGB")) for path in find_inputs([args.int8])]
+    folder = export_model(
+        model,
+        cfg,
+        args.output,
+        graph_format=args.format,
+        half=args.half,
+        int8_images=images,
+        size=args.size,
+    )
+    print(f"Exported: {folder}")
+    if args.evaluate:
+        evaluator = build_evaluator(cfg, cfg.DATASETS.TEST[0])
+        results = evaluate_exported(folder, cfg, evaluator)["panoptic_seg"]
+        print("  ".join(f"{key} {results[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")))
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not HxW, such as 800x1066")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,172 @@
+"""The two graphs of an exported model.
+
+Shapes: H x W the network's input, N queries, K classes, C hidden channels, P kept queries; h x w
+is the size of res5, H2 x W2 that of res2.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import UserError, check_value
+from ..modeling.mask_head import BoxAttentionMap, MaskHeadSmallConv
+from ..modeling.meta_arch import PanopticDETR
+from ..modeling.panoptic_inference import DETRPanopticInference, OfficialPanopticInference
+
+# Sizes of the network's input, in pixels, for which the graphs are valid.
+MIN_SIZE, MAX_SIZE = 64, 1344
+DETECTOR_OUTPUTS = ("pred_logits", "pred_boxes", "hs", "memory", "map5", "map4", "map3", "map2")
+MASK_INPUTS = ("queries", "memory", "map5", "map4", "map3", "map2")
+
+
+class DetectorGraph(nn.Module):
+    """From one image to all that does not depend on which queries are kept."""
+
+    def __init__(self, model: PanopticDETR):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            image: 1 x 3 x H x W, 0..255, channels in the order of ``INPUT.FORMAT``.
+
+        Returns:
+            ``pred_logits`` N x (K + 1), ``pred_boxes`` N x 4, ``hs`` N x C, ``memory``
+            1 x C x h x w, and what the mask head makes of the image alone at the sizes of res5 to
+            res2 (``map5`` to ``map2``).
+        """
+        model = self.model
+        x = (image.to(model.pixel_mean.dtype) - model.pixel_mean) / model.pixel_std
+        features = model.backbone(x)
+        res5 = features["res5"]
+        pos = model.position_embedding(res5.shape[-2:], None, res5.device)
+        src_proj = model.input_proj(res5)
+        hs, memory = model.transformer(
+            src_proj, None, model.query_embed.weight, pos, return_intermediate=False
+        )
+        hs = hs[0]
+        maps = model.mask_head.image_maps(
+            src_proj, [features[name] for name in ("res4", "res3", "res2")]
+        )
+        return model.class_embed(hs)[0], model.bbox_embed(hs)[0], hs[0], memory, *maps
+
+
+class MaskGraph(nn.Module):
+    """From the kept queries to their mask logits."""
+
+    def __init__(self, model: PanopticDETR):
+        super().__init__()
+        self.bbox_attention, self.mask_head = model.bbox_attention, model.mask_head
+        for name, norm in list(self.mask_head.named_children()):
+            if isinstance(norm, nn.GroupNorm):
+                setattr(self.mask_head, name, _GroupNorm(norm))
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, *maps: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Args:
+            queries: P x C rows of ``hs``.
+            memory, maps: outputs of :class:`DetectorGraph`.
+
+        Returns:
+            P x H2 x W2 mask logits.
+        """
+        attention = self.bbox_attention(queries[None], memory)[0]
+        image_index = torch.zeros(queries.shape[0], dtype=torch.long, device=queries.device)
+        return self.mask_head.query_masks(attention, image_index, *maps)
+
+
+class _GroupNorm(nn.Module):
+    """Group norm as a layer norm of each group, which ONNX can do for no query at all as well."""
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """P x C x h x w to P x C x h x w."""
+        norm = self.norm
+        pairs, channels, height, width = x.shape
+        length = channels // norm.num_groups * height * width
+        groups = x.reshape(pairs, norm.num_groups, length)
+        x = F.layer_norm(groups, (length,), eps=norm.eps).reshape(pairs, channels, height, width)
+        return x * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def check_exportable(model: nn.Module) -> None:
+    """Check that the graphs and the runtime can say all that a model does.
+
+    Raises:
+        UserError: the meta architecture, mask head or panoptic inference is not one of ours, or
+            there is no mask head.
+    """
+    if type(model) is not PanopticDETR:
+        raise UserError(f"MODEL.META_ARCHITECTURE {type(model).__name__} cannot be exported.")
+    if model.mask_head is None:
+        raise UserError("MODEL.MASK_ON is False: a model without masks cannot be exported.")
+    head, rule = type(model.mask_head), type(model.panoptic_inference)
+    check_value(
+        "MODEL.DETR.MASK_HEAD.NAME",
+        head.__name__,
+        head is MaskHeadSmallConv and type(model.bbox_attention) is BoxAttentionMap,
+        "MaskHeadSmallConv to be exported",
+    )
+    check_value(
+        "MODEL.DETR.TEST.PANOPTIC_INFERENCE",
+        rule.__name__,
+        rule in (DETRPanopticInference, OfficialPanopticInference),
+        "DETRPanopticInference or OfficialPanopticInference to be exported",
+    )
+
+
+@torch.no_grad()
+def export_programs(
+    model: PanopticDETR, size: tuple[int, int] | None = None
+) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram]:
+    """Export the detector and the mask graph of a model, which stays as it is.
+
+    Args:
+        model: with its weights.
+        size: (H, W) of the network's input; None: any from ``MIN_SIZE`` to ``MAX_SIZE``.
+
+    Raises:
+        UserError: see :func:`check_exportable`; or ``torch.export`` cannot follow the backbone.
+    """
+    check_exportable(model)
+    model = copy.deepcopy(model).cpu().float().fold_for_inference()
+    # Dimensions of 1 and those that happen to be equal would be taken for constants.
+    image = torch.zeros(1, 3, *(size or (224, 288)))
+    detector = DetectorGraph(model)
+    _, _, hs, *rest = detector(image)
+    masks = MaskGraph(model)
+    dynamic = {"detector": None, "masks": ({0: torch.export.Dim("kept", max=hs.shape[0])},)}
+    if size is None:
+        auto = torch.export.Dim.AUTO
+        dynamic["detector"] = (
+            {
+                2: torch.export.Dim("height", min=MIN_SIZE, max=MAX_SIZE),
+                3: torch.export.Dim("width", min=MIN_SIZE, max=MAX_SIZE),
+            },
+        )
+        dynamic["masks"] += ({2: auto, 3: auto}, tuple({2: auto, 3: auto} for _ in rest[1:]))
+    else:
+        dynamic["masks"] += (None, tuple(None for _ in rest[1:]))
+    try:
+        program = torch.export.export(
+            detector, (image,), dynamic_shapes=dynamic["detector"], strict=False
+        )
+    except Exception as error:
+        # Whatever a backbone of someone else's does that torch.export cannot follow.
+        name = type(model.backbone).__name__
+        raise UserError(
+            f"The backbone {name} cannot be exported for free image sizes "
+            f"({str(error).splitlines()[0]}). Try one size: --size HxW."
+        ) from error
+    mask_program = torch.export.export(
+        masks, (hs[:3], *rest), dynamic_shapes=dynamic["masks"], strict=False
+    )
+    return program, mask_program

@@ -1,0 +1,196 @@
+"""Exported graphs against the model itself, and the runtime against the model's own results."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.export import DetectorGraph, check_exportable, export_model, runtime
+from detr_panoptic_d2.modeling import panoptic_inference
+from detr_panoptic_d2.modeling.mask_ops import Frame
+
+for package in ("onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(package, reason="needs the extra 'export'")
+
+OPTIONS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+SIZE = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "160"]
+FEATURES = ("memory", "map5", "map4", "map3", "map2")
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return setup_cfg("shapes/tiny.yaml", [*OPTIONS, *SIZE])
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Model and folder by format, made once for all tests."""
+    return {}
+
+
+@pytest.fixture(params=["onnx", "openvino", "torch-export"])
+def exported(request, shared, tiny_model, cfg, tmp_path_factory):
+    if request.param not in shared:
+        folder = tmp_path_factory.mktemp("export") / "model"
+        model = tiny_model()
+        export_model(model, cfg, folder, graph_format=request.param)
+        shared[request.param] = model, folder
+    return shared[request.param]
+
+
+def pictures(*sizes):
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)) for _ in sizes]
+    return [np.asarray(c.resize(size[::-1])) for c, size in zip(coarse, sizes, strict=True)]
+
+
+def assert_close(found, exact):
+    """Within the rounding of float32, relative to the largest value."""
+    assert found.shape == tuple(exact.shape)
+    if exact.numel():
+        distance = (torch.from_numpy(found).double() - exact).abs().max()
+        assert distance <= 5e-5 * exact.abs().max()
+
+
+def test_graphs_give_the_numbers_of_the_model(exported, tiny_model):
+    runtime_model = runtime.PanopticModel(exported[1])
+    model = tiny_model().double()
+    for image in pictures((64, 64), (97, 133), (130, 64)):
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy()).double()
+        with torch.no_grad():
+            exact = DetectorGraph(model)(tensor[None])
+            detections = model.detect(model.preprocess([{"image": tensor}]))
+        outputs = runtime_model._detector({"image": tensor[None].float().numpy()})
+        for found, expected in zip(outputs, exact, strict=True):
+            assert_close(found, expected)
+        features = dict(zip(FEATURES, outputs[3:], strict=True))
+        for kept in ([], [3], [0, 2, 5, 7]):
+            if not kept and runtime_model.description["format"] == "openvino":
+                # OpenVINO's CPU plugin refuses an empty batch; the runtime never asks for it.
+                continue
+            (masks,) = runtime_model._masks({"queries": outputs[2][kept], **features})
+            index = torch.tensor(kept, dtype=torch.long)
+            with torch.no_grad():
+                expected = model.predict_masks(detections, torch.zeros_like(index), index)
+            assert_close(masks, expected)
+
+
+def test_runtime_gives_the_segments_of_the_model(exported):
+    model, folder = exported
+    runtime_model = runtime.PanopticModel(folder)
+    count = 0
+    for image in pictures((40, 56), (97, 133), (200, 90)):
+        height, width = image.shape[:2]
+        size = runtime_model.input_size(height, width)
+        resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
+        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        (result,) = model([{"image": tensor, "height": height, "width": width}])
+        expected, info = result["panoptic_seg"]
+        ids, segments = runtime_model(image)
+        assert ids.dtype == np.int32 and ids.shape == (height, width)
+        assert (ids == expected.numpy()).mean() > 0.999
+        wanted = [(model.dataset_ids[s["category_id"]], s["isthing"]) for s in info]
+        assert [(s["category_id"], s["isthing"]) for s in segments] == wanted
+        assert [s["area"] for s in segments] == np.bincount(ids.ravel())[1:].tolist()
+        count += len(segments)
+    assert count > 5
+
+
+def test_resize_is_that_of_pillow():
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        old, new = rng.integers(1, 90, 2), rng.integers(1, 90, 2).tolist()
+        image = rng.integers(0, 256, (*old, 3), np.uint8)
+        expected = np.asarray(Image.fromarray(image).resize(new[::-1], Image.BILINEAR))
+        assert np.array_equal(runtime.resize(image, tuple(new)), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "overlap"),
+    [
+        ("DETRPanopticInference", 0.0),
+        ("DETRPanopticInference", 0.5),
+        ("OfficialPanopticInference", 0.0),
+    ],
+)
+def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
+    runtime_model = runtime.PanopticModel.__new__(runtime.PanopticModel)
+    runtime_model.classes = [{"id": 10 + i, "name": "", "isthing": i < 2} for i in range(4)]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        options = {"min_segment_area": int(rng.choice([0, 4, 30])), "overlap_thresh": overlap}
+        runtime_model.description = {"rule": rule, **options}
+        expected_rule = getattr(panoptic_inference, rule)(thing_ids=[0, 1], **options)
+        count = int(rng.integers(0, 8))
+        masks = rng.normal(size=(count, *rng.integers(1, 9, 2))).astype(np.float32) * 5
+        size, output = (tuple(rng.integers(4, 30, 2).tolist()) for _ in range(2))
+        scores, labels = rng.random(count, np.float32), rng.integers(0, 4, count)
+        ids, segments = runtime_model.assemble(masks, scores, labels, size, output)
+        tensors = (torch.from_numpy(x) for x in (masks, scores, labels))
+        expected, info = expected_rule(*tensors, Frame(size, size, output))
+        assert np.array_equal(ids, expected.numpy())
+        found = [(s["id"], s["category_id"] - 10, s["area"]) for s in segments]
+        assert found == [(s["id"], s["category_id"], s["area"]) for s in info]
+
+
+def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
+    folder = exported[1]
+    if json.loads((folder / "panoptic.json").read_text())["format"] == "torch-export":
+        pytest.skip("torch.export's format is for torch")
+    names = []
+    for i, image in enumerate(pictures((40, 56), (70, 50))):
+        names.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image).save(names[-1])
+    # None in sys.modules: cannot be imported.
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'detectron2', 'panopticapi']));"
+        f"sys.path.insert(0, {str(folder)!r}); import panoptic_runtime;"
+        f"sys.argv[1:] = {[str(folder), *names, '--output', str(tmp_path / 'out')]};"
+        "sys.exit(panoptic_runtime.main())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [i["file_name"] for i in content["images"]] == ["0.png", "1.png"]
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        png = np.asarray(Image.open(tmp_path / "out" / "panoptic" / annotation["file_name"]))
+        ids = png.astype(np.int64) @ [1, 256, 65536]
+        assert ids.shape == (image["height"], image["width"])
+        assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(ids)) - {0}
+
+
+def test_int8_and_half_are_written_and_run(tiny_model, cfg, tmp_path):
+    model, images = tiny_model(), pictures((64, 80), (90, 64))
+    for name, options in {"int8": {"int8_images": images}, "half": {"half": True}}.items():
+        folder = export_model(model, cfg, tmp_path / name, **options)
+        ids, _ = runtime.PanopticModel(folder)(images[0])
+        assert ids.shape == (64, 80)
+    assert b"QuantizeLinear" in (tmp_path / "int8" / "detector.onnx").read_bytes()
+
+
+def test_what_cannot_be_exported_is_said_before(tiny_model, cfg, tmp_path):
+    without_masks = ["MODEL.MASK_ON", False, "MODEL.DETR.TEST.PANOPTIC_ON", False]
+    with pytest.raises(UserError, match="MASK_ON"):
+        check_exportable(tiny_model(*without_masks, "MODEL.DETR.TEST.INSTANCE_ON", True))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").touch()
+    with pytest.raises(UserError, match="not empty"):
+        export_model(tiny_model(), cfg, tmp_path / "there")
+    large = setup_cfg("shapes/tiny.yaml", [*OPTIONS, "INPUT.MAX_SIZE_TEST", "9999"])
+    with pytest.raises(UserError, match="MAX_SIZE_TEST"):
+        export_model(tiny_model(), large, tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_folder_that_is_not_whole_is_no_model(exported, tmp_path):
+    with pytest.raises(ValueError, match="no exported model"):
+        runtime.PanopticModel(tmp_path)
+    text = (exported[1] / "panoptic.json").read_text()
+    (tmp_path / "panoptic.json").write_text(text)
+    with pytest.raises(ValueError, match="not whole"):
+        runtime.PanopticModel(tmp_path)
