@@ -47,6 +47,8 @@ def launch_job(main: Main, args: argparse.Namespace) -> object:
         if not on_gpu:
             # Detectron2's launcher takes NCCL wherever a process sees a GPU.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Of interfaces that Detectron2 and fvcore still use; the new processes inherit no filters.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
         return _launch(main, args)
 
 

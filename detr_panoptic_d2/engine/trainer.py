@@ -137,6 +137,11 @@ class PanopticTrainer(DefaultTrainer):
                 "with other trainable parameters. Train from its weights instead: give it as "
                 "MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR."
             ) from error
+        if resume and comm.is_main_process():
+            # Of checkpoints that a kill broke off; nobody else writes them.
+            for name in (".model_*.tmp", ".last_checkpoint*.tmp"):
+                for path in Path(self.cfg.OUTPUT_DIR).glob(name):
+                    path.unlink()
         if resume and self.checkpointer.has_checkpoint():
             # plain_train_net.py keeps the iteration beside optimizer and scheduler.
             self.iter = rest.get("iteration", self.iter)

@@ -106,9 +106,9 @@ PLACES = {
     "checkpoint before it has its name": ("replace", 3),
     "checkpoint before it is on the disk": ("fsync", 4),
     "middle of a step": ("backward", 6),
-    "evaluation during training": ("png", 3),
+    "evaluation during training": ("compare", 3),
     "end of the training": ("save", 5),
-    "last evaluation": ("png", 9),
+    "last evaluation": ("compare", 9),
 }
 
 
@@ -126,15 +126,14 @@ def test_killed_in(jobs, unbroken, case):
         torch.load(path, weights_only=True)
     assert jobs.train(name) == 0, (jobs.folder / "log").read_text()
     check_equal(jobs, name, unbroken)
-    assert not list((jobs.folder / name).glob("*.tmp"))
+    assert not list((jobs.folder / name).glob(".*"))
 
 
 def test_killed_while_the_shapes_are_made(jobs, tmp_path):
     assert jobs.run(shapes=str(tmp_path), die_at=("render", 5)) == KILLED
-    left = [path.name for path in tmp_path.iterdir()]
-    assert len(left) == 1 and left[0].startswith(".train-")
+    assert not (tmp_path / "train").exists()
     assert jobs.run(shapes=str(tmp_path)) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert {path.name for path in tmp_path.iterdir()} == {"train", ".train.lock"}
     again = make_shapes(tmp_path, "train", 12, size=32, seed=0)
     assert again == ShapesPaths.of(tmp_path, "train")
     assert len(list(Path(again.image_root).iterdir())) == 12
