@@ -41,7 +41,6 @@ class PanopticCheckpointer(DetectionCheckpointer):
         checkpointables: list[str] | None = None,
         *,
         complete: bool = False,
-        allow_random: bool = False,
     ) -> dict[str, Any]:
         """Load weights, and the state of the ``checkpointables`` where the file has it.
 
@@ -49,9 +48,8 @@ class PanopticCheckpointer(DetectionCheckpointer):
             path: file, Hugging Face folder, URL or catalog name. "": nothing is loaded.
             checkpointables: names of those to load; None: all.
             complete: for evaluation and prediction: an error if any tensor of the model would keep
-                its initial values. Training takes the class head, the mask head or more queries
-                from elsewhere or starts them anew.
-            allow_random: with ``complete``, take an empty path all the same.
+                its initial values, which an empty path means for all. Training may start with a
+                new class head or mask head, with more queries, or without any weights.
 
         Returns:
             what else the file holds (``iteration``, for example).
@@ -62,7 +60,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
                 does not fit the model; or it is not ``complete``.
         """
         if not path:
-            if complete and not allow_random:
+            if complete:
                 raise UserError(
                     "MODEL.WEIGHTS is empty: the network would have random weights. Name a "
                     "checkpoint, model_final.pth of a training or a published one"
@@ -77,20 +75,22 @@ class PanopticCheckpointer(DetectionCheckpointer):
             # Detectron2 leaves this behind when loading fails, and then refuses to load again.
             self._parsed_url_during_load = None
 
-    def resume_or_load(self, path: str, *, resume: bool = True, **options: bool) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, complete: bool = False
+    ) -> dict[str, Any]:
         """Load the newest whole checkpoint of ``save_dir``, or else the weights in ``path``.
 
         Args:
             path: see :meth:`load`; only the model's weights are loaded from there.
             resume: whether to look into ``save_dir``.
-            options: ``complete`` and ``allow_random`` of :meth:`load`.
+            complete: see :meth:`load`.
 
         Raises:
             UserError: there are checkpoints to resume from, but none is whole.
         """
         if not (resume and self.has_checkpoint()):
-            return self.load(path, checkpointables=[], **options)
-        return self.load(self._newest_whole(), **options)
+            return self.load(path, checkpointables=[], complete=complete)
+        return self.load(self._newest_whole(), complete=complete)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``{name}.pth`` and make it the one that resuming starts from.

@@ -1,93 +1,73 @@
+"""Rows of a class head by category id; whole files: test_official.py and test_huggingface.py."""
+
 import pytest
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
 from detr_panoptic_d2.apps.export_checkpoint import spread_rows
-from detr_panoptic_d2.checkpoint.class_rows import (
-    choose_rows,
-    raw_id_head,
-)
+from detr_panoptic_d2.checkpoint.class_rows import choose_rows, raw_id_head
 from detr_panoptic_d2.errors import UserError
 
+NAMES = {c["id"]: c["name"] for c in COCO_CATEGORIES}
 THINGS = [c["id"] for c in COCO_CATEGORIES if c["isthing"]]
+# The published panoptic files of Hugging Face name the things, and call the rest LABEL_n.
+THING_NAMES = {i: NAMES[i] for i in THINGS}
 
 
-def head(rows, names=None, width=3):
-    """A head whose row r is filled with r."""
-    weight = torch.arange(float(rows))[:, None].expand(-1, width).clone()
-    return raw_id_head(weight, torch.arange(float(rows)), names)
-
-
-def fit(file_head, ids, names):
-    """Fitted to a model whose own rows are -1."""
-    count = len(ids) + 1
-    return choose_rows(file_head, -torch.ones(count, 3), -torch.ones(count), ids, names)
-
-
-def test_rows_by_id_and_not_by_position():
-    # In another order than the ids', and with an id of the panoptic head only.
-    fitted = fit(head(251), [200, 1, 90], ["rug-merged", "person", "toothbrush"])
-    assert fitted.bias.tolist() == [200, 1, 90, 250]
-    assert fitted.weight[:, 0].tolist() == [200, 1, 90, 250]
-    assert fitted.taken == 4
-
-
-def test_classes_that_the_file_lacks_stay():
-    fitted = fit(head(92), [1, 200], ["person", "rug-merged"])
-    assert fitted.bias.tolist() == [1, -1, 91]
-    assert "1 classes that the file lacks stay as they were (ids 200)" in fitted.note
+def choose(rows, names, ids, class_names):
+    """Rows of a head whose row r is filled with r, for a model whose own rows are -1."""
+    weight = torch.arange(float(rows))[:, None].expand(-1, 3).clone()
+    head = raw_id_head(weight, torch.arange(float(rows)), names)
+    count = len(ids or class_names) + 1
+    return choose_rows(head, -torch.ones(count, 3), -torch.ones(count), ids, class_names)
 
 
 @pytest.mark.parametrize(
-    ("ids", "names", "why"),
+    ("rows", "names", "ids", "class_names", "expected"),
     [
-        # Row 26 of COCO's head exists, but 26 is no category of COCO.
-        ([26], ["hat"], "shares no category id with the file"),
-        ([300], ["cell"], "shares no category id with the file"),
-        ([1, 2], ["cell", "bicycle"], "its id 1 is 'cell', the file's is 'person'"),
-        ([1], None, "category ids and names of the model's data set are not known"),
-        (None, ["person"], "category ids and names of the model's data set are not known"),
+        # By id and not by position: another order, and an id of the panoptic head only.
+        (251, None, [200, 1, 90], ["rug-merged", "person", "toothbrush"], [200, 1, 90, 250]),
+        (251, THING_NAMES, [200, 1], ["rug-merged", "person"], [200, 1, 250]),
+        (12, {3: "cell", 7: "wall"}, [7, 3], ["wall", "cell"], [7, 3, 11]),
+        # A class that the file lacks keeps the model's row.
+        (92, None, [1, 200], ["person", "rug-merged"], [1, -1, 91]),
     ],
 )
-def test_other_classes_get_nothing(ids, names, why):
-    rows = len(ids or names) + 1
-    fitted = choose_rows(head(251), torch.zeros(rows, 3), torch.zeros(rows), ids, names)
-    assert fitted.weight is None
-    assert why in fitted.note
+def test_rows_by_id(rows, names, ids, class_names, expected):
+    chosen = choose(rows, names, ids, class_names)
+    assert chosen.bias.tolist() == chosen.weight[:, 0].tolist() == expected
+    assert chosen.taken == len(expected) - expected.count(-1)
+    assert ("1 classes that the file lacks" in chosen.note) == (-1 in expected)
 
 
-def test_rows_without_names_are_nobodys():
-    fitted = fit(head(12), [1], ["person"])
-    assert fitted.weight is None
-    assert "12 rows and no class names" in fitted.note
+@pytest.mark.parametrize(
+    ("rows", "names", "ids", "class_names", "why"),
+    [
+        # Row 26 of COCO's head exists, but 26 is no category of COCO.
+        (251, None, [26], ["hat"], "shares no category id with the file"),
+        (251, None, [1, 2], ["cell", "bicycle"], "its id 1 is 'cell', the file's is 'person'"),
+        (92, {1: "cell"}, [1], ["person"], "its id 1 is 'person', the file's is 'cell'"),
+        (251, None, [1], None, "category ids and names of the model's data set are not known"),
+        (251, None, None, ["person"], "category ids and names of the model's data set are not"),
+        (12, None, [1], ["person"], "12 rows and no class names"),
+    ],
+)
+def test_other_classes_get_nothing(rows, names, ids, class_names, why):
+    chosen = choose(rows, names, ids, class_names)
+    assert chosen.weight is None
+    assert why in chosen.note
 
 
-def test_names_in_the_file_count():
-    fitted = fit(head(12, {3: "cell", 7: "wall"}), [7, 3], ["wall", "cell"])
-    assert fitted.bias.tolist() == [7, 3, 11]
-    # 92 rows, but other classes than COCO's.
-    fitted = fit(head(92, {1: "cell"}), [1], ["person"])
-    assert "its id 1 is 'person', the file's is 'cell'" in fitted.note
-
-
-def test_names_of_coco_as_transformers_writes_them():
-    """The published panoptic files name the things and call everything else LABEL_n, left out."""
-    names = {c["id"]: c["name"] for c in COCO_CATEGORIES if c["isthing"]}
-    fitted = fit(head(251, names), [200, 1], ["rug-merged", "person"])
-    assert fitted.bias.tolist() == [200, 1, 250]
-
-
-@pytest.mark.parametrize(("ids", "rows"), [(THINGS, 92), ([1, 200], 251), ([7, 3], 251)])
+@pytest.mark.parametrize(("ids", "rows"), [(THINGS, 92), ([1, 200], 251), ([7, 3], 92)])
 def test_spread_and_back_is_exact(ids, rows):
-    names = {c["id"]: c["name"] for c in COCO_CATEGORIES}
-    names = [names[i] for i in ids]
-    rows = rows if 200 in ids or len(ids) == 80 else 92
+    names = [NAMES[i] for i in ids]
     weight, bias = torch.randn(len(ids) + 1, 3), torch.randn(len(ids) + 1)
     spread, spread_bias, spread_names = spread_rows(weight, bias, ids, names)
     assert len(spread) == len(spread_bias) == rows
-    fitted = fit(raw_id_head(spread, spread_bias, spread_names), ids, names)
-    assert torch.equal(fitted.weight, weight)
-    assert torch.equal(fitted.bias, bias)
+    head = raw_id_head(spread, spread_bias, spread_names)
+    chosen = choose_rows(head, torch.zeros_like(weight), torch.zeros_like(bias), ids, names)
+    assert torch.equal(chosen.weight, weight)
+    assert torch.equal(chosen.bias, bias)
     # Unused rows take nothing away from the others.
     x = torch.randn(5, 3)
     wide = (x @ spread.T + spread_bias).softmax(-1)
