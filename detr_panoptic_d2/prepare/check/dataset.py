@@ -168,11 +168,11 @@ def _report(
         if not len(count.areas) and not count.crowds:
             findings.append(Finding("unused-class", f"category '{count.name}'", "no segment"))
     pixels = sum(r.size[0] * r.size[1] for r in results if r.size)
-    labelled = sum(r.labelled for r in results if r.size)
-    if results and not labelled:
+    labelled = sum(r.labelled or 0 for r in results if r.size)
+    if any(r.labelled is not None for r in results) and not any(r.labelled for r in results):
         findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
     most = max((sum(not crowd for _, crowd, _ in r.segments) for r in results), default=0)
-    void = 1 - labelled / pixels if pixels else 0.0
+    void = 1 - labelled / pixels if pixels else 1.0
     sure = only_sure_fixes(findings, sum(len(image.segments) for image in usable.images))
     unsure = sum(f.fix is not None for f in findings) - sum(f.fix is not None for f in sure)
     return Report(paths, sure, classes, len(results), most, void, dict(digests), unsure)

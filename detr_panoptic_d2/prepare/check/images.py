@@ -25,14 +25,14 @@ class ImageResult:
         size: (height, width), upright; None if it cannot be read.
         digest: of the file.
         segments: (category id, iscrowd, area in pixels) of each that has pixels.
-        labelled: number of pixels that are not void.
+        labelled: number of pixels that are not void; None if the PNG cannot be read.
         findings: what is wrong.
     """
 
     size: tuple[int, int] | None = None
     digest: str | None = None
     segments: list[tuple[Any, int, int]] = field(default_factory=list)
-    labelled: int = 0
+    labelled: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, kind: str, where: str, detail: str, fix: Fix | None = None) -> None:
