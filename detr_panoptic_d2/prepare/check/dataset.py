@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding, PanopticContent, check_panoptic_json
 from ...data.panoptic_json import read_panoptic_json
@@ -28,7 +26,7 @@ class DatasetPaths:
     panoptic_json: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClassCount:
     """A class in numbers.
 
@@ -36,15 +34,15 @@ class ClassCount:
         name: of the class.
         isthing: whether its objects are counted.
         images: number of images that have it.
-        areas: pixels of each segment that is no crowd, ascending.
+        areas: pixels of each segment that is no crowd.
         crowds: number of crowd segments.
     """
 
     name: str
     isthing: bool
-    images: int
-    areas: np.ndarray
-    crowds: int
+    images: int = 0
+    areas: list[int] = field(default_factory=list)
+    crowds: int = 0
 
 
 @dataclass
@@ -165,7 +163,7 @@ def _report(
             findings.append(Finding("duplicate-image", name, f"the same file as '{names[0]}'"))
     classes = _count_classes(usable.categories, results)
     for count in classes:
-        if not len(count.areas) and not count.crowds:
+        if not count.areas and not count.crowds:
             findings.append(Finding("unused-class", f"category '{count.name}'", "no segment"))
     pixels = sum(r.size[0] * r.size[1] for r in results if r.size)
     labelled = sum(r.labelled or 0 for r in results if r.size)
@@ -179,25 +177,21 @@ def _report(
 
 
 def _count_classes(categories: dict[int, dict], results: list[ImageResult]) -> list[ClassCount]:
-    areas: dict[int, list[int]] = {category_id: [] for category_id in categories}
-    crowds = dict.fromkeys(categories, 0)
-    images = dict.fromkeys(categories, 0)
-    for result in results:
-        known = [s for s in result.segments if type(s[0]) is int and s[0] in areas]
-        for category_id, crowd, area in known:
-            if crowd:
-                crowds[category_id] += 1
-            else:
-                areas[category_id].append(area)
-        for category_id in {s[0] for s in known}:
-            images[category_id] += 1
-    return [
-        ClassCount(
-            category["name"],
-            bool(category["isthing"]),
-            images[category_id],
-            np.sort(np.array(areas[category_id], np.int64)),
-            crowds[category_id],
-        )
+    counts = {
+        category_id: ClassCount(category["name"], bool(category["isthing"]))
         for category_id, category in categories.items()
-    ]
+    }
+    for result in results:
+        seen = set()
+        for category_id, crowd, area in result.segments:
+            # An unknown category may be anything.
+            count = counts.get(category_id) if type(category_id) is int else None
+            if count is None:
+                continue
+            if crowd:
+                count.crowds += 1
+            else:
+                count.areas.append(area)
+            count.images += category_id not in seen
+            seen.add(category_id)
+    return list(counts.values())

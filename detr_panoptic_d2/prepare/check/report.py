@@ -42,7 +42,7 @@ def class_table(report: Report) -> str:
     rows = []
     for count in report.classes:
         areas = count.areas
-        sizes = [int(areas[0]), int(np.median(areas)), int(areas[-1])] if len(areas) else ["-"] * 3
+        sizes = [min(areas), int(np.median(areas)), max(areas)] if areas else ["-"] * 3
         kind = "thing" if count.isthing else "stuff"
         rows.append([count.name, kind, count.images, len(areas), count.crowds, *sizes])
     headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
@@ -92,7 +92,7 @@ def plot_classes(report: Report, path: str | os.PathLike) -> None:
 
 def _draw_sizes(axes, counts: Sequence[ClassCount], colors: Sequence[str]) -> None:
     for row, (count, color) in enumerate(zip(counts, colors, strict=True)):
-        if not len(count.areas):
+        if not count.areas:
             continue
         ends = np.sqrt(np.quantile(count.areas, [0, 0.25, 0.5, 0.75, 1]))
         axes.plot(ends[[0, -1]], [row, row], color=color, linewidth=1)

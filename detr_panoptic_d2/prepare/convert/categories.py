@@ -4,13 +4,15 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
 
+_KEYS = ("name", "id", "color", "isthing")
 _COLUMNS = {"name", "id", "r", "g", "b", "isthing"}
 # "road, 7" and "7, road"; a name has no comma and is no number.
 _NAME_ID = re.compile(
@@ -200,9 +202,9 @@ def read_class_file(path: Path) -> list[Category]:
         raise UserError(f"List of classes '{path}' is no text: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix.lower() == ".json":
-        classes = _classes_of_json(text, path)
+        classes = [_class_of_entry(entry, path) for entry in _entries_of_json(text, path)]
     elif lines and _COLUMNS & {cell.strip().lower() for cell in lines[0].split(",")}:
-        classes = _classes_of_table(lines, path)
+        classes = [_class_of_entry(entry, path) for entry in _entries_of_table(lines, path)]
     else:
         classes = [_class_of_line(line) for line in lines]
     if not classes:
@@ -212,46 +214,51 @@ def read_class_file(path: Path) -> list[Category]:
     return classes
 
 
-def _classes_of_json(text: str, path: Path) -> list[Category]:
+def _entries_of_json(text: str, path: Path) -> list:
     try:
         content = json.loads(text)
     except ValueError as error:
         raise UserError(f"'{path}' is not a json file: {error}") from error
-    if isinstance(content, dict):
-        content = content.get("categories")
-    form = f"'{path}' must be a list of mappings with 'name', and perhaps 'id', 'isthing', 'color'"
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise UserError(f"{form}.")
-    classes = []
-    for entry in content:
-        color, number = entry.get("color"), entry.get("id")
-        valid_color = color is None or (
-            isinstance(color, list) and len(color) == 3 and all(type(c) is int for c in color)
-        )
-        if not isinstance(entry.get("name"), str) or not valid_color:
-            raise UserError(f"{form}; {entry!r} is not so.")
-        if number is not None and type(number) is not int:
-            raise UserError(f"{form}; the id of {entry!r} is no integer.")
-        color = None if color is None else tuple(color)
-        is_thing = bool(entry["isthing"]) if "isthing" in entry else None
-        classes.append(Category(entry["name"], number, is_thing, color))
-    return classes
+    content = content.get("categories") if isinstance(content, dict) else content
+    if not isinstance(content, list):
+        raise UserError(f"'{path}' must be a list of classes, or have one under 'categories'.")
+    return content
 
 
-def _classes_of_table(lines: list[str], path: Path) -> list[Category]:
-    classes = []
+def _entries_of_table(lines: list[str], path: Path) -> Iterator[dict]:
     for row in csv.DictReader(lines, skipinitialspace=True):
-        row = {(key or "").strip().lower(): value for key, value in row.items()}
+        entry = {str(key).strip().lower(): value for key, value in row.items() if value}
         try:
-            color = tuple(int(row[channel]) for channel in "rgb") if "r" in row else None
-            number = int(row["id"]) if row.get("id") else None
-            is_thing = bool(int(row["isthing"])) if row.get("isthing") else None
-            classes.append(Category(row["name"].strip(), number, is_thing, color))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"'{path}': the row {row!r} has not the columns name, r, g, b ({error})."
-            ) from error
-    return classes
+            for key in (_COLUMNS - {"name"}) & entry.keys():
+                entry[key] = int(entry[key])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{path}': the row {row!r} has text for a number: {error}.") from error
+        if colors := [entry.get(channel) for channel in "rgb" if channel in row]:
+            entry["color"] = colors
+        yield entry
+
+
+def _class_of_entry(entry: Any, path: Path) -> Category:
+    name, number, color, isthing = (
+        entry.get(key) if isinstance(entry, dict) else None for key in _KEYS
+    )
+    is_color = isinstance(color, list) and len(color) == 3 and all(type(c) is int for c in color)
+    if (
+        not isinstance(name, str)
+        or not (number is None or type(number) is int)
+        or not (color is None or is_color)
+        or isthing not in (None, 0, 1)
+    ):
+        raise UserError(
+            f"'{path}': a class has a 'name', and perhaps an integer 'id', a 'color' of three "
+            f"numbers (in a table r, g, b) and 'isthing' 0 or 1; {entry!r} is not so."
+        )
+    return Category(
+        name.strip(),
+        number,
+        None if isthing is None else bool(isthing),
+        None if color is None else tuple(color),
+    )
 
 
 def _class_of_line(line: str) -> Category:

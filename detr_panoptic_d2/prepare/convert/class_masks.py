@@ -1,5 +1,6 @@
 """Class masks (CamVid's form: a class index or colour per pixel) -> panoptic."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,9 @@ from .source import (
     read_mask,
     require_folder,
 )
+
+# Why an image may be left out.
+NO_MASK = "images without a mask"
 
 
 def class_masks(
@@ -51,7 +55,8 @@ def class_masks(
     """
     if connectivity not in (4, 8):
         raise UserError(f"--connectivity is {connectivity}, but can be 4 or 8 only.")
-    names, left_out = find_images(images), LeftOut()
+    names = find_images(images)
+    left_out: LeftOut = defaultdict(list)
     reader = MaskReader.open(masks, labels, mask_suffix, void_value)
     matched = match_masks(masks, names, mask_suffix, left_out)
     items = [Item(name, mask) for name, mask in matched.items()]
@@ -198,7 +203,7 @@ def match_masks(root: Path, images: list[str], suffix: str, left_out: LeftOut) -
         )
     for name, mask in wanted.items():
         if name not in found:
-            left_out.add("images without a mask", f"'{name}' (it needs '{root / mask}')")
+            left_out[NO_MASK].append(f"'{name}' (it needs '{root / mask}')")
     for mask in sorted(there - set(wanted.values())):
-        left_out.add("masks without an image", f"'{root / mask}'")
+        left_out["masks without an image"].append(f"'{root / mask}'")
     return found

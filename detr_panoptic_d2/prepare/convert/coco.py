@@ -1,6 +1,7 @@
 """COCO instances json (polygons, RLE, crowd), with or without semantic annotations -> panoptic."""
 
 import json
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def coco_instances(
         UserError: a json is not in the format, or names a path outside of ``images``.
     """
     require_folder(images, "--images")
-    left_out = LeftOut()
+    left_out: LeftOut = defaultdict(list)
     contents = {str(instances): _read_json(instances)}
     classes = _classes(contents[str(instances)], str(instances), is_thing=True)
     listed = _images(contents[str(instances)], str(instances), images)
@@ -112,11 +113,11 @@ def _part(annotation: dict, where: str, left_out: LeftOut) -> dict | None:
             raise UserError(f"{where}: an RLE needs 'size' [height, width] and 'counts'.")
         return {"rle": {"size": size, "counts": counts}}
     if not isinstance(segmentation, list) or not segmentation:
-        left_out.add("annotations have no segmentation (a box is no mask)", where)
+        left_out["annotations have no segmentation (a box is no mask)"].append(where)
         return None
     polygons = [polygon(points, where) for points in segmentation]
     if None in polygons:
-        left_out.add("polygons have fewer than three points", where)
+        left_out["polygons have fewer than three points"].append(where)
     polygons = [p for p in polygons if p is not None]
     return {"polygons": polygons} if polygons else None
 

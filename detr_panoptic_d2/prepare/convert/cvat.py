@@ -2,6 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
@@ -39,7 +40,7 @@ def cvat(annotations: Path, images: Path, *, overlap: str = "smaller-on-top") ->
             "format (not 'for video')."
         )
     items: dict[str, Item] = {}
-    left_out = LeftOut()
+    left_out: LeftOut = defaultdict(list)
     for image in root.iter("image"):
         where = f"'{annotations}': image {image.get('id')}"
         name = resolve_inside(images, image.get("name"), where)
@@ -61,7 +62,7 @@ def _item(image: ElementTree.Element, name: str, where: str, left_out: LeftOut) 
         at = f"{where}, {element.tag} {index}"
         if element.tag not in _DRAWN:
             if element.tag != "tag":
-                left_out.add(f"shapes are a {element.tag}, which is not drawn", at)
+                left_out[f"shapes are a {element.tag}, which is not drawn"].append(at)
             continue
         label = element.get("label")
         if not label:
@@ -84,7 +85,7 @@ def _part(element: ElementTree.Element, where: str, left_out: LeftOut) -> dict |
         pairs = (element.get("points") or "").split(";")
         checked = polygon([p.split(",") for p in pairs if p], where)
         if checked is None:
-            left_out.add("polygons have fewer than three points", where)
+            left_out["polygons have fewer than three points"].append(where)
         return {"polygons": [checked]} if checked else None
     if element.tag == "mask":
         return _mask(element, where)

@@ -11,10 +11,12 @@ import yaml
 from tabulate import tabulate
 
 from ...checkpoint.atomic import atomic_file
-from .splits import roles
 from .writer import TINY, Converted
 
 logger = logging.getLogger(__name__)
+
+# Names of splits that are for evaluation, the first that is there.
+_HELD_OUT = ("val", "valid", "validation", "dev", "test")
 
 
 def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> Path | None:
@@ -84,6 +86,23 @@ def _datasets(entries: list[dict[str, str]], name: str) -> dict[str, list]:
         "TRAIN": [f"{name}_{split}" for split in train],
         "TEST": [f"{name}_{split}" for split in test],
     }
+
+
+def roles(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Choose the splits for training and for evaluation.
+
+    ``val`` (or ``valid``, ``validation``, ``dev``, else ``test``) is for evaluation, what has no
+    such name for training. Where names do not tell, the last one is for evaluation; if there is
+    only one, it is for both.
+
+    Returns:
+        (list, list): names for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+    """
+    held_out = [n for h in _HELD_OUT for n in names if n.lower() == h]
+    rest = [n for n in names if n not in held_out]
+    if held_out and rest:
+        return rest, held_out[:1]
+    return list(names[:-1]) or list(names), list(names[-1:])
 
 
 def _own_datasets(text: str, name: str) -> list[dict[str, str]] | None:

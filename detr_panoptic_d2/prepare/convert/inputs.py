@@ -1,18 +1,21 @@
 """From paths to sources: one per split."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError
-from .class_masks import class_masks
+from .class_masks import NO_MASK, class_masks
 from .coco import coco_instances
 from .cvat import cvat
 from .instance_masks import instance_masks
 from .labelme import labelme
 from .source import Source, find_images
-from .splits import check_split_names, split_by_chance
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,12 @@ def open_splits(
     if len(names) != wanted:
         what = "shares after --split" if shares else "inputs, or --split with a share for each"
         raise UserError(f"{len(names)} --split-names need as many {what}; there is {wanted}.")
-    check_split_names(names)
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
+            raise UserError(
+                f"Split name {name!r} must be there once, and of letters, digits, '_' and '-', "
+                "since it becomes part of file names."
+            )
     sources = [
         FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
         for n in range(count)
@@ -72,14 +80,40 @@ def open_splits(
     return dict(zip(names, sources, strict=True))
 
 
+def split_by_chance(source: Source, shares: Mapping[str, float], seed: int) -> dict[str, Source]:
+    """Divide the images of a source.
+
+    Args:
+        source: of N images.
+        shares: names of splits and the shares of the images that they get, by chance.
+        seed: of the chance. The order of the items does not matter.
+
+    Raises:
+        UserError: shares are not positive or do not add up to 1, or a split would be empty.
+    """
+    values = np.array(list(shares.values()))
+    if (values <= 0).any() or abs(values.sum() - 1) > 1e-6:
+        raise UserError(f"Split shares {values.tolist()} must be positive and add up to 1.")
+    # Sorted first, so that the split does not depend on the order of a file.
+    items = sorted(source.items, key=lambda item: item.file_name)
+    ends = np.rint(np.cumsum(values) * len(items)).astype(int)
+    if (np.diff(ends, prepend=0) == 0).any():
+        raise UserError(f"A split of {len(items)} images by {values.tolist()} leaves one empty.")
+    parts = np.split(np.random.default_rng(seed).permutation(len(items)), ends[:-1])
+    return {
+        name: replace(source, items=[items[i] for i in np.sort(part)])
+        for name, part in zip(shares, parts, strict=True)
+    }
+
+
 def _warn_of_left_out(sources: list[Source]) -> None:
     """Say what the readers leave out, and which images no annotation names."""
     for source in sources:
-        for line in source.left_out.lines():
-            logger.warning("Left out: %s.", line)
+        for reason, places in source.left_out.items():
+            logger.warning("Left out: %d %s, such as %s.", len(places), reason, places[0])
     for root in dict.fromkeys(source.image_root for source in sources):
         of_root = [source for source in sources if source.image_root == root]
-        if any(source.left_out.has("images without a mask") for source in of_root):
+        if any(NO_MASK in source.left_out for source in of_root):
             continue
         used = {item.file_name for source in of_root for item in source.items}
         if unused := [name for name in find_images(root) if name not in used]:

@@ -1,5 +1,6 @@
 """Instance-id masks (Penn-Fudan's form: a pixel has the number of its object) -> panoptic."""
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ def instance_masks(
     Raises:
         FileNotFoundError: a folder is missing, or no image has a mask.
     """
-    names, left_out = find_images(images), LeftOut()
+    names = find_images(images)
+    left_out: LeftOut = defaultdict(list)
     matched = match_masks(require_folder(masks, "--masks"), names, mask_suffix, left_out)
     items = [Item(name, mask) for name, mask in matched.items()]
     draw = _Draw(masks, category, void_value)

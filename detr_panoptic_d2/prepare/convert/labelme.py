@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def labelme(
         UserError: a json is not in the format, or names a path outside of ``images``.
     """
     require_folder(annotations, "--annotations")
-    image_root, left_out = require_folder(images or annotations, "--images"), LeftOut()
+    image_root = require_folder(images or annotations, "--images")
+    left_out: LeftOut = defaultdict(list)
     files = sorted(p for p in annotations.rglob("*.json") if not p.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"'{annotations}' has no *.json of LabelMe.")
@@ -79,13 +81,13 @@ def _item(path: Path, content: dict, image_root: Path, left_out: LeftOut) -> Ite
 def _part(drawn: dict, where: str, left_out: LeftOut) -> dict | None:
     kind = drawn.get("shape_type") or "polygon"
     if kind not in ("polygon", "rectangle", "circle", "mask"):
-        left_out.add(f"shapes are a {kind}, which is not drawn", where)
+        left_out[f"shapes are a {kind}, which is not drawn"].append(where)
         return None
     flat = _numbers(drawn.get("points"), where)
     if kind == "polygon":
         checked = polygon(flat, where)
         if checked is None:
-            left_out.add("polygons have fewer than three points", where)
+            left_out["polygons have fewer than three points"].append(where)
         return {"polygons": [checked]} if checked else None
     if len(flat) != 4:
         raise UserError(f"{where}: a {kind} has two points, this one {len(flat) // 2}.")

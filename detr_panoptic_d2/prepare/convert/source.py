@@ -1,7 +1,8 @@
 """What the reader of each format gives to the writer: images, classes, and how to draw labels."""
 
+import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 # EXIF tag of the orientation, and its values that exchange width and height.
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
+# What a reader leaves out: reasons, and for each of them where (a defaultdict of lists).
+LeftOut = dict[str, list[str]]
 
 
 class Segment(NamedTuple):
@@ -59,29 +62,6 @@ class Item:
 
 
 @dataclass
-class LeftOut:
-    """Counts what is left out, by reason."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    def add(self, reason: str, example: str) -> None:
-        """Count one case of ``reason``."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.examples.setdefault(reason, example)
-
-    def has(self, reason: str) -> bool:
-        """Whether something was left out for this reason."""
-        return reason in self.counts
-
-    def lines(self) -> list[str]:
-        """One line per reason."""
-        return [
-            f"{n} {reason}, such as {self.examples[reason]}" for reason, n in self.counts.items()
-        ]
-
-
-@dataclass
 class Source:
     """A data set in some other format: listed and checked, its masks not yet drawn.
 
@@ -101,7 +81,7 @@ class Source:
     items: list[Item]
     draw: Callable[[Item, tuple[int, int], Collection[str]], Labels]
     thing_by_default: bool = True
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOut = field(default_factory=dict)
 
 
 def resolve_inside(root: Path, name: Any, where: str, *, base: Path | None = None) -> str:
@@ -166,14 +146,9 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError: the file is no image.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-    except FileNotFoundError:
-        raise FileNotFoundError(f"Image '{path}' does not exist.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Image '{path}' cannot be read: {error}") from error
+    with _opened("Image", path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
     return (width, height) if turned else (height, width)
 
 
@@ -183,14 +158,19 @@ def read_mask(path: Path) -> Image.Image:
     Raises:
         OSError: it is no whole image.
     """
+    with _opened("Mask", path) as image:
+        return image.copy()
+
+
+@contextlib.contextmanager
+def _opened(what: str, path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            image.load()
-            return image.copy()
+            yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"Mask '{path}' does not exist.") from None
+        raise FileNotFoundError(f"{what} '{path}' does not exist.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Mask '{path}' cannot be read: {error}") from error
+        raise OSError(f"{what} '{path}' cannot be read: {error}") from error
 
 
 def mask_values(image: Image.Image, path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from ...data.panoptic_json import write_panoptic_json
+from ...data.panoptic_json import read_panoptic_json, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
 from ..parallel import map_images
@@ -18,6 +18,7 @@ from .categories import ClassOptions, choose_categories, with_stuff
 from .segments import to_panoptic
 from .source import Item, Labels, Source, image_size
 
+_SAME = ("id", "name", "isthing")
 # Segments of fewer pixels are counted for a hint.
 TINY = 10
 
@@ -111,6 +112,7 @@ def convert(
                 f"'{target}' is there already. Choose another --output or --split-names, or remove "
                 "it (and what belongs to it)."
             )
+    _compare_with_other_splits(categories, output)
     with _hidden_folder(output / f".convert-{'-'.join(splits)}") as work:
         converted, first_id = [], 1
         for name, source in splits.items():
@@ -154,6 +156,18 @@ def _categories(
     if options.background is not None:
         categories = with_stuff(categories, [{"name": options.background}])
     return categories
+
+
+def _compare_with_other_splits(categories: list[dict], output: Path) -> None:
+    """Splits of one folder are trained and evaluated together: their classes must be the same."""
+    for path in sorted(output.glob("panoptic_*.json")):
+        there = read_panoptic_json(path).get("categories") or []
+        old, new = ([[c.get(k) for k in _SAME] for c in some] for some in (there, categories))
+        if old != new:
+            raise UserError(
+                f"'{path}' has other classes, {old} ({', '.join(_SAME)}), than this split: {new}. "
+                f"Give --classes {path} to use those, or another --output."
+            )
 
 
 def _require_images(source: Source) -> None:

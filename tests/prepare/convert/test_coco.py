@@ -224,9 +224,10 @@ def test_what_has_no_mask_is_left_out_and_said(make, convert_and_check):
         {"segmentation": box(4, 4, 6, 6)},
     ]
     source = make(annotations)
-    lines = source.left_out.lines()
-    assert lines[0].startswith("2 annotations have no segmentation") and "annotation 0" in lines[0]
-    assert lines[1].startswith("1 polygons have fewer than three points")
+    assert [len(places) for places in source.left_out.values()] == [2, 1]
+    no_mask, few_points = source.left_out
+    assert "no segmentation" in no_mask and "fewer than three points" in few_points
+    assert "annotation 0" in source.left_out[no_mask][0]
     assert len(convert_and_check(source).segments("sub/a.jpg")) == 1
 
 

@@ -98,6 +98,16 @@ def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
     assert "detr-panoptic train" not in printed and config.read_text() == edited
 
 
+def test_splits_of_a_folder_have_the_same_classes(convert, tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 3), "--output", tmp_path / "mine"]
+    assert convert(*arguments, "--category", "cell", "--background", "ground")[0] == 0
+    arguments += ["--category", "cell", "--split-names", "val"]
+    status, printed = convert(*arguments)
+    classes = tmp_path / "mine/panoptic_train.json"
+    assert status == 1 and f"Give --classes {classes} to use those" in printed
+    assert convert(*arguments, "--classes", classes)[0] == 0
+
+
 def test_the_corrected_command_after_a_wrong_one(convert, tmp_path):
     arguments = [*make_masks(tmp_path / "in", 3), "--output", tmp_path / "mine"]
     Image.new("RGB", (32, 24)).save(tmp_path / "in/masks/0002_mask.png")
@@ -131,8 +141,8 @@ def test_what_is_left_out_is_said(convert, tmp_path):
 ERRORS = {
     "shares": (["--split", "0.8", "0.1"], "add up to 1"),
     "names without shares": (["--split-names", "a", "b"], "need as many inputs, or --split"),
-    "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "name twice"),
-    "path as name": (["--split-names", "../x"], "becomes part of file names"),
+    "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be there once"),
+    "path as name": (["--split-names", "../x"], "part of file names"),
     "unknown class": (["--things", "dog"], "--things names 'dog'"),
     "no such model": (["--stuff-from-model", "none.yaml", "none.pth"], "none.yaml"),
     "no such base": (["--base", "none.yaml"], "No config 'none.yaml'"),
@@ -152,7 +162,7 @@ def test_errors_are_one_line(convert, tmp_path, case):
 
 
 def test_ctrl_c_ends_all_processes(tmp_path):
-    arguments = [*make_masks(tmp_path / "in", 300), "--output", tmp_path / "out", "--workers", "2"]
+    arguments = [*make_masks(tmp_path / "in", 600), "--output", tmp_path / "out", "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "detr_panoptic_cli", "convert", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -35,9 +35,8 @@ def test_every_shape(make, convert_and_check):
     <mask label="cat" rle="2, 3, 2, 3" left="14" top="17" width="5" height="2" z_order="0"></mask>
     <polyline label="cat" points="1,1;2,2"></polyline><tag label="dog" source="manual"></tag>"""
     source = make(shapes)
-    (line,) = source.left_out.lines()
-    assert line.startswith("1 shapes are a polyline, which is not drawn, such as ")
-    assert line.endswith("annotations.xml': image 0, polyline 4")
+    (where,) = source.left_out["shapes are a polyline, which is not drawn"]
+    assert where.endswith("annotations.xml': image 0, polyline 4")
     result = convert_and_check(source)
     polygon, box, ellipse, mask = (m for *_, m in result.segments("sub/a.jpg"))
     flat = [2.5, 3, 12, 4.5, 6, 15.5]

@@ -76,17 +76,17 @@ def test_rectangle_circle_and_mask(make, convert_and_check):
     assert [c["name"] for c in result.content["categories"]] == ["blob", "box", "disc"]
 
 
-def test_group_is_one_object(make, convert_and_check):
+def test_group_is_one_object(make, convert_and_check, tmp_path):
     parts = [[[0, 0], [4, 0], [4, 4], [0, 4]], [[10, 0], [14, 0], [14, 4], [10, 4]]]
     apart = [{"points": p} for p in parts]
     assert len(convert_and_check(make(apart)).segments("a.jpg")) == 2
     grouped = [{"points": p, "group_id": 0} for p in parts]
-    result = convert_and_check(make(grouped, folder="grouped"), split_name="grouped")
+    result = convert_and_check(make(grouped, folder="grouped"), output=tmp_path / "b")
     ((_, _, mask),) = result.segments("a.jpg")
     assert mask.sum() == 32
     others = [{"points": parts[0], "group_id": 0}, {"points": parts[1], "group_id": 0}]
     others[1]["label"] = "dog"
-    result = convert_and_check(make(others, folder="others"), split_name="others")
+    result = convert_and_check(make(others, folder="others"), output=tmp_path / "c")
     assert len(result.segments("a.jpg")) == 2
 
 
@@ -114,7 +114,7 @@ def test_ignored_label_is_void_and_lines_are_left_out(make, convert_and_check):
         {"points": [[20, 2], [28, 2], [28, 8], [20, 8]]},
     ]
     source = make(shapes)
-    assert source.left_out.lines()[0].startswith("1 shapes are a line")
+    assert len(source.left_out["shapes are a line, which is not drawn"]) == 1
     classes = convert_and_check(source, background="rest", ignore=("blur",)).classes("a.jpg")
     assert np.array_equal(classes == "", polygon_mask(TRIANGLE))
     assert (classes == "cat").sum() == 48

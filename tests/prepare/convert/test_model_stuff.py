@@ -62,11 +62,11 @@ def test_stuff_lies_under_what_is_labelled(source, weights, predicted, convert_a
     assert kinds.pop("own") == 1 and not any(kinds.values()) and len(kinds) > 1
 
 
-def test_below_the_threshold_is_void_or_background(source, weights, convert_and_check):
+def test_below_the_threshold_is_void_or_background(source, weights, convert_and_check, tmp_path):
     filler = ModelStuff("shapes/tiny.yaml", weights, threshold=1.0, opts=CPU)
     result = convert_and_check(source, filler=filler)
     assert set(result.classes("a.jpg").ravel()) == {"own", ""}
-    result = convert_and_check(source, filler=filler, background="rest", split_name="rest")
+    result = convert_and_check(source, filler=filler, background="rest", output=tmp_path / "rest")
     classes = result.classes("a.jpg")
     assert (classes[4:, 20:] == "rest").all() and (classes[:4] == "").all()
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from detr_panoptic_d2.prepare.convert.dataset_config import roles
+from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
 from detr_panoptic_d2.prepare.convert.source import Item, Source, resolve_inside
-from detr_panoptic_d2.prepare.convert.splits import roles, split_by_chance
 from detr_panoptic_d2.prepare.convert.writer import png_names
 
 ITEMS = [Item(f"{i:03d}.jpg", None) for i in range(50)]

@@ -7,10 +7,10 @@ from PIL import Image
 from detr_panoptic_d2.data import register_panoptic
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.prepare.convert import writer
+from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
 from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import segment_ids, to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
-from detr_panoptic_d2.prepare.convert.splits import split_by_chance
 from detr_panoptic_d2.prepare.convert.writer import WriteOptions, convert
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
