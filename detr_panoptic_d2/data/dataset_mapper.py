@@ -40,11 +40,11 @@ class PanopticDatasetMapper:
 
     Panoptic dicts (``pan_seg_file_name``, ``segments_info``) and instance dicts
     (``annotations`` with polygons, RLE or boxes alone) are understood; where a dict has both, the
-    panoptic truth is taken. Things and stuff become rows of one ``Instances`` alike; crowd and
+    panoptic annotation is taken. Things and stuff become rows of one ``Instances`` alike; crowd and
     void do not. Random numbers come from NumPy's global generator, as everywhere in Detectron2,
     whose loader seeds it in every worker.
 
-    Policies for panoptic truth: ids of the PNG that no entry names are void, entries without
+    Policies for panoptic annotations: ids of the PNG that no entry names are void, entries without
     pixels are left out; both are warned of once per process, with the file's name. Segments that
     vanish in the crop or by resizing are left out.
     """
@@ -60,11 +60,11 @@ class PanopticDatasetMapper:
     ):
         """
         Args:
-            augmentations: applied in this order to image and truth.
+            augmentations: applied in this order to image and annotation.
             image_format: as in :func:`detectron2.data.detection_utils.read_image`.
             with_targets: add ``instances``. From a config: in training only, but
-                ``PanopticDatasetMapper(cfg, is_train=False, with_targets=True)`` gives the truth
-                at test size.
+                ``PanopticDatasetMapper(cfg, is_train=False, with_targets=True)`` gives the
+                targets at test size.
             with_masks: give the instances ``gt_masks``; the box stage needs none.
         """
         self.augmentations = T.AugmentationList(augmentations)
@@ -123,7 +123,7 @@ class PanopticDatasetMapper:
                 )
             else:
                 raise UserError(
-                    f"No truth for '{file_name}': its dict has neither pan_seg_file_name nor "
+                    f"No annotation of '{file_name}': its dict has neither pan_seg_file_name nor "
                     "annotations, so this data set cannot be trained on."
                 )
         return result

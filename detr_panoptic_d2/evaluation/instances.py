@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -39,8 +40,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         json_file = metadata.get("json_file")
         categories = categories_of(metadata)
         if not (json_file and Path(json_file).is_file()):
-            json_file = os.path.join(output_dir, f"{dataset_name}_instances.json")
-            _make_instances_json(json_file, items, categories, metadata.panoptic_json)
+            json_file = _make_instances_json(output_dir, items, categories, metadata)
         # COCOEvaluator wants classes 0 .. T - 1, all of them things.
         things = thing_class_ids(metadata)
         self._thing_index = {c: i for i, c in enumerate(things)}
@@ -72,29 +72,26 @@ class PanopticInstanceEvaluator(COCOEvaluator):
         return things
 
 
-def _make_instances_json(path: str, items: list[dict], categories: list, source: str) -> None:
-    """Write the json on rank 0, and once more on each machine that does not see that file."""
-    if comm.is_main_process():
-        stat = os.stat(source)
-        info = {"source": source, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        if not (os.path.isfile(path) and _info_of(path) == info):
-            _write_instances_json(path, items, categories, info)
-    comm.synchronize()
-    if comm.get_local_rank() == 0 and not os.path.isfile(path):
-        _write_instances_json(path, items, categories, {})
-    comm.synchronize()
+def _make_instances_json(
+    output_dir: str, items: list[dict], categories: list[dict], metadata: Metadata
+) -> str:
+    """Return the path of the json, which an earlier evaluation may have made.
 
-
-def _write_instances_json(path: str, items: list[dict], categories: list, info: dict) -> None:
-    logger.info("Making %s from the panoptic annotations ...", path)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with atomic_file(path) as file:
-        json.dump({"info": info, **instances_from_panoptic(items, categories)}, file)
-
-
-def _info_of(path: str) -> dict[str, Any] | None:
-    with open(path, encoding="utf-8") as file:
-        return json.load(file).get("info")
+    Rank 0 of the job writes it, and then each machine that does not see that file. Its name has
+    the path, size and time of the annotations in it.
+    """
+    stat = os.stat(metadata.panoptic_json)
+    source = f"{os.path.abspath(metadata.panoptic_json)} {stat.st_size} {stat.st_mtime_ns}"
+    stamp = f"{zlib.crc32(source.encode()):08x}"
+    path = Path(output_dir, f"{metadata.name}_instances_{stamp}.json")
+    for writes in (comm.is_main_process(), comm.get_local_rank() == 0):
+        if writes and not path.is_file():
+            logger.info("Making %s from the panoptic annotations ...", path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                json.dump(instances_from_panoptic(items, categories), file)
+        comm.synchronize()
+    return str(path)
 
 
 def instances_from_panoptic(items: list[dict], categories: list[dict]) -> dict[str, Any]:

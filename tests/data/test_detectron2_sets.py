@@ -160,6 +160,6 @@ def test_masks_in_every_form_of_detectron2s_mappers(coco_set, tmp_path):
     losses = {}
     for form, batch in batches.items():
         torch.manual_seed(1)
-        losses[form] = {name: float(loss) for name, loss in model(batch).items()}
+        losses[form] = {name: loss.item() for name, loss in model(batch).items()}
     assert losses["polygon"] == pytest.approx(losses["bitmask"], rel=1e-5)
     assert losses["tensor"] == pytest.approx(losses["bitmask"], rel=1e-5)

@@ -12,7 +12,6 @@ from detr_panoptic_d2.data import (
     register_panoptic,
     thing_class_ids,
 )
-from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -198,11 +197,3 @@ def test_coco_sample_equals_detectron2(sample_data):
     expected = load_coco_panoptic_json(panoptic_json, image_root, panoptic_root, coco.as_dict())
     for mine, theirs in zip(DatasetCatalog.get("coco_sample"), expected, strict=True):
         assert {key: mine[key] for key in theirs} == theirs
-
-
-def test_pennfudan(sample_data):
-    root = sample_data("pennfudan_panoptic")
-    dicts = load_panoptic_json(
-        str(root / "val"), str(root / "panoptic_val"), str(root / "panoptic_val.json")
-    )
-    assert len(dicts) == 42
