@@ -74,7 +74,6 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "Pillow>=10",
-        "fvcore>=0.1.5,<0.1.6",
         "pycocotools>=2.0.7",
         "matplotlib>=3.8",
         "PyYAML>=6",

@@ -1,11 +1,26 @@
+"""README and docs: links, commands, snippets, and the site."""
+
+import contextlib
+import os
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from detr_panoptic_cli import build_parser
+from detr_panoptic_d2 import add_detr_panoptic_config, get_config_file
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
 PAGES = [p.relative_to(DOCS).as_posix() for p in sorted(DOCS.rglob("*.md"))]
+TEXTS = [*sorted(DOCS.rglob("*.md")), *(REPO / n for n in ("README.md", "CONTRIBUTING.md"))]
+PROGRAMS = ("detr-panoptic ", "tools/train_net.py ")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -55,3 +70,94 @@ def test_site(tmp_path):
 
     build(load_config(str(REPO / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
     assert (tmp_path / "architecture" / "index.html").is_file()
+
+
+def code_lines(text):
+    """Lines of a page's code, continued ones joined, without comments."""
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line[:4] == "    "]
+    return [re.sub(r"\s+#.*", "", line) for line in lines]
+
+
+def commands():
+    found = []
+    for path in TEXTS:
+        for line in code_lines(path.read_text(encoding="utf-8")):
+            for program in PROGRAMS:
+                # In front of it, variables of the environment and torchrun.
+                before, name, arguments = line.partition(program)
+                if name and re.fullmatch(r"((\w+=\S+ )*|torchrun .*)", before):
+                    found.append((path.name, program.strip(), arguments))
+    return found
+
+
+def test_commands_of_the_docs_are_understood():
+    """Every command parses, and names configs that exist."""
+    assert len(commands()) > 40
+    for page, program, arguments in commands():
+        words = shlex.split(arguments)
+        if program != "detr-panoptic":
+            words = ["train", *words]
+        if words[0] == "COMMAND":
+            continue
+        try:
+            with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+                args = build_parser().parse_args(words)
+        except SystemExit as end:
+            assert end.code == 0, f"{page}: {program} {arguments}"
+            continue
+        config = getattr(args, "config_file", None)
+        if config and config != "CONFIG" and not config.startswith(("mine", "pennfudan", "output")):
+            assert (REPO / config).is_file() or get_config_file(config), f"{page}: {arguments}"
+
+
+def test_no_page_names_a_script_that_is_gone():
+    for path in (*TEXTS, REPO / "Makefile"):
+        for name in re.findall(r"\btools/[\w/]+\.py\b", path.read_text(encoding="utf-8")):
+            assert (REPO / name).is_file(), f"{path.name}: {name}"
+
+
+def snippets():
+    """Blocks of Python in README and docs that stand on their own."""
+    found = []
+    for path in TEXTS:
+        if path.name == "deploy.md":
+            # Needs an exported model; tests/export runs it.
+            continue
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE):
+            code = re.sub("^    ", "", block.strip("\n"), flags=re.MULTILINE)
+            if re.match(r"from [\w.]+ import |import \w", code):
+                found.append(pytest.param(code, id=f"{path.stem}-{len(found)}"))
+    return found
+
+
+@pytest.fixture
+def names_of_the_docs(tmp_path, monkeypatch, panoptic_set, tiny_model, make_input, scene):
+    """Files under the names of the docs, in the current directory, and variables."""
+    root = panoptic_set("mine", [scene, scene])
+    (tmp_path / "images").symlink_to(root / "images")
+    for folder in (tmp_path, root):
+        (folder / "panoptic_train").symlink_to(root / "panoptic")
+        (folder / "panoptic_train.json").symlink_to(root / "panoptic.json")
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "photo.jpg")
+    model = tiny_model()
+    for name in ("model.pth", "detr-r50-panoptic-00ce5173.pth"):
+        torch.save({"model": model.state_dict()}, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    before = set(DatasetCatalog.list())
+    inputs = [make_input(64, 64)]
+    yield {"cfg": cfg, "model": model, "path": "model.pth", "batched_inputs": inputs}
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("code", snippets())
+def test_python_of_the_docs_runs(code, names_of_the_docs):
+    """With the smallest model in place of COCO's."""
+    tiny = get_config_file("shapes/tiny.yaml")
+    code = code.replace("configs/detr_panoptic_R50.yaml", str(tiny))
+    code = code.replace("detr_panoptic_R50.yaml", "shapes/tiny.yaml")
+    exec(compile(code, "<docs>", "exec"), names_of_the_docs)

@@ -13,6 +13,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -31,7 +32,7 @@ from .register import is_registered, register_with_metadata
 logger = logging.getLogger(__name__)
 
 # Ids have gaps on purpose: code that takes an id for a position shows.
-CATEGORIES = [
+CATEGORIES: list[dict[str, Any]] = [
     {"id": 3, "name": "circle", "isthing": 1, "color": [214, 48, 49]},
     {"id": 7, "name": "square", "isthing": 1, "color": [241, 196, 15]},
     {"id": 12, "name": "triangle", "isthing": 1, "color": [155, 48, 200]},

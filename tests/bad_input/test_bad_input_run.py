@@ -24,14 +24,15 @@ REPO = Path(__file__).parents[2]
 LONG = 600
 
 
-def start(tool, *args, limit=None, **popen):
-    """Start a tool of ``tools/`` as a user does."""
+def start(command, *args, limit=None, **popen):
+    """Start a command of ``detr-panoptic`` as a user does."""
 
     def limit_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.Popen(
-        [sys.executable, str(REPO / "tools" / tool), "--config-file", "shapes/tiny.yaml", *args],
+        [sys.executable, "-m", "detr_panoptic_cli", command, "--config-file", "shapes/tiny.yaml"]
+        + list(args),
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -93,7 +94,7 @@ def test_full_disk_in_prediction(spoilt, small_disk, error_line):
 def test_file_size_limit(spoilt):
     """Works for every user, where a disk cannot be filled: writing fails in the middle."""
     opts = spoilt.opts("DATASETS.TEST", "()")
-    status, _, err = finished(start("train_net.py", *opts, limit=150_000))
+    status, _, err = finished(start("train", *opts, limit=150_000))
     assert status == 1
     assert err[-1].startswith("error: The checkpoint") and "File too large" in err[-1]
     assert "No checkpoint was written yet" in err[-1]
@@ -104,10 +105,8 @@ def test_file_size_limit(spoilt):
     assert "Traceback" in (output / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    ("tool", "place"), [("train_net.py", "a file"), ("predict.py", "no permission")]
-)
-def test_output_folder(spoilt, tmp_path, tool, place):
+@pytest.mark.parametrize(("command", "place"), [("train", "a file"), ("predict", "no permission")])
+def test_output_folder(spoilt, tmp_path, command, place):
     folder = tmp_path / "taken"
     if place == "a file":
         folder.write_text("x")
@@ -115,9 +114,9 @@ def test_output_folder(spoilt, tmp_path, tool, place):
         # Where not even root can make files.
         folder = Path("/proc/detr_panoptic_d2")
     args = spoilt.opts("OUTPUT_DIR", folder)
-    if tool == "predict.py":
+    if command == "predict":
         args = ["--input", str(spoilt.images), "--output", str(folder), *spoilt.opts()]
-    status, _, err = finished(start(tool, *args))
+    status, _, err = finished(start(command, *args))
     assert status == 1
     assert err[-1].startswith("error: ") and str(folder) in err[-1]
     assert "Choose another one" in err[-1]
@@ -173,7 +172,7 @@ def test_broken_weights_are_not_saved_over_the_last_good_ones(spoilt, error_line
 def test_ctrl_c(spoilt):
     """As a terminal does it: the signal goes to the tool and to its loader's workers."""
     opts = spoilt.opts("SOLVER.MAX_ITER", 100000, "DATALOADER.NUM_WORKERS", 2)
-    process = start("train_net.py", *opts, start_new_session=True)
+    process = start("train", *opts, start_new_session=True)
     output = spoilt.root / "output"
     end = time.monotonic() + LONG
     while not (output / "last_checkpoint").exists() and time.monotonic() < end:
@@ -193,19 +192,19 @@ def test_ctrl_c(spoilt):
 
 def test_a_second_run_does_not_write_over_the_first(spoilt):
     opts = spoilt.opts("DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2)
-    assert finished(start("train_net.py", *opts))[0] == 0
+    assert finished(start("train", *opts))[0] == 0
     output = spoilt.root / "output"
     before = (output / "metrics.json").read_text()
-    status, _, err = finished(start("train_net.py", *opts))
+    status, _, err = finished(start("train", *opts))
     assert status == 1
     assert err[-1].startswith(f"error: OUTPUT_DIR '{output}' has model_")
     assert "--resume" in err[-1] and "another OUTPUT_DIR" in err[-1]
     assert (output / "metrics.json").read_text() == before
-    assert finished(start("train_net.py", "--resume", *opts, "SOLVER.MAX_ITER", "3"))[0] == 0
+    assert finished(start("train", "--resume", *opts, "SOLVER.MAX_ITER", "3"))[0] == 0
 
 
 def test_evaluation_without_weights(spoilt):
-    status, out, err = finished(start("train_net.py", "--eval-only", *spoilt.opts()))
+    status, out, err = finished(start("train", "--eval-only", *spoilt.opts()))
     assert status == 1
     assert err[-1].startswith("error: MODEL.WEIGHTS is empty")
     assert "FutureWarning" not in out + "".join(err)
@@ -219,7 +218,7 @@ def test_error_in_a_worker_and_in_a_launched_process(spoilt):
         "DATALOADER.NUM_WORKERS", 1, "SOLVER.IMS_PER_BATCH", 2, "DATASETS.TEST", "()"
     )
     flags = ["--num-gpus", "2", "--dist-url", "auto"]
-    status, out, err = finished(start("train_net.py", *flags, *opts))
+    status, out, err = finished(start("train", *flags, *opts))
     assert status == 1
     lines = [line for line in err if line.startswith("error: ")]
     assert lines and all("img" in line and "cannot be read" in line for line in lines)

@@ -52,7 +52,7 @@ class Page(html.parser.HTMLParser):
 
 
 def run(*arguments):
-    command = [sys.executable, str(REPO / "tools" / "explain.py"), *map(str, arguments)]
+    command = [sys.executable, "-m", "detr_panoptic_cli", "explain", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr

@@ -1,5 +1,4 @@
 import contextlib
-import importlib.util
 import os
 import re
 import socket
@@ -15,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_cli import build_parser
 from detr_panoptic_d2.apps.web.app import import_gradio, is_loopback
 from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]
-TOOL = REPO / "tools" / "web_demo.py"
 # Seconds to wait for a page that loads and for a result; not a measurement.
 PATIENCE = 120
 
@@ -33,7 +32,8 @@ def server(tiny_model, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(TOOL), "--config-file", "shapes/tiny.yaml", "--max-mb", "0.5"]
+    command = [sys.executable, "-m", "detr_panoptic_cli", "web", "--config-file"]
+    command += ["shapes/tiny.yaml", "--max-mb", "0.5"]
     command += ["--max-megapixels", "0.1", "--port", str(port), "MODEL.DEVICE", "cpu"]
     command += ["MODEL.WEIGHTS", str(weights)]
     env = {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "*", "no_proxy": "*"}
@@ -197,10 +197,8 @@ def test_without_gradio(monkeypatch):
 
 
 def test_options():
-    spec = importlib.util.spec_from_file_location("web_demo_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    args = tool.parse_args(["--config-file", "a.yaml", "MODEL.WEIGHTS", "b.pth"])
+    words = ["web", "--config-file", "a.yaml", "MODEL.WEIGHTS", "b.pth"]
+    args = build_parser().parse_args(words)
     assert (args.host, args.share, args.port) == ("127.0.0.1", False, None)
     assert args.opts == ["MODEL.WEIGHTS", "b.pth"]
     hosts = ("127.0.0.1", "localhost", "::1", "127.8.0.1", "0.0.0.0", "::", "10.0.0.3", "a.example")
