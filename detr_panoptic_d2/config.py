@@ -124,19 +124,6 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.BACKBONE.BLOCKS = [1, 1, 1, 1]
     # Its stem's stride, and with it that of res2 and of the masks: 4, or 2 (no max pooling).
     cfg.MODEL.DETR.BACKBONE.STEM_STRIDE = 4
-    # Detectron2's Swin transformer (build_swin_backbone, wrapped by build_renamed_backbone with
-    # FEATURES p0 to p3). These are Swin-T.
-    cfg.MODEL.DETR.BACKBONE.SWIN = CN()
-    # Channels of the first stage; each further stage doubles them.
-    cfg.MODEL.DETR.BACKBONE.SWIN.EMBED_DIM = 96
-    # Blocks per stage.
-    cfg.MODEL.DETR.BACKBONE.SWIN.DEPTHS = [2, 2, 6, 2]
-    # Attention heads per stage.
-    cfg.MODEL.DETR.BACKBONE.SWIN.NUM_HEADS = [3, 6, 12, 24]
-    # Side of an attention window, in cells.
-    cfg.MODEL.DETR.BACKBONE.SWIN.WINDOW_SIZE = 7
-    # Probability of skipping the last block in training; it grows linearly from 0.
-    cfg.MODEL.DETR.BACKBONE.SWIN.DROP_PATH_RATE = 0.2
 
 
 def _add_data_keys(cfg: CN) -> None:

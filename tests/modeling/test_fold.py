@@ -76,18 +76,6 @@ def test_fold_gives_the_same_features(name, assert_within_rounding):
         assert_within_rounding(outputs[level], feature, exact[level])
 
 
-def test_convolutions_are_channels_last():
-    folded = folded_copy(narrow().eval())
-    for module in folded.modules():
-        if isinstance(module, nn.Conv2d):
-            assert module.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_batch_norm_in_training_is_left_alone():
-    backbone = narrow().train()
-    assert norm_count(folded_copy(backbone)) == norm_count(backbone)
-
-
 def test_fold_keeps_bias_activation_and_group_norm():
     torch.manual_seed(0)
     stem = nn.Sequential(
@@ -113,21 +101,6 @@ def test_shared_convolution_is_not_folded():
     head[1].running_mean.fill_(2.0)
     images = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(folded_copy(head)(images), head(images))
-
-
-def test_preactivation_block_is_not_folded():
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            return self.conv1(self.bn1(x).relu())
-
-    block = Block().eval()
-    block.bn1.running_mean.fill_(2.0)
-    images = torch.randn(1, 3, 4, 4)
-    torch.testing.assert_close(folded_copy(block)(images), block(images))
 
 
 def test_model_folds_on_request_only(tiny_model, make_input):

@@ -59,15 +59,6 @@ def test_the_size_of_a_step_changes_nothing(masks, monkeypatch):
         torch.testing.assert_close(grad, results[0][1])
 
 
-def test_half_precision_logits_get_a_gradient_of_their_type(masks):
-    logits, truth = masks
-    half = logits.bfloat16().requires_grad_()
-    losses = mask_loss_sums(half, truth, CANVAS)
-    assert all(loss.dtype == torch.float32 for loss in losses)
-    sum(losses).backward()
-    assert half.grad.dtype == torch.bfloat16
-
-
 def test_autocast_does_not_lower_the_precision(masks):
     logits, truth = masks
     logits = logits.requires_grad_()

@@ -1,19 +1,11 @@
 """Random inputs: what holds for every panoptic result, and the same result from a slow twin."""
 
-import io
-
 import numpy as np
-import pytest
 import torch
-from detectron2.evaluation import COCOPanopticEvaluator
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from panopticapi.evaluation import pq_compute_single_core
-from panopticapi.utils import rgb2id
-from PIL import Image
 from torch.nn import functional as F
 
-from detr_panoptic_d2.data.metadata import dataset_ids
 from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference, Frame
 
 FUZZ = settings(
@@ -155,93 +147,3 @@ def test_equals_a_slow_twin(case):
     ids, info = DETRPanopticInference(**options)(**call)
     assert [(s["category_id"], s["area"], s["score"]) for s in info] == expected
     assert np.array_equal(ids.numpy(), expected_ids)
-
-
-@FUZZ
-@given(
-    st.integers(0, 2**31),
-    st.tuples(st.integers(1, 3), st.integers(1, 9)),
-    st.sampled_from([0.0, 0.3, 0.85, 1.0]),
-)
-def test_keep_query_by_query(seed, size, threshold):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(*size, NUM_CLASSES + 1, generator=generator) * 5
-    rule = DETRPanopticInference(thing_ids=[], score_thresh=threshold)
-    keep = rule.keep(logits)
-    for image, kept in zip(logits.double(), keep.tolist(), strict=True):
-        for query, k in zip(image, kept, strict=True):
-            probability = query.exp() / query.exp().sum()
-            assume(abs(probability.max() - threshold) > CLOSE)
-            assert k == (int(query.argmax()) < NUM_CLASSES and bool(probability.max() > threshold))
-
-
-@settings(FUZZ, max_examples=40)
-@given(cases())
-def test_detectron2_and_panopticapi_read_every_result(tmp_path_factory, case):
-    options, call = case
-    name, folder = "shapes_panoptic_val", tmp_path_factory.mktemp("panoptic")
-    evaluator = COCOPanopticEvaluator(name)
-    things = evaluator._metadata.thing_dataset_id_to_contiguous_id
-    options = {**options, "thing_ids": sorted(things.values())}
-    result = DETRPanopticInference(**options)(**call)
-    expected = [(s["id"], s["category_id"], s["area"]) for s in result[1]]
-    evaluator.reset()
-    evaluator.process([{"file_name": "a.jpg", "image_id": 1}], [{"panoptic_seg": result}])
-    (record,) = evaluator._predictions
-    png = record.pop("png_string")
-    (folder / "a.png").write_bytes(png)
-    ids = rgb2id(np.asarray(Image.open(io.BytesIO(png))))
-    assert np.array_equal(ids, result[0].numpy())
-    known = dataset_ids(evaluator._metadata)
-    written = [(s["id"], known.index(s["category_id"]), s["area"]) for s in record["segments_info"]]
-    assert written == expected
-    truth = {
-        **record,
-        "file_name": "a.png",
-        "segments_info": [{**s, "iscrowd": 0} for s in record["segments_info"]],
-    }
-    prediction = {
-        **record,
-        "file_name": "a.png",
-        "segments_info": [dict(s) for s in record["segments_info"]],
-    }
-    categories = {c: {"id": c, "isthing": int(c in things)} for c in known}
-    pair = [(truth, prediction)]
-    stat = pq_compute_single_core(0, pair, str(folder), str(folder), categories)
-    counts = [stat[c] for c in categories]
-    assert sum(c.tp for c in counts) == len(expected)
-    assert sum(c.fp + c.fn for c in counts) == 0
-
-
-@pytest.fixture(scope="module")
-def shared():
-    """Holds the model between examples."""
-    return {}
-
-
-@settings(FUZZ, max_examples=6)
-@given(
-    st.lists(st.tuples(st.integers(20, 64), st.integers(20, 64)), min_size=2, max_size=2),
-    st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    st.booleans(),
-)
-def test_a_batch_gives_what_single_images_give(
-    shared, tiny_model, make_input, sizes, output, overlap
-):
-    if overlap not in shared:
-        options = ("MODEL.DETR.TEST.OVERLAP_THRESH", 0.2 * overlap)
-        shared[overlap] = tiny_model("MODEL.DETR.TEST.MIN_SEGMENT_AREA", 2, *options)
-    model = shared[overlap]
-    batch = [make_input(*size, seed=i) for i, size in enumerate([*sizes, sizes[0]])]
-    batch[0].update(height=output[0], width=output[1])
-    together = model(batch)
-    options = {"thing_ids": model.panoptic_inference.thing_ids, "min_segment_area": 2}
-    for x, result in zip(batch, together, strict=True):
-        size = (x.get("height", x["image"].shape[1]), x.get("width", x["image"].shape[2]))
-        check_result(result["panoptic_seg"], options, size)
-        (alone,) = model([x])
-        same = result["panoptic_seg"][0] == alone["panoptic_seg"][0]
-        # Kernels of other batch sizes round differently; logits that tie may change hands.
-        assert same.float().mean() > 0.99
-        classes = [[s["category_id"] for s in r["panoptic_seg"][1]] for r in (result, alone)]
-        assert classes[0] == classes[1]

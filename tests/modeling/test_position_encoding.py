@@ -48,17 +48,6 @@ def test_equals_the_plain_formula(padding, channels, temperature):
         torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [8, 36, 256])
-def test_equals_hugging_face(padding, channels):
-    pytest.importorskip("transformers", minversion="5")  # another interface before
-    from transformers.models.detr import modeling_detr as detr
-
-    reference = detr.DetrSinePositionEmbedding(channels // 2, normalize=True)
-    expected = reference((4, channels, 5, 7), CPU, torch.float32, mask=~padding)
-    ours = PositionEmbeddingSine(channels)((5, 7), padding, CPU)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (5, 7)])
 def test_no_padding_is_the_same_as_padding_that_is_false_everywhere(size):
     embedding = PositionEmbeddingSine(12)
@@ -76,13 +65,6 @@ def test_a_padded_image_has_the_encoding_that_it_has_alone(padding):
 
 def test_a_fully_padded_image_gives_no_nan(padding):
     assert PositionEmbeddingSine(12)((5, 7), padding, CPU).isfinite().all()
-
-
-def test_y_comes_before_x():
-    encoding = PositionEmbeddingSine(8)((3, 4), None, CPU)[0]
-    y, x = encoding[:4], encoding[4:]
-    assert torch.equal(y, y[:, :, :1].expand_as(y)) and not torch.equal(y[:, :1], y[:, 1:2])
-    assert torch.equal(x, x[:, :1].expand_as(x)) and not torch.equal(x[:, :, :1], x[:, :, 1:2])
 
 
 @pytest.mark.parametrize("channels", [6, 254])

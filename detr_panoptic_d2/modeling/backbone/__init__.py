@@ -4,7 +4,7 @@ Every builder takes ``(cfg, input_shape)`` as Detectron2's own do. Only the buil
 """
 
 from .levels import LEVELS, check_backbone
-from .renamed import RenamedBackbone, Swin, build_renamed_backbone, build_swin_backbone
+from .renamed import RenamedBackbone, build_renamed_backbone
 from .resnet import build_detr_resnet_backbone, build_narrow_resnet_backbone, narrow_resnet
 from .timm_backbone import TimmBackbone, build_timm_backbone
 from .torchvision_backbone import TorchvisionResNet, build_torchvision_backbone
@@ -12,13 +12,11 @@ from .torchvision_backbone import TorchvisionResNet, build_torchvision_backbone
 __all__ = [
     "LEVELS",
     "RenamedBackbone",
-    "Swin",
     "TimmBackbone",
     "TorchvisionResNet",
     "build_detr_resnet_backbone",
     "build_narrow_resnet_backbone",
     "build_renamed_backbone",
-    "build_swin_backbone",
     "build_timm_backbone",
     "build_torchvision_backbone",
     "check_backbone",

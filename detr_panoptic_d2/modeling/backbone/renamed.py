@@ -1,4 +1,4 @@
-"""Other backbones of Detectron2 whose levels become ``res2`` to ``res5``, its Swin for one."""
+"""Other backbones of Detectron2, their levels renamed to ``res2`` to ``res5``."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from detectron2.modeling.backbone.swin import SwinTransformer
 
 from ...errors import UserError
 from .levels import LEVELS
@@ -69,19 +68,6 @@ class RenamedBackbone(Backbone):
         return self.body.padding_constraints
 
 
-class Swin(SwinTransformer):
-    """Detectron2's Swin transformer with a readable ``size_divisibility``.
-
-    Detectron2's class stores that number under a misspelled name, so reading it raises. Its layers
-    pad their input themselves: any size will do.
-    """
-
-    @property
-    def size_divisibility(self) -> int:
-        """0: any size will do."""
-        return 0
-
-
 @BACKBONE_REGISTRY.register()
 def build_renamed_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RenamedBackbone:
     """Detectron2's backbone ``MODEL.DETR.BACKBONE.MODEL_NAME`` with its levels renamed."""
@@ -95,20 +81,4 @@ def build_renamed_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RenamedBackb
     return RenamedBackbone(
         backbone=BACKBONE_REGISTRY.get(name)(cfg, input_shape),
         features=cfg.MODEL.DETR.BACKBONE.FEATURES,
-    )
-
-
-@BACKBONE_REGISTRY.register()
-def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Swin:
-    """Detectron2's Swin transformer; it returns ``p0`` .. ``p3``, see build_renamed_backbone."""
-    swin = cfg.MODEL.DETR.BACKBONE.SWIN
-    return Swin(
-        in_chans=input_shape.channels,
-        embed_dim=swin.EMBED_DIM,
-        depths=swin.DEPTHS,
-        num_heads=swin.NUM_HEADS,
-        window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
-        # Detectron2 counts from -1 (nothing), 1 is the patch embedding, 2 the first stage.
-        frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,
     )

@@ -156,30 +156,22 @@ def _create_model(model_name: str, pretrained: bool, options: dict[str, Any]) ->
         raise UserError(
             "build_timm_backbone needs timm: pip install 'detr_panoptic_d2[timm]'"
         ) from error
-
-    def create(**more: Any) -> nn.Module:
-        return timm.create_model(
-            model_name, pretrained=pretrained, features_only=True, **options, **more
-        )
-
+    options = {"pretrained": pretrained, "features_only": True, **options}
     try:
         try:
-            return create(strict_img_size=False)
+            return timm.create_model(model_name, strict_img_size=False, **options)
         except TypeError as error:  # only window models have that option
             if "strict_img_size" not in str(error):
                 raise
-            return create()
+            return timm.create_model(model_name, **options)
     except Exception as error:  # timm and its hub raise errors of many libraries
+        advice = "timm.list_models() has the names"
         if pretrained:
-            raise UserError(
-                f"MODEL.DETR.BACKBONE.PRETRAINED is True, but timm cannot give {model_name!r} with "
-                f"its weights: {error}. Connect once so that timm can cache them, or set the key "
-                "to False and give MODEL.WEIGHTS"
-            ) from error
-        raise UserError(
-            f"{_KEY} is {model_name!r}: timm cannot build it as a feature extractor with {options}:"
-            f" {error}. timm.list_models() has the names"
-        ) from error
+            advice = (
+                "for MODEL.DETR.BACKBONE.PRETRAINED True connect once so that timm can cache the "
+                "weights, or set it to False and give MODEL.WEIGHTS"
+            )
+        raise UserError(f"{_KEY} is {model_name!r}, but timm says: {error}; {advice}") from error
 
 
 def _find_stage(body: nn.Module, name: str) -> nn.Module:
