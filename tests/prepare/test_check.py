@@ -133,166 +133,109 @@ def _truncated(path):
     path.write_bytes(path.read_bytes()[:-60])
 
 
-# name -> (change of the small set, kinds found, whether --fix leaves nothing)
+def _outside(small_set):
+    image(small_set)["file_name"] = "../a.png"
+
+
+CATEGORY = {"id": 5, "name": "x", "isthing": 1}
+# name -> (change of the small set, kinds of findings; with "+" all of them are fixed)
 CASES = {
     "category without isthing": (
         lambda s: s.content["categories"][1].pop("isthing"),
-        ["bad-category", "unknown-category"],
-        False,
+        "bad-category unknown-category",
     ),
     "category id twice": (
-        lambda s: s.content["categories"].append({"id": 4, "name": "x", "isthing": 1}),
-        ["bad-category"],
-        False,
+        lambda s: s.content["categories"].append({**CATEGORY, "id": 4}),
+        "bad-category",
     ),
     "category name twice": (
-        lambda s: s.content["categories"].append({"id": 5, "name": "car", "isthing": 1}),
-        ["category-name", "unused-class"],
-        False,
+        lambda s: s.content["categories"].append({**CATEGORY, "name": "car"}),
+        "category-name unused-class",
     ),
     "category repeated": (
         lambda s: s.content["categories"].append(dict(s.content["categories"][1])),
-        ["repeated-entry"],
-        True,
+        "+repeated-entry",
     ),
-    "unused class": (
-        lambda s: s.content["categories"].append({"id": 5, "name": "x", "isthing": 1}),
-        ["unused-class"],
-        False,
-    ),
-    "image id missing": (
-        lambda s: image(s).pop("id"),
-        ["bad-annotation", "bad-image-entry"],
-        False,
-    ),
+    "image id missing": (lambda s: image(s).pop("id"), "bad-annotation bad-image-entry"),
     "image id twice": (
         lambda s: s.content["images"].append({**image(s), "file_name": "b.tif"}),
-        ["bad-image-entry"],
-        False,
+        "bad-image-entry",
     ),
-    "image entry repeated": (
-        lambda s: s.content["images"].append(dict(image(s))),
-        ["repeated-entry"],
-        True,
-    ),
-    "image outside": (
-        lambda s: image(s).update(file_name="../a.png"),
-        ["bad-annotation", "bad-image-entry"],
-        False,
-    ),
-    "height 0": (lambda s: image(s).update(height=0), ["bad-annotation", "bad-image-entry"], False),
-    "image missing": (
-        lambda s: (s.image_root / "sub/a.png").unlink(),
-        ["missing-image"],
-        False,
-    ),
-    "image truncated": (
-        lambda s: _truncated(s.image_root / "sub/a.png"),
-        ["unreadable-image"],
-        False,
-    ),
+    "image repeated": (lambda s: s.content["images"].append(dict(image(s))), "+repeated-entry"),
+    "image outside": (_outside, "bad-annotation bad-image-entry"),
+    "height 0": (lambda s: image(s).update(height=0), "bad-annotation bad-image-entry"),
+    "image missing": (lambda s: (s.image_root / "sub/a.png").unlink(), "missing-image"),
+    "image truncated": (lambda s: _truncated(s.image_root / "sub/a.png"), "unreadable-image"),
     "image is text": (
         lambda s: (s.image_root / "sub/a.png").write_text("<html>"),
-        ["unreadable-image"],
-        False,
+        "unreadable-image",
     ),
-    "json has another size": (lambda s: image(s).update(width=99), ["wrong-size"], True),
-    "image has another size": (_wide_image, ["png-size"], False),
-    "image rotated": (_rotated, ["exif-rotated"], False),
-    "same file twice": (_same_image, ["duplicate-image"], False),
+    "json has another size": (lambda s: image(s).update(width=99), "+wrong-size"),
+    "image has another size": (_wide_image, "png-size"),
+    "image rotated": (_rotated, "exif-rotated"),
+    "same file twice": (_same_image, "duplicate-image"),
     "same entry twice": (
         lambda s: s.content["images"][1].update(file_name="sub/a.png"),
-        ["duplicate-image"],
-        False,
+        "duplicate-image",
     ),
-    "no annotation": (lambda s: s.content["annotations"].pop(), ["no-annotation"], False),
+    "no annotation": (lambda s: s.content["annotations"].pop(), "no-annotation"),
     "annotation of no image": (
         lambda s: annotation(s).update(image_id=99),
-        ["bad-annotation", "no-annotation"],
-        False,
+        "bad-annotation no-annotation",
     ),
     "two annotations": (
         lambda s: s.content["annotations"].append({**annotation(s), "file_name": "1.png"}),
-        ["bad-annotation"],
-        False,
+        "bad-annotation",
     ),
     "annotation repeated": (
         lambda s: s.content["annotations"].append(copy.deepcopy(annotation(s))),
-        ["repeated-entry"],
-        True,
+        "+repeated-entry",
     ),
-    "one PNG for two": (
-        lambda s: annotation(s).update(file_name="1.png"),
-        ["shared-png"],
-        False,
-    ),
-    "PNG outside": (
-        lambda s: annotation(s).update(file_name="/etc/passwd"),
-        ["bad-annotation"],
-        False,
-    ),
-    "no segments_info": (
-        lambda s: annotation(s).update(segments_info=None),
-        ["bad-annotation"],
-        False,
-    ),
-    "PNG missing": (lambda s: (s.panoptic_root / "0.png").unlink(), ["missing-png"], False),
-    "PNG truncated": (lambda s: _truncated(s.panoptic_root / "0.png"), ["unreadable-png"], False),
-    "PNG grey": (_grey_png, ["unreadable-png"], False),
-    "segment id 0": (
-        lambda s: segment(s).update(id=0),
-        ["bad-segment", "id-without-entry"],
-        False,
-    ),
+    "one PNG for two": (lambda s: annotation(s).update(file_name="1.png"), "shared-png"),
+    "PNG outside": (lambda s: annotation(s).update(file_name="/etc/passwd"), "bad-annotation"),
+    "no segments_info": (lambda s: annotation(s).update(segments_info=None), "bad-annotation"),
+    "PNG missing": (lambda s: (s.panoptic_root / "0.png").unlink(), "missing-png"),
+    "PNG truncated": (lambda s: _truncated(s.panoptic_root / "0.png"), "unreadable-png"),
+    "PNG grey": (_grey_png, "unreadable-png"),
+    "segment id 0": (lambda s: segment(s).update(id=0), "bad-segment id-without-entry"),
     "segment id twice": (
         lambda s: annotation(s)["segments_info"].append({**segment(s), "category_id": 50}),
-        ["bad-segment"],
-        False,
+        "bad-segment",
     ),
     "segment repeated": (
         lambda s: annotation(s)["segments_info"].append(dict(segment(s))),
-        ["repeated-entry"],
-        True,
+        "+repeated-entry",
     ),
-    "iscrowd 2": (lambda s: segment(s).update(iscrowd=2), ["bad-segment"], False),
-    "no iscrowd": (lambda s: segment(s).pop("iscrowd"), ["wrong-crowd"], True),
-    "unknown category": (
-        lambda s: segment(s).update(category_id=77),
-        ["unknown-category"],
-        False,
-    ),
-    "id without entry": (
-        lambda s: annotation(s)["segments_info"].pop(),
-        ["id-without-entry"],
-        False,
-    ),
+    "iscrowd 2": (lambda s: segment(s).update(iscrowd=2), "bad-segment"),
+    "no iscrowd": (lambda s: segment(s).pop("iscrowd"), "+wrong-crowd"),
+    "unknown category": (lambda s: segment(s).update(category_id=77), "unknown-category"),
+    "id without entry": (lambda s: annotation(s)["segments_info"].pop(), "id-without-entry"),
     "segment without pixels": (
         _save_png(lambda ids: ids.__setitem__(ids == 300, 70000)),
-        ["segment-without-pixels", "wrong-area"],
-        True,
+        "+segment-without-pixels wrong-area",
     ),
-    "one pixel": (_one_pixel, ["one-pixel"], False),
-    "stuff in two parts": (_two_parts, ["split-stuff"], False),
+    "one pixel": (_one_pixel, "one-pixel"),
+    "stuff in two parts": (_two_parts, "split-stuff"),
     "all void": (
         _save_png(lambda ids: ids.fill(0)),
-        ["nothing-labelled", "segment-without-pixels"],
-        False,
+        "nothing-labelled segment-without-pixels",
     ),
-    "wrong area": (lambda s: segment(s).update(area=13), ["wrong-area"], True),
-    "no area": (lambda s: segment(s).pop("area"), ["no-area"], True),
-    "wrong box": (lambda s: segment(s).update(bbox=[4, 2, 3, 2]), ["wrong-box"], True),
+    "wrong area": (lambda s: segment(s).update(area=13), "+wrong-area"),
+    "no area": (lambda s: segment(s).pop("area"), "+no-area"),
+    "wrong box": (lambda s: segment(s).update(bbox=[4, 2, 3, 2]), "+wrong-box"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_findings_and_fixes(clean, check, case):
-    change, expected, fixable = CASES[case]
-    truth = copy.deepcopy(clean.content)
+    change, expected = CASES[case]
+    fixable, expected = expected.startswith("+"), expected.strip("+").split()
+    good = copy.deepcopy(clean.content)
     change(clean)
     report = check()
     assert kinds(report) == expected
-    assert report.has_errors == any(is_error(f) for f in report.findings)
     assert all(kind in findings_table(report.findings) for kind in expected)
+    _trains_without_errors(clean, report)
     before = clean.panoptic_json.read_bytes()
     count, backup = fix_dataset(report)
     assert count == sum(f.fix is not None for f in report.findings) and report.unsure == 0
@@ -306,35 +249,24 @@ def test_findings_and_fixes(clean, check, case):
         assert again.findings == []
         register_panoptic("fixed", **clean.paths)
         if "segment-without-pixels" not in expected:
-            assert json.loads(clean.panoptic_json.read_text()) == truth
+            assert json.loads(clean.panoptic_json.read_text()) == good
 
 
-def test_every_kind_has_a_case():
-    found = {kind for _, expected, _ in CASES.values() for kind in expected}
-    assert found | {"not-panoptic", "no-labels"} == set(KINDS)
-
-
-def test_what_training_refuses_is_an_error(clean, check):
-    """A set without errors goes through registration and mapper; one of these does not."""
+def _trains_without_errors(small_set, report):
+    """What registration and mapper refuse is an error."""
     mapper = PanopticDatasetMapper(
         augmentations=[], image_format="BGR", with_targets=True, with_masks=True
     )
-    refused = 0
-    start = {p: p.read_bytes() for p in clean.panoptic_json.parent.rglob("*") if p.is_file()}
-    content, ids = copy.deepcopy(clean.content), clean.ids.copy()
-    for change, expected, _ in CASES.values():
-        for path, old in start.items():
-            path.write_bytes(old)
-        clean.content, clean.ids = copy.deepcopy(content), ids.copy()
-        change(clean)
-        has_errors = check().has_errors
-        try:
-            for item in load_panoptic_json(**clean.paths):
-                mapper(item)
-        except (OSError, ValueError):
-            refused += 1
-            assert has_errors, expected
-    assert refused > 15
+    try:
+        for item in load_panoptic_json(**small_set.paths)[:2]:
+            mapper(item)
+    except (OSError, ValueError):
+        assert report.has_errors
+
+
+def test_every_kind_has_a_case():
+    found = {kind for _, expected in CASES.values() for kind in expected.strip("+").split()}
+    assert found | {"not-panoptic", "no-labels"} == set(KINDS)
 
 
 def test_several_fixes_at_once_and_no_backup_is_lost(clean, check):

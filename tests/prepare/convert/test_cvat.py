@@ -96,7 +96,7 @@ def test_entities_are_refused(make, case):
         make("&b;", head=ENTITIES[case])
 
 
-@pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "..\\a.jpg", "C:\\a.jpg"])
+@pytest.mark.parametrize("name", ["../a.jpg", "C:\\a.jpg"])
 def test_no_path_leaves_the_folder(make, name):
     with pytest.raises(ValueError, match="annotations.xml': image 0.*leads out of"):
         make("", name=name)

