@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
@@ -13,20 +14,28 @@ from detr_panoptic_d2.data import make_shapes, register_panoptic
 TINY = Path(__file__).parents[2] / "configs" / "shapes" / "tiny.yaml"
 # Every query that wins a pixel is a segment.
 KEEP_ALL = ("MODEL.DETR.TEST.OVERLAP_THRESH", 0.0, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", 0)
+SIZES = ("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96)
 
 
 @pytest.fixture
 def shapes(tmp_path, clean_catalogs):
     """Three images of coloured shapes, registered as a panoptic set."""
-    register_panoptic("stock_shapes", **vars(make_shapes(tmp_path / "data", "val", 3, seed=5)))
+    register_panoptic(
+        "stock_shapes", **vars(make_shapes(tmp_path / "data", "val", 3, size=96, seed=5))
+    )
     return "stock_shapes"
 
 
 @pytest.fixture
-def stock_cfg(tmp_path, shapes, tiny_model):
+def stock_cfg(tmp_path, shapes, tiny_model, make_input):
     """Return ``make("KEY", value, ...)``: a config made as Detectron2's programs make theirs, with
     weights that Detectron2's own checkpointer saved."""
-    DetectionCheckpointer(tiny_model(), save_dir=str(tmp_path)).save("weights")
+    model = tiny_model()
+    with torch.no_grad():
+        # Queries of all classes, things and stuff.
+        hs = model.detect(model.preprocess([make_input(96, 96)])).hs[-1].mean((0, 1))
+        model.class_embed.bias[:-1] = -model.class_embed.weight[:-1] @ hs
+    DetectionCheckpointer(model, save_dir=str(tmp_path)).save("weights")
 
     def make(*options) -> CfgNode:
         cfg = get_cfg()
@@ -34,7 +43,7 @@ def stock_cfg(tmp_path, shapes, tiny_model):
         cfg.merge_from_file(str(TINY))
         cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(tmp_path / "weights.pth")])
         cfg.merge_from_list(["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,)])
-        cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "output"), *KEEP_ALL, *options])
+        cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "output"), *KEEP_ALL, *SIZES, *options])
         Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
         cfg.freeze()
         return cfg
@@ -94,7 +103,7 @@ def lazy_config(stock_cfg, shapes, tmp_path):
     cfg, metadata = stock_cfg(), MetadataCatalog.get(shapes)
     keys = ("image_root", "panoptic_root", "panoptic_json")
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS]
-    options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,)]
+    options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,), *SIZES]
     text = LAZY.format(
         paths={key: metadata.get(key) for key in keys},
         tiny=str(TINY),

@@ -29,6 +29,11 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
+from detectron2.utils.analysis import (
+    FlopCountAnalysis,
+    activation_count_operators,
+    parameter_count_table,
+)
 from detectron2.utils.events import EventStorage
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
@@ -38,6 +43,8 @@ from pycocotools import mask as coco_mask
 from detr_panoptic_d2.data import PanopticDatasetMapper, register_panoptic
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.engine import build_optimizer
+
+BOXES_AND_MASKS = ("MODEL.DETR.TEST.PANOPTIC_ON", False, "MODEL.DETR.TEST.INSTANCE_ON", True)
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -152,6 +159,27 @@ def test_demo_on_an_image_and_on_frames(stock_cfg, shapes):
         ):
             assert drawn.get_image().shape == frame.shape
             assert (drawn.get_image() != rgb).mean() > 0.5
+
+
+def test_analysis_counts_the_whole_model(stock_cfg, shapes):
+    """``analyze_model.py --tasks flop activation parameter structure``."""
+    cfg = stock_cfg()
+    model = load_model(cfg)
+    data = next(iter(build_detection_test_loader(cfg, shapes)))
+    flops = FlopCountAnalysis(model, data).by_module()
+    parts = ("backbone", "transformer", "bbox_attention", "mask_head")
+    assert all(flops[f"model.{part}"] > 0 for part in parts)
+    # The mask head's last convolution sees the kept queries alone.
+    out = model.detect(model.preprocess(data))
+    masks = model.predict_masks(out, *model.select(out).wanted.nonzero(as_tuple=True))
+    weights = model.mask_head.out_lay.weight.numel()
+    assert flops["model.mask_head.out_lay"] == masks.numel() * weights > 0
+    # This task of Detectron2 takes outputs that are tensors alone; segments_info is not, with
+    # Detectron2's own Panoptic FPN neither.
+    instances = load_model(stock_cfg(*BOXES_AND_MASKS))
+    assert sum(activation_count_operators(instances, data).values()) > 0
+    table = parameter_count_table(model)
+    assert all(part in table and part in str(model) for part in parts)
 
 
 def test_visualize_data(stock_cfg, shapes):
