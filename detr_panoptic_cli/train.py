@@ -38,5 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Train or evaluate, in every process of the job."""
     from detr_panoptic_d2.engine import launch_job, train_or_evaluate
 
+    # It cannot be pickled, which the processes of the job need.
+    vars(args).pop("parser", None)
     launch_job(train_or_evaluate, args)
     return 0

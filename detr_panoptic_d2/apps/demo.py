@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tabulate import tabulate
 
-from ..checkpoint.atomic import atomic_file
+from ..checkpoint import atomic_file
 from ..data.dataset_mapper import read_image
 from ..engine import PanopticTrainer, setup_job
 from ..visualization.draw import draw_beside_ground_truth, read_ground_truth

@@ -12,11 +12,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from PIL import Image
 from tqdm import tqdm
 
-from ..checkpoint.atomic import atomic_file
-from ..checkpoint.checkpointer import PanopticCheckpointer
+from ..checkpoint import PanopticCheckpointer, atomic_file
 from ..data.dataset_mapper import ResizeShortestEdge, read_image
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..data.panoptic_json import complete_segments, write_panoptic_json
@@ -46,16 +46,15 @@ class Predictor(DefaultPredictor):
     """
 
     def __init__(self, cfg: CfgNode):
-        weights = cfg.MODEL.WEIGHTS
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = ""
-        super().__init__(cfg)
-        PanopticCheckpointer(self.model).load(weights)
+        # Not Detectron2's constructor, which loads with its own checkpointer.
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        PanopticCheckpointer(self.model).load(cfg.MODEL.WEIGHTS, complete=True)
         self.model.fold_for_inference()
         names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata: Metadata = MetadataCatalog.get(names[0])
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """Return what ``__call__`` gives the model, for programs that go through its steps.

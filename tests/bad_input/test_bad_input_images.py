@@ -138,7 +138,7 @@ def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
 
 @pytest.mark.parametrize("make", UNREADABLE, ids=lambda f: f.__name__)
 def test_unreadable_image_is_named_and_nothing_is_left(
-    spoilt, train, error_line, no_leftovers, tmp_path, make
+    spoilt, train, error_line, no_leftovers, tmp_path, make, random_predictor
 ):
     make(spoilt.image(1))
     opts = spoilt.opts("DATASETS.TEST", "()")
@@ -147,7 +147,7 @@ def test_unreadable_image_is_named_and_nothing_is_left(
     assert "cannot be read" in line or "Convert it" in line
     no_leftovers(spoilt.root / "output")
 
-    predictor = Predictor(setup_cfg("shapes/tiny.yaml", opts))
+    predictor = random_predictor(opts)
     broken = predict_images(
         predictor, [spoilt.image(1), spoilt.image(2)], tmp_path / "out", coco_json=True
     )

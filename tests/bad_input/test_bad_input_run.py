@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from detr_panoptic_d2.apps.predict import Predictor, predict_images
+from detr_panoptic_d2.apps.predict import predict_images
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.engine.hooks import NonFiniteLossError
 from detr_panoptic_d2.errors import UserError, one_line, one_line_errors
@@ -79,8 +79,8 @@ def test_full_disk_in_training(spoilt, train, small_disk, error_line, no_leftove
     no_leftovers(small_disk)
 
 
-def test_full_disk_in_prediction(spoilt, small_disk, error_line):
-    predictor = Predictor(setup_cfg("shapes/tiny.yaml", spoilt.opts()))
+def test_full_disk_in_prediction(spoilt, small_disk, error_line, random_predictor):
+    predictor = random_predictor(spoilt.opts())
     out = small_disk / "out"
     out.mkdir()
     with open(small_disk / "filler", "wb", buffering=0) as f, contextlib.suppress(OSError):

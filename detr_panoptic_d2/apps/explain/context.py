@@ -1,5 +1,6 @@
 """What the pictures of all stages need besides the recording."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
-from ...data.metadata import class_names
+from ...data.palette import default_color
+from ...visualization.visualizer import class_name
+from .figures import Box, Color
 from .recorder import ImageRecord, Recording
 
 Point = tuple[float, float]
@@ -100,15 +103,19 @@ class Context:
         high = self.on_canvas(image, min(1.0, cx + w / 2), min(1.0, cy + h / 2))
         return (*low, *high)
 
-    def class_name(self, label: int) -> str:
-        """Name of a contiguous class."""
-        names = class_names(self.metadata)
-        return f"class {label}" if names is None else names[label]
+    def color(self, position: int) -> Color:
+        """Colour of an image's query by its position, the same in every picture."""
+        return tuple(default_color(position))
+
+    def query_boxes(self, image: int, positions: Iterable[int]) -> list[Box]:
+        """Boxes of an image's queries with their colours."""
+        queries = self.recording.per_image[image].queries
+        return [(self.box(image, int(queries[k])), self.color(k)) for k in positions]
 
     def query_titles(self, record: ImageRecord) -> list[str]:
         """For example "q12 circle 0.98" for each query of an image."""
         return [
-            f"q{q} {self.class_name(label)} {score:.2f}"
+            f"q{q} {class_name(label, self.metadata)} {score:.2f}"
             for q, label, score in zip(
                 record.queries.tolist(), record.labels.tolist(), record.scores.tolist(), strict=True
             )

@@ -2,7 +2,7 @@
 
 Every panel of a sheet shows the same canvas, so overlays are given in shares of its width and
 height and fit maps of any resolution. Colours: cividis and viridis for amounts, PuOr for signed
-values, Okabe and Ito's palette for segments; all can be told apart by colour-blind people.
+values, which can be told apart by colour-blind people; queries have the palette's colours.
 """
 
 import io
@@ -17,19 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-# Okabe and Ito (2008), without black.
-PALETTE = np.array(
-    [
-        [230, 159, 0],
-        [86, 180, 233],
-        [0, 158, 115],
-        [240, 228, 66],
-        [0, 114, 178],
-        [213, 94, 0],
-        [204, 121, 167],
-    ],
-    dtype=np.uint8,
-)
+Color = tuple[int, int, int]
+# (x0, y0, x1, y1) in shares of the canvas, and the colour of the frame.
+Box = tuple[tuple[float, float, float, float], Color]
+
 _DPI = 100
 _FONT = 8.5
 # Pixels of a line of text and of an average character in it.
@@ -49,7 +40,7 @@ class Panel:
         cmap: Matplotlib's name of the colour map.
         limits: values of the first and last colour; None: least and greatest of the map.
         bar: put a colour bar under the panel.
-        boxes: (x0, y0, x1, y1) in shares of the canvas.
+        boxes: frames in the colours of their queries.
         points: (x, y) in shares of the canvas.
         texts: (x, y, text) in shares of the canvas; one that would lie on an earlier one moves
             down.
@@ -60,7 +51,7 @@ class Panel:
     cmap: str = "viridis"
     limits: tuple[float, float] | None = None
     bar: bool = False
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     points: list[tuple[float, float]] = field(default_factory=list)
     texts: list[tuple[float, float, str]] = field(default_factory=list)
 
@@ -188,10 +179,10 @@ class _Sheet:
             axes.imshow(item.image, cmap=cmap, vmin=low, vmax=high, **options)
         axes.set_xticks([])
         axes.set_yticks([])
-        for x0, y0, x1, y1 in item.boxes:
-            corner, size = (x0, y0), (x1 - x0, y1 - y0)
-            axes.add_patch(Rectangle(corner, *size, fill=False, lw=2.4, ec="black"))
-            axes.add_patch(Rectangle(corner, *size, fill=False, lw=1.2, ec="white"))
+        for (x0, y0, x1, y1), color in item.boxes:
+            for line, edge in ((3.6, "white"), (2, np.divide(color, 255))):
+                box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=line, ec=edge)
+                axes.add_patch(box)
         for px, py in item.points:
             axes.plot(px, py, "o", ms=8, mfc="none", mec="black", mew=2.6)
             axes.plot(px, py, "o", ms=8, mfc="none", mec="white", mew=1.3)

@@ -6,8 +6,9 @@ import torch
 from ...data.metadata import thing_class_ids
 from ...modeling.panoptic_inference import build_panoptic_inference
 from ...visualization.draw import draw_panoptic
+from ...visualization.visualizer import class_name
 from .context import Context, Stage, array, shape
-from .figures import PALETTE, Panel, SharedBar, columns_for, draw_sheet, in_rows
+from .figures import Panel, SharedBar, columns_for, draw_sheet, in_rows
 from .recorder import ImageRecord, Panoptic
 
 
@@ -34,10 +35,12 @@ def _boxes(c: Context) -> Stage:
     panels = []
     for i, record in enumerate(c.recording.per_image):
         titles = c.query_titles(record)
-        boxes = [c.box(i, q) for q in record.queries.tolist()]
+        boxes = c.query_boxes(i, range(len(titles)))
         # On the upper edges; where two would overlap, the better query keeps the place.
         texts = [
-            ((boxes[k][0] + boxes[k][2]) / 2, boxes[k][1], titles[k]) for k in c.by_score(record)
+            ((box[0] + box[2]) / 2, box[1], titles[k])
+            for k in c.by_score(record)
+            for box, _ in [boxes[k]]
         ]
         panels.append(Panel(c.padded(i), c.prefix(i).rstrip(": "), boxes=boxes, texts=texts))
     detections = c.recording.detections
@@ -48,7 +51,8 @@ def _boxes(c: Context) -> Stage:
         "Decoder: queries, classes and boxes",
         "Each of the N queries comes out of the decoder as a vector; two small heads read its "
         "class (or no-object) and box from it. Only queries whose best class is an object of at "
-        "least SCORE_THRESH go on. q is the query's number, then its class and score.",
+        "least SCORE_THRESH go on. q is the query's number, then its class and score; its colour "
+        "is the same in all pictures.",
         [
             ("hs", shape(detections.hs)),
             ("pred_logits", shape(detections.pred_logits)),
@@ -69,7 +73,8 @@ def _cross_attention(c: Context) -> Stage:
         "09_cross_attention",
         "Decoder cross-attention",
         "Where each query looks in the memory: weights of the last decoder layer, mean over the "
-        "heads, each map with its own scale. The frame is the box that the query predicts.",
+        "heads, each map with its own scale. The frame is the box that the query "
+        "predicts, in its colour.",
         [
             (
                 f"weights of each layer ({len(c.recording.decoder)} in all)",
@@ -81,7 +86,7 @@ def _cross_attention(c: Context) -> Stage:
         maps = array(call.weights(i, record.queries).mean(0).view(-1, *grid))
         titles = c.query_titles(record)
         panels = [
-            Panel(maps[k], titles[k], bar=True, boxes=[c.box(i, int(record.queries[k]))])
+            Panel(maps[k], titles[k], bar=True, boxes=c.query_boxes(i, [k]))
             for k in c.by_score(record)
         ]
         panels.insert(0, Panel(c.padded(i), f"{c.prefix(i)}input"))
@@ -181,7 +186,13 @@ def _argmax(c: Context) -> Stage:
         stage.shapes.append((f"owner of each pixel, image {i + 1}", shape(record.owner)))
         owner = record.owner.cpu().numpy()
         titles = [title.rsplit(" ", 1)[0] for title in c.query_titles(record)]
-        picture = _segments_picture(owner, {k: titles[k] for k in np.unique(owner)})
+        positions = np.unique(owner).tolist()
+        picture = _segments_picture(
+            c,
+            owner,
+            {k: titles[k] for k in positions},
+            dict(zip(positions, positions, strict=True)),
+        )
         stage.pictures[c.file_name(stage.name, i)] = _wide(c, i, picture)
     return stage
 
@@ -204,23 +215,23 @@ def _merged(c: Context) -> Stage:
         names, colors = {}, {}
         for s in segments:
             first = np.unique(owner[ids == s["id"]])[0]
-            names[s["id"]], colors[s["id"]] = c.class_name(s["category_id"]), first
+            names[s["id"]], colors[s["id"]] = class_name(s["category_id"], c.metadata), first
         stage.pictures[c.file_name(stage.name, i)] = _wide(
-            c, i, _segments_picture(ids, names, colors)
+            c, i, _segments_picture(c, ids, names, colors)
         )
     return stage
 
 
 def _without_filters(c: Context, record: ImageRecord) -> Panoptic:
-    """The inference hook with nothing to drop."""
+    """The panoptic inference with nothing to drop."""
     cfg = c.cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.TEST.MIN_SEGMENT_AREA = 0
     cfg.MODEL.DETR.TEST.OVERLAP_THRESH = 0.0
-    hook = build_panoptic_inference(cfg, thing_class_ids(c.metadata))
+    rule = build_panoptic_inference(cfg, thing_class_ids(c.metadata))
     masks = c.recording.mask_logits[record.pairs]
     with torch.no_grad():
-        return hook(masks, record.scores, record.labels, record.frame)
+        return rule(masks, record.scores, record.labels, record.frame)
 
 
 def _panoptic(c: Context) -> Stage:
@@ -242,17 +253,9 @@ def _panoptic(c: Context) -> Stage:
         ids, segments = record.panoptic
         found = f"{shape(ids)}, {len(segments)} segments" + ("" if segments else " (all void)")
         stage.shapes.append((f"panoptic_seg, image {i + 1}", found))
-        factor = enlargement(ids.shape)
-        picture = c.originals[i].repeat(factor, 0).repeat(factor, 1)
-        large = ids.cpu().repeat_interleave(factor, 0).repeat_interleave(factor, 1)
-        picture = draw_panoptic(picture, large, segments, c.metadata)
+        picture = draw_panoptic(c.originals[i], ids, segments, c.metadata, min_size=400)
         stage.pictures[c.file_name(stage.name, i)] = _wide(c, i, Panel(picture))
     return stage
-
-
-def enlargement(size: tuple[int, int], wanted: int = 480) -> int:
-    """By how much to repeat the pixels of a small picture so that names on it can be read."""
-    return max(1, round(wanted / max(size)))
 
 
 def _grid(c: Context, panels: list[Panel], **options) -> bytes:
@@ -275,25 +278,26 @@ def _limits(logits: np.ndarray) -> tuple[float, float]:
 
 
 def _segments_picture(
-    ids: np.ndarray, names: dict[int, str], colors: dict[int, int] | None = None
+    c: Context, ids: np.ndarray, names: dict[int, str], colors: dict[int, int]
 ) -> Panel:
-    """Each id in a colour of its own, with its name at its middle; what has no name is grey."""
+    """Each id in the colour of a query, with its name at its middle; what has no name is grey.
+
+    Args:
+        c: has the colours.
+        ids: H x W.
+        names: of the ids.
+        colors: position of the query whose colour an id has.
+    """
     picture = np.full((*ids.shape, 3), 220, dtype=np.uint8)
     texts = []
-    for k, (value, name) in enumerate(names.items()):
+    for value, name in names.items():
         inside = ids == value
-        number = k if colors is None else int(colors[value])
-        # Beyond the palette, the same hues again, lighter.
-        color = PALETTE[number % len(PALETTE)].astype(float)
-        color += (255 - color) * min(0.6, 0.3 * (number // len(PALETTE)))
-        picture[inside] = color.round()
+        picture[inside] = c.color(int(colors[value]))
         y, x = _middle(inside)
         texts.append(((x + 0.5) / ids.shape[1], (y + 0.5) / ids.shape[0], name))
-    edge = np.zeros(ids.shape, dtype=bool)
-    edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    edge[1:] |= ids[1:] != ids[:-1]
     if min(ids.shape) > 200:
-        picture[edge] = 0
+        picture[:, 1:][ids[:, 1:] != ids[:, :-1]] = 0
+        picture[1:][ids[1:] != ids[:-1]] = 0
     return Panel(picture, texts=texts)
 
 

@@ -1,17 +1,16 @@
-"""Record what the model makes on the way from images to the panoptic result.
+"""Every stage of the way from images to the panoptic result, kept as the model goes through it.
 
-The stages are taken from the model's own steps (``preprocess``, ``detect``, ``predict_masks``,
-``panoptic_inference``) and from forward hooks that live only while :func:`record` runs, so there
-is no second forward pass to keep in step and nothing to pay when it is not used.
+The model is entered at its steps; forward hooks add what stays inside of them.
 
 Shapes: B images, N queries, P (image, query) pairs that are looked at, C channels, M heads,
 h x w the size of res5, H2 x W2 that of res2.
 """
 
-import functools
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,8 @@ from torch import nn
 
 from ...errors import UserError
 from ...modeling.mask_ops import Frame, argmax_at_output
-from ...modeling.meta_arch import Detections, PanopticDETR
+from ...modeling.meta_arch import PanopticDETR
+from ...modeling.structures import Detections
 from ...modeling.transformer import MultiheadAttention
 
 Panoptic = tuple[torch.Tensor, list[dict[str, Any]]]
@@ -57,8 +57,8 @@ class ImageRecord:
         frame: sizes of canvas, image and output.
         pairs: which of the P pairs are this image's.
         queries: Q query indices, ascending.
-        kept: the queries are those that the inference hook keeps. False: it keeps none, and these
-            are the ones of best score.
+        kept: the queries are those that the panoptic inference keeps. False: it keeps none, and
+            these are the ones of best score.
         scores, labels: Q, best class and its probability.
         owner: H x W, position (in ``queries``) of the query that wins each output pixel.
         panoptic: the model's result.
@@ -103,67 +103,6 @@ class Recording:
     per_image: list[ImageRecord]
 
 
-@contextmanager
-def captured_inputs(module: nn.Module) -> Iterator[list[tuple]]:
-    """The positional inputs of every call of a module, as long as the context lasts."""
-    calls: list[tuple] = []
-
-    def remember(_, args):
-        calls.append(args)
-
-    handle = module.register_forward_pre_hook(remember)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-@dataclass
-class _Hooks:
-    """What the forward hooks see."""
-
-    position: list[torch.Tensor] = field(default_factory=list)
-    attention: dict[str, list[AttentionCall]] = field(
-        default_factory=lambda: {"encoder": [], "decoder": []}
-    )
-    steps: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    channels: dict[str, int] = field(default_factory=dict)
-
-    @contextmanager
-    def on(self, model: PanopticDETR) -> Iterator[None]:
-        """Register the hooks for as long as the context lasts."""
-        transformer = model.transformer
-        attention = {
-            "encoder": [layer.self_attn for layer in transformer.encoder.layers],
-            "decoder": [layer.multihead_attn for layer in transformer.decoder.layers],
-        }
-        with ExitStack() as stack:
-            hook = model.position_embedding.register_forward_hook(self._position)
-            stack.callback(hook.remove)
-            for name, modules in attention.items():
-                for module in modules:
-                    hook = functools.partial(self._attention, name)
-                    stack.callback(module.register_forward_pre_hook(hook).remove)
-            for name, module in model.mask_head.named_children():
-                if isinstance(module, nn.GroupNorm):
-                    hook = functools.partial(self._step, name)
-                    stack.callback(module.register_forward_hook(hook).remove)
-            yield
-
-    def _position(self, module, args, output):
-        self.position.append(output)
-
-    def _attention(self, name, module, args):
-        query, key, _, *rest = args
-        padding = rest[0] if rest else None
-        self.attention[name].append(AttentionCall(module, query, key, padding))
-
-    def _step(self, name, module, args, output):
-        # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
-        self.steps.setdefault(name, []).append(output.relu().mean(1).float())
-        self.channels[name] = output.shape[1]
-
-
 @torch.no_grad()
 def record(
     model: PanopticDETR,
@@ -174,65 +113,88 @@ def record(
     """Run a batch, padded to one canvas, and keep every stage.
 
     Args:
-        model: in eval mode, with a mask head.
+        model: in eval mode, with a mask head; not compiled, since hooks do not see inside then.
         batched_inputs: as for the model.
         fallback: where no query of an image is kept, this many of best score are looked at.
-        panoptic_inference: a panoptic inference hook to use instead of the model's.
+        panoptic_inference: to use instead of the model's.
 
     Raises:
-        UserError: the model is in training mode or has no mask head.
+        UserError: the model has no mask head.
     """
-    if model.training:
-        raise UserError("The model is in training mode: call model.eval() before record(model).")
     if model.mask_head is None:
         raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
-    hook = model.panoptic_inference if panoptic_inference is None else panoptic_inference
-    hooks = _Hooks()
-    with hooks.on(model), captured_inputs(model.mask_head) as mask_head_calls:
+    rule = model.panoptic_inference if panoptic_inference is None else panoptic_inference
+    with _inside(model) as seen:
         images = model.preprocess(batched_inputs)
         detections = model.detect(images)
-        logits = detections.pred_logits[-1]
-        keep = hook.keep(logits).cpu()
-        wanted = torch.where(keep.any(1, keepdim=True), keep, _best_objects(logits, fallback))
+        selection = model.select(detections)
+        keep = rule.keep(detections.pred_logits[-1]).cpu()
+        best = selection.scores.topk(min(fallback, keep.shape[1]), dim=1).indices
+        best = torch.zeros_like(keep).scatter_(1, best, True)
+        wanted = torch.where(keep.any(1, keepdim=True), keep, best)
         image_index, query_index = wanted.nonzero(as_tuple=True)
         masks = model.predict_masks(detections, image_index, query_index)
-    steps = {name: torch.cat(parts) for name, parts in hooks.steps.items()}
-    shapes = {k: (len(v), hooks.channels[k], *v.shape[1:]) for k, v in steps.items()}
-    probabilities = logits.float().softmax(-1)[..., :-1].cpu()
     per_image, start = [], 0
     for i, x in enumerate(batched_inputs):
         pairs = slice(start, start + int(wanted[i].sum()))
         start = pairs.stop
-        frame = _frame(images, i, x)
-        scores, labels = probabilities[i, wanted[i]].max(-1)
-        chosen = masks[pairs], scores, labels
+        size = tuple(int(v) for v in images.image_sizes[i])
+        output = x.get("height", size[0]), x.get("width", size[1])
+        frame = Frame(tuple(images.tensor.shape[-2:]), size, output)
+        scores, labels = selection.scores[i, wanted[i]], selection.labels[i, wanted[i]]
         kept = bool(keep[i].any())
-        panoptic = hook(*(chosen if kept else [t[:0] for t in chosen]), frame)
+        count = len(scores) if kept else 0
+        panoptic = rule(masks[pairs][:count], scores[:count], labels[:count], frame)
         owner = argmax_at_output(masks[pairs], frame)[0]
         queries = query_index[pairs]
         per_image.append(ImageRecord(frame, pairs, queries, kept, scores, labels, owner, panoptic))
     return Recording(
         images=images,
         detections=detections,
-        position=hooks.position[-1],
-        encoder=hooks.attention["encoder"],
-        decoder=hooks.attention["decoder"],
-        box_attention=mask_head_calls[-1][1],
-        steps=steps,
-        step_shapes=shapes,
+        position=seen["position"][-1],
+        encoder=seen["encoder"],
+        decoder=seen["decoder"],
+        box_attention=seen["attention maps"][-1],
+        steps={name: torch.cat(seen[name]) for name in seen["steps"]},
+        step_shapes={
+            name: (len(masks), *shape[1:])
+            for name, shape in zip(seen["steps"], seen["shapes"], strict=True)
+        },
         mask_logits=masks,
         per_image=per_image,
     )
 
 
-def _best_objects(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """B x N bool on the host: the queries of best score for any class but no-object."""
-    scores = logits.float().softmax(-1)[..., :-1].amax(-1).cpu()
-    best = scores.topk(min(count, scores.shape[1]), dim=1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
+@contextmanager
+def _inside(model: PanopticDETR) -> Iterator[dict[str, list]]:
+    """Collect what the steps do not return, by forward hooks, as long as the context lasts."""
+    seen: dict[str, list] = defaultdict(list)
+    transformer = model.transformer
 
+    def see_attention(part, module, args, output):
+        query, key, _, *padding = args
+        call = AttentionCall(module, query, key, padding[0] if padding else None)
+        seen[part].append(call)
 
-def _frame(images: ImageList, i: int, x: dict[str, Any]) -> Frame:
-    size = tuple(int(v) for v in images.image_sizes[i])
-    output = (x.get("height", size[0]), x.get("width", size[1]))
-    return Frame(tuple(images.tensor.shape[-2:]), size, output)
+    def see_step(name, module, args, output):
+        # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
+        seen[name].append(output.relu().mean(1).float())
+        if name not in seen["steps"]:
+            seen["steps"].append(name)
+            seen["shapes"].append(tuple(output.shape))
+
+    with ExitStack() as stack:
+
+        def watch(module, see):
+            stack.callback(module.register_forward_hook(see).remove)
+
+        watch(model.position_embedding, lambda _, args, out: seen["position"].append(out))
+        watch(model.mask_head, lambda _, args, out: seen["attention maps"].append(args[1]))
+        for layer in transformer.encoder.layers:
+            watch(layer.self_attn, partial(see_attention, "encoder"))
+        for layer in transformer.decoder.layers:
+            watch(layer.multihead_attn, partial(see_attention, "decoder"))
+        for name, module in model.mask_head.named_children():
+            if isinstance(module, nn.GroupNorm):
+                watch(module, partial(see_step, name))
+        yield seen

@@ -9,13 +9,13 @@ import torch
 from detectron2.config import CfgNode
 
 from ..._version import __version__
-from ...checkpoint.atomic import atomic_file
+from ...checkpoint import atomic_file
 from ...data.dataset_mapper import read_image
 from ...errors import UserError
+from ..page import Block, Section, data_uri, write_page
 from ..predict import Predictor
 from .context import Context, Point, Stage
 from .image_stages import image_stages
-from .page import build_page
 from .query_stages import query_stages
 from .recorder import Recording, record
 
@@ -101,8 +101,10 @@ def explain(
             with atomic_file(output_dir / name, "wb") as f:
                 f.write(data)
     page = output_dir / "index.html"
-    with atomic_file(page, "w") as f:
-        f.write(_page(context, names, stages))
+    sections = [_section(stage) for stage in stages]
+    write_page(
+        page, "From image to panoptic result", "explained", _top(context, names, stages), sections
+    )
     for i, one in enumerate(recording.per_image):
         logger.info("Image %d: %d segments.", i + 1, len(one.panoptic[1]))
         if context.note(one):
@@ -115,16 +117,15 @@ def recordable(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DETR.COMPILE = False
-    cfg.freeze()
     return cfg
 
 
-def _page(context: Context, names: Sequence[str], stages: list[Stage]) -> str:
+def _top(context: Context, names: Sequence[str], stages: list[Stage]) -> list[Block]:
     detr = context.cfg.MODEL.DETR
     queries = context.recording.detections.pred_logits.shape[2]
     facts = [
         *((f"image {i + 1}", name) for i, name in enumerate(names)),
-        ("weights", context.cfg.MODEL.WEIGHTS or "none: random numbers"),
+        ("weights", context.cfg.MODEL.WEIGHTS),
         (
             "letters",
             f"B = {context.batch} images, N = {queries} queries, M = {detr.NHEADS} heads, "
@@ -134,11 +135,30 @@ def _page(context: Context, names: Sequence[str], stages: list[Stage]) -> str:
         ("made by", f"detr_panoptic_d2 {__version__}, torch {torch.__version__}"),
     ]
     notes = [
-        f"{context.prefix(i)}{note}"
+        {"note": f"{context.prefix(i)}{note}"}
         for i, one in enumerate(context.recording.per_image)
         if (note := context.note(one))
     ]
-    return build_page("From image to panoptic result", facts, notes, stages)
+    contents = [(stage.name, stage.title, _shapes(stage)) for stage in stages]
+    return [{"pairs": facts}, *notes, {"heading": "Stages and shapes"}, {"contents": contents}]
+
+
+def _section(stage: Stage) -> Section:
+    number = stage.name.split("_")[0].lstrip("0")
+    pictures = [("", data_uri(data, "png")) for data in stage.pictures.values()]
+    return Section(
+        stage.name,
+        f"{number}. {stage.title}",
+        [
+            {"text": stage.text},
+            {"text": _shapes(stage), "class": "lines quiet"},
+            {"pictures": pictures, "alt": stage.title, "class": "sheet"},
+        ],
+    )
+
+
+def _shapes(stage: Stage) -> str:
+    return "\n".join(f"{name}: {size}" for name, size in stage.shapes)
 
 
 def _check_points(points: Sequence[tuple[int, int]], image: np.ndarray) -> None:

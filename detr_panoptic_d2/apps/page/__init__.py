@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from ...checkpoint.atomic import atomic_file
+from ...checkpoint import atomic_file
 
 Block = dict[str, Any]
 

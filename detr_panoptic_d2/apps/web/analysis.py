@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 _SHORTER_SIDE = 480
 # Queries of a segment whose maps are shown; only stuff can have more than one.
 _MOST_QUERIES = 3
-
 # Pixels at the top that the page lays a picture's label over.
 _LABEL = 40
 
@@ -62,72 +61,63 @@ class View:
 
 
 class Analysis:
-    """What the network made of one image. Made by :class:`Analyzer`."""
+    """What the network made of one image. Made by :class:`Analyzer`.
+
+    Args:
+        context: a recording of the image, with the masks of all queries whose class is an object.
+    """
 
     def __init__(self, context: Context):
         self._context = context
-        self._record = context.recording.per_image[0]
-        self._masks = context.recording.mask_logits
-
-    @property
-    def image(self) -> np.ndarray:
-        """H x W x 3 uint8 RGB."""
-        return self._context.originals[0]
+        self.image = context.originals[0]
+        self.metadata = context.metadata
 
     def view(self, score_thresh: float, min_area: int) -> View:
-        """Run the panoptic inference hook, and nothing of the network.
+        """Run the panoptic inference, and nothing of the network.
 
         Args:
             score_thresh: ``MODEL.DETR.TEST.SCORE_THRESH``.
             min_area: ``MODEL.DETR.TEST.MIN_SEGMENT_AREA``, in pixels of the image.
 
         Raises:
-            ValueError: one of them is out of range.
+            UserError: one of them is out of range.
         """
-        context, record = self._context, self._record
-        hook = panoptic_hook(context.cfg, context.metadata, score_thresh, min_area)
-        keep = hook.keep(context.recording.detections.pred_logits[-1])[0].cpu()[record.queries]
-        kept = keep.nonzero()[:, 0]
+        recording = self._context.recording
+        record, masks = recording.per_image[0], recording.mask_logits
+        rule = panoptic_rule(self._context.cfg, self.metadata, score_thresh, min_area)
+        keep = rule.keep(recording.detections.pred_logits[-1])[0].cpu()
+        kept = keep[record.queries].nonzero()[:, 0]
+        chosen = masks[kept.to(masks.device)], record.scores[kept], record.labels[kept]
         with torch.no_grad():
-            ids, segments = hook(
-                self._masks[kept.to(self._masks.device)],
-                record.scores[kept],
-                record.labels[kept],
-                record.frame,
-            )
+            ids, segments = rule(*chosen, record.frame)
         return View(ids.cpu().numpy(), segments, kept.tolist())
 
-    def picture(self, view: View) -> tuple[np.ndarray, int]:
-        """The panoptic picture, and by how much it is enlarged."""
-        picture = draw_panoptic(
-            self.image, view.ids, view.segments, self._context.metadata, min_size=_SHORTER_SIDE
+    def picture(self, view: View) -> np.ndarray:
+        """The panoptic picture, H and W times a whole number."""
+        return draw_panoptic(
+            self.image, view.ids, view.segments, self.metadata, min_size=_SHORTER_SIDE
         )
-        return picture, picture.shape[0] // self.image.shape[0]
-
-    def class_name(self, segment: dict[str, Any]) -> str:
-        """Name of a segment's class."""
-        return self._context.class_name(segment["category_id"])
 
     def queries(self, view: View, segment: dict[str, Any]) -> list[int]:
         """Positions of the queries that a segment is made of, best score first."""
-        labels, scores = self._record.labels.tolist(), self._record.scores.tolist()
+        recording = self._context.recording
+        record, masks = recording.per_image[0], recording.mask_logits
+        labels, scores = record.labels.tolist(), record.scores.tolist()
         found = [k for k in view.kept if labels[k] == segment["category_id"]]
         found.sort(key=lambda k: -scores[k])
         if not segment["isthing"]:
             return found
         same = [k for k in found if scores[k] == segment["score"]]
-        return same[:1] if len(same) < 2 else [self._most_inside(same, view.ids == segment["id"])]
-
-    def _most_inside(self, candidates: list[int], inside: np.ndarray) -> int:
-        """The query whose mask logits are greatest on a segment (for equal scores)."""
-        frame = self._record.frame
-        grid = self._masks.shape[-2:]
-        y, x = np.nonzero(inside)
+        if len(same) < 2:
+            return same
+        # Of several with the very same score the one whose mask logits are greatest there.
+        frame, grid = record.frame, masks.shape[-2:]
+        y, x = np.nonzero(view.ids == segment["id"])
         row, column = (
             ((p + 0.5) * frame.image[d] / frame.output[d] * grid[d] / frame.canvas[d]).astype(int)
             for d, p in enumerate((y, x))
         )
-        return max(candidates, key=lambda k: float(array(self._masks[k])[row, column].mean()))
+        return [max(same, key=lambda k: float(array(masks[k])[row, column].mean()))]
 
     def mask_picture(self, view: View, segment: dict[str, Any]) -> np.ndarray:
         """The image with all but one segment faded, enlarged as :meth:`picture`."""
@@ -138,19 +128,19 @@ class Analysis:
 
     def maps_picture(self, view: View, segment: dict[str, Any]) -> np.ndarray:
         """Cross-attention, mask logits and the M box-attention maps of a segment's queries."""
-        context, record = self._context, self._record
-        recording = context.recording
+        context, recording = self._context, self._context.recording
+        record = recording.per_image[0]
         chosen = self.queries(view, segment)[:_MOST_QUERIES]
         titles = context.query_titles(record)
         grid = tuple(recording.detections.src_proj.shape[-2:])
         cross = recording.decoder[-1].weights(0, record.queries[chosen]).mean(0).view(-1, *grid)
         rows, labels = [], []
         for k, attention in zip(chosen, array(cross), strict=True):
-            logits, maps = array(self._masks[k]), array(recording.box_attention[k])
+            logits, maps = array(recording.mask_logits[k]), array(recording.box_attention[k])
             most = max(float(np.abs(logits).max()), 1e-3)
-            box = context.box(0, int(record.queries[k]))
+            box = context.query_boxes(0, [k])
             panels = [
-                Panel(attention, "cross-attention", bar=True, boxes=[box]),
+                Panel(attention, "cross-attention", bar=True, boxes=box),
                 Panel(logits, "mask logits", "PuOr", (-most, most), bar=True),
             ]
             panels += [
@@ -170,17 +160,16 @@ class Analyzer:
 
     Args:
         cfg: a config with ``MODEL.WEIGHTS``.
+
+    Raises:
+        UserError: the weights do not fit the model.
     """
 
     def __init__(self, cfg: CfgNode):
         self.cfg = recordable(cfg)
         self._predictor = Predictor(self.cfg)
+        self.model = self._predictor.model
         self._lock = threading.Lock()
-
-    @property
-    def model(self) -> nn.Module:
-        """The model itself."""
-        return self._predictor.model
 
     def __call__(self, image: np.ndarray) -> Analysis:
         """Run the network.
@@ -188,25 +177,23 @@ class Analyzer:
         Args:
             image: H x W x 3 uint8 RGB.
         """
-        batch = [self._predictor.prepare(image[:, :, ::-1])]
+        predictor = self._predictor
+        batch = [predictor.prepare(image[:, :, ::-1])]
         # Masks of every query that some threshold could keep.
-        hook = panoptic_hook(self.cfg, self._predictor.metadata, 0.0, 0)
+        rule = panoptic_rule(self.cfg, predictor.metadata, 0.0, 0)
         start = time.perf_counter()
         with self._lock:
-            recording = record(self.model, batch, panoptic_inference=hook)
-        logger.info(
-            "Network: one image of %d x %d pixels, %.1f s.",
-            image.shape[1],
-            image.shape[0],
-            time.perf_counter() - start,
-        )
+            recording = record(self.model, batch, panoptic_inference=rule)
+        size = "{1} x {0}".format(*image.shape)
+        seconds = time.perf_counter() - start
+        logger.info("Network: one image of %s pixels, %.1f s.", size, seconds)
         # The page does not show these, and they are the largest part.
         recording.detections = recording.detections._replace(features={})
         recording.encoder, recording.steps = [], {}
         return Analysis(
             Context(
                 cfg=self.cfg,
-                metadata=self._predictor.metadata,
+                metadata=predictor.metadata,
                 recording=recording,
                 originals=[image],
                 inputs=[to_picture(batch[0]["image"], self.cfg.INPUT.FORMAT)],
@@ -216,13 +203,13 @@ class Analyzer:
         )
 
 
-def panoptic_hook(
+def panoptic_rule(
     cfg: CfgNode, metadata: Metadata, score_thresh: float, min_area: int
 ) -> nn.Module:
-    """The config's panoptic inference hook with other thresholds.
+    """The config's panoptic inference with other thresholds.
 
     Raises:
-        ValueError: one of them is out of range.
+        UserError: one of them is out of range.
     """
     cfg = cfg.clone()
     cfg.defrost()

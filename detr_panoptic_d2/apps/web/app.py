@@ -5,9 +5,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError
+from ...visualization.visualizer import class_name
 from .analysis import Analysis, Analyzer, View
 from .uploads import Limits, UploadError, read_upload
 
@@ -203,7 +202,8 @@ class _Page:
 
     def _show(self, analysis: Analysis, score: float, area: float) -> list[Any]:
         view = analysis.view(score, int(area))
-        picture, factor = analysis.picture(view)
+        picture = analysis.picture(view)
+        factor = picture.shape[0] // view.ids.shape[0]
         height, width = view.ids.shape
         count = len(view.segments)
         status = f"{width} x {height} pixels, {count} segment{'' if count == 1 else 's'}."
@@ -211,7 +211,7 @@ class _Page:
             status += " No query passes: lower the least score."
         rows = [
             [
-                analysis.class_name(s),
+                class_name(s["category_id"], analysis.metadata),
                 "thing" if s["isthing"] else "stuff",
                 f"{s['score']:.3f}",
                 str(s["area"]),
@@ -229,9 +229,9 @@ class _Page:
         share = 100 * segment["area"] / view.ids.size
         count = len(analysis.queries(view, segment))
         text = (
-            f"### {analysis.class_name(segment)} ({'thing' if segment['isthing'] else 'stuff'})\n"
+            f"### {class_name(segment['category_id'], analysis.metadata)} "
+            f"({'thing' if segment['isthing'] else 'stuff'})\n"
             f"score {segment['score']:.3f}, area {segment['area']} pixels ({share:.1f} % of the "
             f"image), made of {count} quer{'y' if count == 1 else 'ies'}"
         )
-        mask: np.ndarray = analysis.mask_picture(view, segment)
-        return [text, mask, analysis.maps_picture(view, segment)]
+        return [text, analysis.mask_picture(view, segment), analysis.maps_picture(view, segment)]

@@ -15,8 +15,163 @@ import torch
 from PIL import Image
 
 from detr_panoptic_cli import build_parser
+from detr_panoptic_d2.apps.predict import Predictor
+from detr_panoptic_d2.apps.web.analysis import Analyzer
 from detr_panoptic_d2.apps.web.app import import_gradio, is_loopback
+from detr_panoptic_d2.apps.web.uploads import Limits, UploadError, read_upload
+from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_good_one(picture, tmp_path):
+    assert read_upload(picture, Limits()).shape == (40, 50, 3)
+    Image.open(picture).convert("L").save(tmp_path / "grey.jpg")
+    assert read_upload(tmp_path / "grey.jpg", Limits()).shape == (40, 50, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"<svg></svg>", b"\x89PNG\r\n\x1a\n" * 9])
+def test_what_is_no_image(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UploadError, match="cannot be read as an image") as error:
+        read_upload(tmp_path / "a.png", Limits())
+    assert str(tmp_path) not in str(error.value)
+
+
+def test_one_that_is_cut_off(picture):
+    picture.write_bytes(picture.read_bytes()[:3000])
+    with pytest.raises(UploadError, match="damaged or cut off") as error:
+        read_upload(picture, Limits())
+    assert str(picture.parent) not in str(error.value)
+
+
+def test_too_large(picture, tmp_path):
+    with pytest.raises(UploadError, match=r"0\.0 MB; at most 0\.001 MB"):
+        read_upload(picture, Limits(megabytes=0.001))
+    with pytest.raises(UploadError, match=r"50 x 40 pixels; at most 0\.001 million"):
+        read_upload(picture, Limits(megapixels=0.001))
+    # More pixels than Pillow opens: a few kilobytes, and never decoded.
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20000, 20000)).save(bomb)
+    with pytest.raises(UploadError):
+        read_upload(bomb, Limits())
+
+
+@pytest.mark.parametrize("key", ["megabytes", "megapixels"])
+def test_limits_that_make_no_sense(key):
+    with pytest.raises(ValueError, match=f"{key} must be above 0, got 0"):
+        Limits(**{key: 0})
+
+
+OPTS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+
+
+@pytest.fixture(scope="module")
+def image():
+    return np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make_cfg(tiny_model, tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": tiny_model().state_dict()}, path)
+    return lambda *opts: setup_cfg(
+        "shapes/tiny.yaml", [*OPTS, "MODEL.WEIGHTS", str(path), *map(str, opts)]
+    )
+
+
+@pytest.fixture
+def calls(make_cfg):
+    """An analyzer, and the names of the model's parts in the order in which they were called."""
+    analyzer, names = Analyzer(make_cfg()), []
+    for name, module in analyzer.model.named_modules():
+        if name and not name.startswith("panoptic_inference"):
+            module.register_forward_pre_hook(lambda module, args, name=name: names.append(name))
+    return analyzer, names
+
+
+def test_thresholds_run_the_rule_and_not_the_network(calls, image):
+    analyzer, names = calls
+    analysis = analyzer(image)
+    assert {"transformer", "mask_head", "input_proj"} <= set(names)
+    names.clear()
+    counts = set()
+    for score in (0.0, 0.9, 1.0):
+        for area in (0, 1000, 64 * 80):
+            view = analysis.view(score, area)
+            analysis.picture(view)
+            for segment in view.segments:
+                assert segment["area"] > area
+                assert segment["score"] > score
+            counts.add(len(view.segments))
+    assert names == []
+    assert len(counts) > 2 and 0 in counts
+
+
+@pytest.mark.parametrize(("score", "area"), [(0.0, 0), (0.5, 20), (0.97, 300)])
+def test_the_view_is_what_the_model_returns_with_these_thresholds(make_cfg, image, score, area):
+    keys = "MODEL.DETR.TEST.SCORE_THRESH", score, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", area
+    ids, segments = Predictor(make_cfg(*keys))(image[:, :, ::-1])["panoptic_seg"]
+    view = Analyzer(make_cfg())(image).view(score, area)
+    assert np.array_equal(view.ids, ids.numpy())
+    assert [s["category_id"] for s in view.segments] == [s["category_id"] for s in segments]
+    assert [s["area"] for s in view.segments] == [s["area"] for s in segments]
+
+
+def test_segments_and_their_queries(calls, image):
+    analyzer, names = calls
+    analysis = analyzer(image)
+    names.clear()
+    view = analysis.view(0.0, 0)
+    picture = analysis.picture(view)
+    factor = picture.shape[0] // 64
+    assert picture.shape == (64 * factor, 80 * factor, 3)
+    used = []
+    for segment in view.segments:
+        y, x = np.argwhere(view.ids == segment["id"])[0]
+        assert view.at(int(x), int(y)) == segment
+        queries = analysis.queries(view, segment)
+        assert queries and set(queries) <= set(view.kept)
+        assert segment["isthing"] <= (len(queries) == 1)
+        used += queries
+        mask = analysis.mask_picture(view, segment)
+        assert mask.shape == picture.shape
+        inside = (view.ids == segment["id"]).repeat(factor, 0).repeat(factor, 1)
+        assert (mask[inside] == image.repeat(factor, 0).repeat(factor, 1)[inside]).all()
+    assert len(used) == len(set(used))
+    maps = analysis.maps_picture(view, view.segments[0])
+    assert maps.dtype == np.uint8 and maps.shape[1] <= 1000
+    assert names == []
+    assert view.at(-1, 0) is None and view.at(0, 64) is None
+    empty = analysis.view(1.0, 0)
+    assert empty.segments == [] and empty.at(3, 3) is None
+
+
+def test_equal_scores_are_told_apart_by_their_masks(calls, image):
+    analysis = calls[0](image)
+    record = analysis._context.recording.per_image[0]
+    thing = 0
+    record.scores[:], record.labels[:] = 0.75, thing
+    view = analysis.view(0.0, 0)
+    assert len(view.segments) > 1
+    chosen = [analysis.queries(view, s) for s in view.segments]
+    assert all(len(queries) == 1 for queries in chosen)
+    for segment, (query,) in zip(view.segments, chosen, strict=True):
+        won = record.owner.numpy()[view.ids == segment["id"]]
+        assert np.bincount(won).argmax() == query
+
+
+def test_wrong_thresholds(calls, image):
+    with pytest.raises(ValueError, match="SCORE_THRESH"):
+        calls[0](image).view(1.5, 0)
+
 
 REPO = Path(__file__).parents[2]
 # Seconds to wait for a page that loads and for a result; not a measurement.
@@ -32,8 +187,15 @@ def server(tiny_model, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "detr_panoptic_cli", "web", "--config-file"]
-    command += ["shapes/tiny.yaml", "--max-mb", "0.5"]
+    command = [
+        sys.executable,
+        "-m",
+        "detr_panoptic_cli",
+        "web",
+        "--config-file",
+        "shapes/tiny.yaml",
+    ]
+    command += ["--max-mb", "0.5"]
     command += ["--max-megapixels", "0.1", "--port", str(port), "MODEL.DEVICE", "cpu"]
     command += ["MODEL.WEIGHTS", str(weights)]
     env = {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "*", "no_proxy": "*"}
@@ -197,9 +359,9 @@ def test_without_gradio(monkeypatch):
 
 
 def test_options():
-    words = ["web", "--config-file", "a.yaml", "MODEL.WEIGHTS", "b.pth"]
-    args = build_parser().parse_args(words)
+    args = build_parser().parse_args(["web", "--config-file", "a.yaml", "MODEL.WEIGHTS", "b.pth"])
     assert (args.host, args.share, args.port) == ("127.0.0.1", False, None)
+    assert Limits(args.max_mb, args.max_megapixels) == Limits()
     assert args.opts == ["MODEL.WEIGHTS", "b.pth"]
     hosts = ("127.0.0.1", "localhost", "::1", "127.8.0.1", "0.0.0.0", "::", "10.0.0.3", "a.example")
     assert [is_loopback(host) for host in hosts] == [True] * 4 + [False] * 4
