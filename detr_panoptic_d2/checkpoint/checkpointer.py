@@ -12,8 +12,8 @@ from tabulate import tabulate
 
 from ..errors import UserError
 from .atomic import atomic_file, remove_unfinished
-from .checks import differences, refuse_incomplete, refuse_misfit, summary
-from .names import Adapted, State, adapt
+from .checks import differences, refuse_incomplete, refuse_misfit
+from .names import Adapted, State, adapt, summary
 from .read import local_file, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
             adapted = self._adapt(checkpoint["model"], model_state, about["class_names"], path)
             refuse_misfit(adapted, model_state, path)
         if self._complete:
-            refuse_incomplete(adapted, model_state, path)
+            refuse_incomplete(adapted, path)
         checkpoint["model"] = adapted.state
         incompatible = super()._load_model(checkpoint)
         for key in ("matching_heuristics", "__author__"):

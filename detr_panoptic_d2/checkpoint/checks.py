@@ -1,28 +1,19 @@
-"""Does a checkpoint hold what a model needs? What is wrong, and which config keys it depends on."""
+"""Does a checkpoint hold what a model needs, and which config keys does it need?"""
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from torch import nn
 
 from ..errors import UserError
-from .names import Adapted, State
+from .names import CLASS_HEAD, MASK_PARTS, Adapted, State, summary
 from .network_config import explain_differences
 from .resnet_names import find_resnet
 
 _COUNTER = "num_batches_tracked"
-# The parts of DETR whose tensors must all be there, and the config keys that they depend on.
-# Other modules of a model, somebody's additional head, may be new.
-_DETR_PARTS = {
-    "input_proj": "MODEL.DETR.HIDDEN_DIM",
-    "query_embed": "MODEL.DETR.NUM_OBJECT_QUERIES",
-    "transformer": "MODEL.DETR.ENC_LAYERS and MODEL.DETR.DEC_LAYERS",
-    "bbox_embed": "MODEL.DETR.HIDDEN_DIM",
-    "class_embed": "DATASETS.TRAIN and MODEL.DETR.NUM_CLASSES",
-    "mask_head": "MODEL.MASK_ON and MODEL.DETR.MASK_HEAD.NAME",
-    "bbox_attention": "MODEL.MASK_ON",
-}
+# The parts of DETR whose tensors must all be there. Other modules of a model, somebody's additional
+# head, may be new.
+_DETR_PARTS = ("input_proj", "query_embed", "transformer", "class_embed", "bbox_embed", *MASK_PARTS)
 
 
 def refuse_misfit(adapted: Adapted, model_state: State, path: str) -> None:
@@ -48,7 +39,7 @@ def refuse_misfit(adapted: Adapted, model_state: State, path: str) -> None:
     for name in model_state:
         if name in state or name in adapted.kept:
             continue
-        part = name.split(".")[0]
+        part = name.partition(".")[0]
         in_resnet = resnet is not None and resnet.to_torchvision(name) is not None
         if name.endswith(_COUNTER):
             adapted.kept[name] = "the file has no counters of batches"
@@ -67,25 +58,24 @@ def refuse_misfit(adapted: Adapted, model_state: State, path: str) -> None:
         raise UserError("\n  ".join(lines))
 
 
-def refuse_incomplete(adapted: Adapted, model_state: State, path: str) -> None:
+def refuse_incomplete(adapted: Adapted, path: str) -> None:
     """Raise a ``UserError`` if tensors of the model would keep their initial values."""
-    problems, parts = list(adapted.warnings), set()
-    kept = {n: why for n, why in adapted.kept.items() if not n.endswith(_COUNTER)}
-    if not (problems or kept or adapted.backbone_only):
-        return
-    for part, count, why in summary(kept):
-        parts.add(part.split(".")[0])
-        if part != "class_embed":
-            problems.append(f"{part} ({count} tensors): {why}")
+    problems = list(adapted.warnings)
+    # The class head has a warning already.
+    kept = {
+        name: why
+        for name, why in adapted.kept.items()
+        if not (name.endswith(_COUNTER) or name in CLASS_HEAD)
+    }
+    problems += [f"{part} ({count} tensors): {why}" for part, count, why in summary(kept)]
     if adapted.backbone_only:
         problems = ["it holds a backbone only, no DETR"]
-    parts.update(part for part in _DETR_PARTS if any(part in text for text in adapted.warnings))
-    keys = "; ".join(key for part, key in _DETR_PARTS.items() if part in parts)
-    raise UserError(
-        f"{path} ({adapted.format}) does not hold all of the model, the rest would be random: "
-        f"{'; '.join(problems[:4])}. Use the config that the weights were trained with "
-        f"(config.yaml in the OUTPUT_DIR of their training){f', or set {keys}' if keys else ''}"
-    )
+    if problems:
+        raise UserError(
+            f"{path} ({adapted.format}) does not hold all of the model, the rest would be random: "
+            f"{'; '.join(problems[:4])}. Use the config that the weights were trained with, "
+            "config.yaml in the OUTPUT_DIR of their training"
+        )
 
 
 def differences(model: nn.Module, model_state: State, about: Mapping[str, Any]) -> list[str]:
@@ -125,14 +115,3 @@ def differences(model: nn.Module, model_state: State, about: Mapping[str, Any]) 
             "MODEL.BACKBONE.NAME to build_detr_resnet_backbone"
         )
     return found
-
-
-def summary(notes: Mapping[str, str]) -> list[tuple[str, int, str]]:
-    """One row per part of the network and note: part, number of tensors, note."""
-    keys = sorted((_part(name), note) for name, note in notes.items())
-    return [(part, len(list(same)), note) for (part, note), same in groupby(keys)]
-
-
-def _part(name: str) -> str:
-    words = name.split(".")
-    return ".".join(words[:2]) if words[0] == "transformer" else words[0]

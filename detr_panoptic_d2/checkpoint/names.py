@@ -6,6 +6,7 @@ the ResNets of torchvision, timm, Detectron2 and Hugging Face. ``PanopticDETR`` 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ State = Mapping[str, torch.Tensor]
 
 CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
 _QUERIES = "query_embed.weight"
-MASK_PARTS = ("mask_head.", "bbox_attention.")
+MASK_PARTS = ("mask_head", "bbox_attention")
 # Tensors of other code bases that are no weights of the network.
 _NO_WEIGHTS = ("criterion.", "pixel_mean", "pixel_std")
 # ImageNet classifiers: torchvision's and timm's, Detectron2's, Hugging Face's.
@@ -75,7 +76,8 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], pref
     for name in weights:
         del state_dict[prefix + name]
     state_dict.update({prefix + name: tensor for name, tensor in adapted.state.items()})
-    logger.info("Loading a checkpoint of %s", adapted.format)
+    left_out = [f"{part} ({count}): {why}" for part, count, why in summary(adapted.left_out)]
+    logger.info("Names of %s are translated. %s", adapted.format, "; ".join(left_out))
     for warning in adapted.warnings:
         logger.warning("%s", warning)
 
@@ -209,11 +211,17 @@ def _rename_resnet(adapted: Adapted, model_state: State) -> None:
 def _choose_mask_head(adapted: Adapted, model_state: State) -> None:
     """Leave the mask head out where the model has none, or one of other tensors."""
     for part in MASK_PARTS:
-        theirs, ours = ({n for n in s if n.startswith(part)} for s in (adapted.state, model_state))
+        theirs, ours = (
+            {name for name in state if name.startswith(f"{part}.")}
+            for state in (adapted.state, model_state)
+        )
         if theirs & ours:
             continue
-        why = "the model has no masks (MODEL.MASK_ON)" if not ours else "another mask head"
-        adapted.kept.update({name: why if theirs else "not in the file" for name in ours})
+        whose = "the model" if theirs else "the file"
+        why = f"{whose} has no masks (MODEL.MASK_ON)"
+        if theirs and ours:
+            why = "another mask head (MODEL.DETR.MASK_HEAD.NAME)"
+        adapted.kept.update(dict.fromkeys(ours, why))
         _leave_out(adapted, theirs, why)
 
 
@@ -247,7 +255,10 @@ def _choose_classes(
         theirs = state[CLASS_HEAD[0]]
         if len(theirs) == len(weight) or theirs.shape[1:] != weight.shape[1:]:
             return
-        note = f"the file has {len(theirs) - 1} classes, the model {len(weight) - 1}"
+        note = (
+            f"the file has {len(theirs) - 1} classes, the model {len(weight) - 1} "
+            "(DATASETS.TRAIN, MODEL.DETR.NUM_CLASSES)"
+        )
         rows = None
     else:
         rows = choose_rows(head, weight, bias, dataset_ids, class_names)
@@ -267,6 +278,21 @@ def _leave_out(adapted: Adapted, names: Iterable[str], why: str) -> None:
     for name in names:
         del adapted.state[name]
         adapted.left_out[name] = why
+
+
+def summary(notes: Mapping[str, str]) -> list[tuple[str, int, str]]:
+    """One row per part of the network and note: part, number of tensors, note.
+
+    Args:
+        notes: name of a tensor to what there is to say about it.
+    """
+
+    def part(name: str) -> str:
+        words = name.split(".")
+        return ".".join(words[:2]) if words[0] == "transformer" else words[0]
+
+    counts = Counter((part(name), note) for name, note in notes.items())
+    return [(name, count, note) for (name, note), count in sorted(counts.items())]
 
 
 def _without_wrappers(name: str) -> str:

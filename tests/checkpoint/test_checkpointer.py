@@ -83,7 +83,7 @@ def test_other_number_of_classes(saved, tiny_model, class_set, caplog):
         assert name.startswith("class_embed.") or torch.equal(ours[name], tensor), name
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     classes = model.num_classes
-    why = f"the file has {classes} classes, the model 3"
+    why = f"the file has {classes} classes, the model 3 (DATASETS.TRAIN, MODEL.DETR.NUM_CLASSES)"
     assert warnings == [f"The class head keeps its initial values: {why}"]
     assert ["class_embed", "2", "not loaded", why] in table(caplog)
 
@@ -162,7 +162,9 @@ def test_without_masks_and_back(saved, tiny_model, tmp_path, caplog):
     assert_unchanged(model, before, "mask_head.", "bbox_attention.")
     ours = model.state_dict()
     assert all(torch.equal(ours[name], x) for name, x in boxes.state_dict().items())
-    assert ["mask_head", "28", "not loaded", "not in the file"] in table(caplog)
+    assert ["mask_head", "28", "not loaded", "the file has no masks (MODEL.MASK_ON)"] in table(
+        caplog
+    )
 
 
 def test_nothing_to_load(tiny_model):
@@ -193,7 +195,7 @@ def incomplete(kind, saved, tiny_model, class_set, tmp_path):
     [
         ("queries", ["query_embed.weight is loaded in part", "MODEL.DETR.NUM_OBJECT_QUERIES"]),
         ("classes", ["The class head keeps its initial values", "DATASETS.TRAIN"]),
-        ("masks", ["mask_head (28 tensors): not in the file", "MODEL.MASK_ON"]),
+        ("masks", ["mask_head (28 tensors): the file has no masks (MODEL.MASK_ON)"]),
         ("backbone", ["it holds a backbone only"]),
     ],
 )
