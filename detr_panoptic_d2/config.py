@@ -208,8 +208,7 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, AssertionError, ValueError) as error:
-        pairs = " ".join(map(str, opts))
-        raise UserError(f"Options (KEY VALUE pairs) '{pairs}': {_explain(cfg, error)}") from error
+        raise UserError(f"KEY VALUE pairs of the command: {_explain(cfg, error)}") from error
     return cfg
 
 

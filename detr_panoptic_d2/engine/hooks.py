@@ -89,6 +89,8 @@ class BestCheckpoint(BestCheckpointer):
 
     def _save(self, name: str, iteration: int) -> None:
         value, _ = self.trainer.storage.latest()[self._val_metric]
+        # After the training, metrics have the number of the iteration that would come next.
+        iteration = min(iteration, self.trainer.max_iter - 1)
         self._save_untagged(name, iteration=iteration)
         best = {"metric": self._val_metric, "value": float(value), "iteration": iteration}
         with atomic_file(self._file) as f:

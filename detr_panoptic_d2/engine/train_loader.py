@@ -8,11 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.samplers import (
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Sampler
 
@@ -143,14 +139,8 @@ def _wide(cfg: CfgNode, dicts: Sequence[dict]) -> list[bool] | None:
 
 def _sampler_factory(cfg: CfgNode, dicts: Sequence[dict]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    size = len(dicts)
     if name == "TrainingSampler":
-        return lambda seed: TrainingSampler(size, seed=seed)
-    if name == "RandomSubsetTrainingSampler":
-        ratio = cfg.DATALOADER.RANDOM_SUBSET_RATIO
-        return lambda seed: RandomSubsetTrainingSampler(
-            size, ratio, seed_shuffle=seed, seed_subset=seed
-        )
+        return lambda seed: TrainingSampler(len(dicts), seed=seed)
     if name == "RepeatFactorTrainingSampler":
         # Detectron2 looks at "annotations" only.
         labelled = [{"annotations": d.get("segments_info", d.get("annotations"))} for d in dicts]
@@ -159,7 +149,6 @@ def _sampler_factory(cfg: CfgNode, dicts: Sequence[dict]) -> Callable[[int], Sam
         )
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN is '{name}'; known are TrainingSampler, "
-        "RepeatFactorTrainingSampler and RandomSubsetTrainingSampler. One of your own goes to "
-        "build_train_loader as make_sampler."
+        f"DATALOADER.SAMPLER_TRAIN is '{name}'; known are TrainingSampler and "
+        "RepeatFactorTrainingSampler. One of your own goes to build_train_loader as make_sampler."
     )

@@ -4,12 +4,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.engine.reproducible import (
     PositionBatchSampler,
     SeededDataset,
@@ -82,8 +80,6 @@ class NoisyMapper:
 
 
 def items(workers, start, count):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
     dicts = [{"index": i} for i in range(7)]
     sampler = PositionBatchSampler(lambda seed: TrainingSampler(7, seed=seed), 2, 5)
     sampler.start = start
@@ -115,32 +111,21 @@ def test_mapper_that_takes_nothing():
         dataset[1, 0, 0]
 
 
-@pytest.fixture
-def cfg(panoptic_set, scene):
-    panoptic_set("loader_set", [scene] * 3)
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.DATASETS.TRAIN = ("loader_set",)
-    cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.DATALOADER.NUM_WORKERS = 0
-    return cfg
+@pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_detectron2_samplers(make_cfg, name):
+    cfg = make_cfg("out", DATALOADER__SAMPLER_TRAIN=name, DATALOADER__REPEAT_THRESHOLD=1.0)
+    first, second = (list(itertools.islice(build_train_loader(cfg, dict), 3)) for _ in range(2))
+    assert first == second
+    assert all(set(d) >= {"file_name", "segments_info"} for batch in first for d in batch)
 
 
-@pytest.mark.parametrize(
-    "name", ["TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"]
-)
-def test_detectron2_samplers(cfg, name):
-    cfg.DATALOADER.SAMPLER_TRAIN = name
-    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.7
-    loader = build_train_loader(cfg, dict)
-    for batch in itertools.islice(loader, 3):
-        assert [set(d) >= {"file_name", "segments_info"} for d in batch] == [True, True]
+def test_sampler_of_the_users_own(make_cfg):
+    loader = build_train_loader(make_cfg("out"), dict, lambda seed: itertools.repeat(2))
+    (batch,) = itertools.islice(loader, 1)
+    assert {d["image_id"] for d in batch} == {2}
 
 
-def test_loader_errors(cfg, monkeypatch):
-    cfg.DATALOADER.SAMPLER_TRAIN = "Best"
-    with pytest.raises(ValueError, match="'Best'; known are TrainingSampler"):
-        build_train_loader(cfg, dict)
+def test_batch_that_the_processes_cannot_share(make_cfg, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match="IMS_PER_BATCH is 2, .* multiple of 4"):
-        build_train_loader(cfg, dict)
+    with pytest.raises(UserError, match="IMS_PER_BATCH is 2, .* multiple of 4"):
+        build_train_loader(make_cfg("out"), dict)

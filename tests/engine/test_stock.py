@@ -15,7 +15,7 @@ from detectron2.solver import build_optimizer as stock_optimizer
 from detectron2.utils.events import EventStorage
 
 from detr_panoptic_d2.data import PanopticDatasetMapper
-from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer
 from detr_panoptic_d2.errors import UserError
 
 
@@ -72,16 +72,8 @@ def train(trainer_class, cfg, resume=False):
 
 
 @pytest.fixture
-def make_cfg(panoptic_set, scene, tmp_path):
-    panoptic_set("stock_set", [scene] * 3)
-
-    def make(max_iter):
-        opts = ["DATASETS.TRAIN", "('stock_set',)", "DATASETS.TEST", "()", "MODEL.DEVICE", "cpu"]
-        opts += ["INPUT.MIN_SIZE_TRAIN", "(32,)", "OUTPUT_DIR", str(tmp_path / "out")]
-        opts += ["SOLVER.MAX_ITER", str(max_iter), "SOLVER.CHECKPOINT_PERIOD", "2"]
-        return setup_cfg("shapes/tiny.yaml", opts)
-
-    return make
+def config(make_cfg):
+    return lambda max_iter: make_cfg("out", SOLVER__MAX_ITER=max_iter, DATASETS__TEST="()")
 
 
 def steps(optimizer):
@@ -90,33 +82,33 @@ def steps(optimizer):
 
 
 @pytest.mark.parametrize("first, second", itertools.permutations([StockTrainer, PanopticTrainer]))
-def test_train_net(make_cfg, first, second, tmp_path):
-    train(first, make_cfg(2))
-    start, optimizer = train(second, make_cfg(4), resume=True)
+def test_train_net(config, first, second, tmp_path):
+    train(first, config(2))
+    start, optimizer = train(second, config(4), resume=True)
     assert start == 2
     assert steps(optimizer) == {4}
     rows = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert json.loads(rows[-1])["iteration"] == 3
 
 
-def test_plain_train_net(make_cfg):
-    plain_train(make_cfg(2))
-    start, optimizer = train(PanopticTrainer, make_cfg(4), resume=True)
+def test_plain_train_net(config):
+    plain_train(config(2))
+    start, optimizer = train(PanopticTrainer, config(4), resume=True)
     assert start == 2 and steps(optimizer) == {4}
     # And back.
-    start, optimizer = plain_train(make_cfg(6), resume=True)
+    start, optimizer = plain_train(config(6), resume=True)
     assert start == 4 and steps(optimizer) == {6}
 
 
-def test_states_are_in_the_file_once(make_cfg, tmp_path):
-    train(PanopticTrainer, make_cfg(2))
+def test_states_are_in_the_file_once(config, tmp_path):
+    train(PanopticTrainer, config(2))
     file = tmp_path / "out" / "model_final.pth"
     content = torch.load(file, weights_only=True)
     inside = content["trainer"]["_trainer"]["optimizer"]["state"][0]["exp_avg"]
     assert inside.data_ptr() == content["optimizer"]["state"][0]["exp_avg"].data_ptr()
 
 
-def test_other_parameter_groups_are_one_clear_error(make_cfg):
-    train(ForeignOptimizer, make_cfg(2))
+def test_other_parameter_groups_are_one_clear_error(config):
+    train(ForeignOptimizer, config(2))
     with pytest.raises(UserError, match=r"model_final\.pth cannot be resumed.*build_optimizer"):
-        train(PanopticTrainer, make_cfg(4), resume=True)
+        train(PanopticTrainer, config(4), resume=True)

@@ -1,26 +1,21 @@
 import json
 import logging
 
-import numpy as np
 import pytest
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg, visualization_hook
-from detr_panoptic_d2.engine.reproducible import seed_everything
+from detr_panoptic_d2.engine import PanopticTrainer
 from detr_panoptic_d2.engine.visualization_hook import PanopticVisualizationHook
 
-ITERATIONS = 4
 
-
-class Record(HookBase):
-    """Losses and training modes after every step, and when the model did more than train."""
+class Watch(HookBase):
+    """Training modes after every step, and the iterations in which the model predicted."""
 
     def __init__(self):
-        self.losses, self.modes, self.looks = [], [], []
+        self.modes, self.looks = [], []
 
     def before_train(self):
         self.trainer.model.register_forward_pre_hook(self._look)
@@ -30,114 +25,69 @@ class Record(HookBase):
             self.looks.append(self.trainer.iter)
 
     def after_step(self):
-        self.losses.append(self.trainer.storage.latest()["total_loss"][0])
         self.modes.append([m.training for m in self.trainer.model.modules()])
 
 
 @pytest.fixture
-def make_cfg(panoptic_set, scene, tmp_path):
-    flipped = scene[0][:, ::-1].copy(), scene[1]
-    panoptic_set("pictures_set", [scene, flipped, scene, flipped, scene])
+def watched(train):
+    def run(cfg):
+        watch = Watch()
+        losses, _ = train(cfg, hooks=[watch])
+        return losses, watch
 
-    def make(folder, *opts):
-        common = ["DATASETS.TRAIN", "('pictures_set',)", "DATASETS.TEST", "('pictures_set',)"]
-        common += ["OUTPUT_DIR", str(tmp_path / folder), "SOLVER.MAX_ITER", str(ITERATIONS)]
-        common += ["INPUT.MIN_SIZE_TRAIN", "(32, 40)", "INPUT.MIN_SIZE_TEST", "32"]
-        common += ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.SCORE_THRESH", "0.0"]
-        return setup_cfg("shapes/tiny.yaml", [*common, *opts])
-
-    return make
+    return run
 
 
-def train(cfg):
-    seed_everything(1)
-    trainer = PanopticTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    record = Record()
-    trainer.register_hooks([record])
-    trainer.train()
-    return record, trainer
-
-
-def hooks_of(trainer):
-    return [h for h in trainer._hooks if isinstance(h, PanopticVisualizationHook)]
-
-
-def test_pictures_come_and_nothing_else_changes(make_cfg, tmp_path):
-    # An evaluation draws random numbers of its own, so both have the same ones.
-    opts = ["TEST.EVAL_PERIOD", "2"]
-    plain, trainer = train(make_cfg("plain", *opts))
-    assert not hooks_of(trainer)
+def test_pictures_come_and_nothing_else_changes(make_cfg, watched, tmp_path):
+    plain, plain_watch = watched(make_cfg("plain"))
     assert not (tmp_path / "plain" / "pictures").exists()
-    opts += ["VIS_PERIOD", "3", "TEST.VIS_IMAGES", "2"]
-    watched, _ = train(make_cfg("watched", *opts))
-    assert watched.losses == plain.losses
-    assert watched.modes == plain.modes
-    assert all(mode[0] for mode in watched.modes)
+    losses, watch = watched(make_cfg("drawn", VIS_PERIOD=4, TEST__VIS_IMAGES=2))
+    assert losses == plain
+    assert watch.modes == plain_watch.modes and all(mode[0] for mode in watch.modes)
+    # Between two times it does nothing; at the end there is an evaluation as well.
+    assert set(watch.looks) == {3, 5, 6}
 
-    folder = tmp_path / "watched"
+    folder = tmp_path / "drawn"
     pictures = sorted(p.relative_to(folder).as_posix() for p in folder.glob("pictures/*/*"))
     names = ["00_000", "01_004"]
-    expected = [f"pictures/{n}/iter_{i:07d}.jpg" for n in names for i in (2, 3)]
-    assert pictures == expected
+    assert pictures == [f"pictures/{n}/iter_{i:07d}.jpg" for n in names for i in (3, 5)]
     with Image.open(folder / pictures[0]) as picture:
         # Three pictures beside each other, enlarged to be legible.
         assert picture.width > 3 * 320
     events = EventAccumulator(str(folder))
     events.Reload()
     assert set(events.Tags()["images"]) == {f"predictions/{n}" for n in names}
-    assert [e.step for e in events.Images("predictions/00_000")] == [2, 3]
-    assert "panoptic_seg/PQ-ball" in events.Tags()["scalars"]
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    for name in ("sky", "ball", "ground", "box"):
-        assert any(f"panoptic_seg/PQ-{name}" in line for line in lines)
+    assert [e.step for e in events.Images("predictions/00_000")] == [3, 5]
+    rows = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    keys = {key for row in rows for key in row}
+    assert {"panoptic_seg/PQ-sky", "panoptic_seg/PQ-ball", "max_memory_mib"} <= keys
 
 
-def test_no_work_between_two_times(make_cfg, tmp_path):
-    """And as many images as there are, where more are asked for."""
-    record, _ = train(make_cfg("all", "VIS_PERIOD", "100", "TEST.VIS_IMAGES", "100"))
-    assert len(list((tmp_path / "all" / "pictures").iterdir())) == 5
-    last = ITERATIONS - 1
-    assert record.looks.count(last) >= 5
-    assert min(record.looks) == last
+def test_failure_is_logged_and_the_training_goes_on(make_cfg, train, tmp_path, caplog):
+    plain, _ = train(make_cfg("plain"))
+    (tmp_path / "failing").mkdir()
+    (tmp_path / "failing" / "pictures").write_text("no folder")
+    with caplog.at_level(logging.ERROR, logger="detr_panoptic_d2"):
+        failing, _ = train(make_cfg("failing", VIS_PERIOD=3))
+    assert failing == plain
+    assert caplog.text.count("the training goes on") == 2 and "Traceback" in caplog.text
 
 
 def test_main_process_only(make_cfg, monkeypatch):
-    cfg = make_cfg("second", "VIS_PERIOD", "2")
-    assert len(hooks_of(PanopticTrainer(cfg))) == 1
+    cfg = make_cfg("second", VIS_PERIOD=2)
+
+    def hooks():
+        return [type(h) for h in PanopticTrainer(cfg)._hooks]
+
+    assert hooks().count(PanopticVisualizationHook) == 1
     monkeypatch.setattr(comm, "get_rank", lambda: 1)
-    assert not hooks_of(PanopticTrainer(cfg))
-
-
-def test_failure_is_logged_and_the_training_goes_on(make_cfg, tmp_path, monkeypatch, caplog):
-    plain, _ = train(make_cfg("plain"))
-
-    def fail(*args, **kwargs):
-        np.random.rand()
-        torch.rand(1)
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(visualization_hook, "draw_beside_ground_truth", fail)
-    caplog.set_level(logging.ERROR, logger="detr_panoptic_d2")
-    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
-    failing, _ = train(make_cfg("failing", "VIS_PERIOD", "2"))
-    assert failing.losses == plain.losses
-    assert failing.modes == plain.modes
-    reports = [r for r in caplog.records if "the training goes on" in r.getMessage()]
-    assert len(reports) == 2
-    assert "no space left on device" in caplog.text
-    assert "Traceback" in caplog.text
+    assert PanopticVisualizationHook not in hooks()
 
 
 @pytest.mark.parametrize(
-    ("opts", "reason"),
-    [
-        (["DATASETS.TEST", "()"], "a data set in DATASETS.TEST"),
-        (["MODEL.DETR.TEST.PANOPTIC_ON", "False"], "PANOPTIC_ON"),
-    ],
+    "entries", [{"DATASETS__TEST": "()"}, {"MODEL__DETR__TEST__PANOPTIC_ON": False}]
 )
-def test_says_why_there_are_no_pictures(make_cfg, monkeypatch, caplog, opts, reason):
-    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
-    cfg = make_cfg("none", "VIS_PERIOD", "2", *opts)
-    assert visualization_hook.build_visualization_hook(cfg, torch.nn.Identity()) is None
-    assert reason in caplog.text
+def test_says_why_there_are_no_pictures(make_cfg, caplog, entries):
+    trainer = PanopticTrainer(make_cfg("none", VIS_PERIOD=2, **entries))
+    assert PanopticVisualizationHook not in [type(h) for h in trainer._hooks]
+    assert "VIS_PERIOD is without effect" in caplog.text
