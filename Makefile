@@ -45,6 +45,7 @@ lint: $(DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) -m mypy
 
 format: $(DEV)
 	$(RUN) -m ruff check --fix .

@@ -246,11 +246,12 @@ def _what_is_broken(path: Path) -> str | None:
 
 def _reason(error: BaseException) -> str:
     """The operating system's words, which torch hides behind its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        last, error = error, error.__cause__ or error.__context__
-    return str(last).splitlines()[0]
+    last, cause = error, error.__cause__ or error.__context__
+    while not (isinstance(last, OSError) and last.strerror):
+        if cause is None:
+            return str(last).splitlines()[0]
+        last, cause = cause, cause.__cause__ or cause.__context__
+    return last.strerror
 
 
 def _log_table(adapted: Adapted, loaded: list[str], kept: set[str], path: str) -> None:

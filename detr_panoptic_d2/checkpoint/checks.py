@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from ..errors import UserError
 from .names import CLASS_HEAD, MASK_PARTS, Adapted, State, summary
 from .network_config import explain_differences
@@ -78,7 +76,7 @@ def refuse_incomplete(adapted: Adapted, path: str) -> None:
         )
 
 
-def differences(model: nn.Module, model_state: State, about: Mapping[str, Any]) -> list[str]:
+def differences(model: Any, model_state: State, about: Mapping[str, Any]) -> list[str]:
     """What the model does otherwise than the file's network although all tensors fit.
 
     Args:

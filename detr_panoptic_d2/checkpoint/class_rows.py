@@ -99,6 +99,7 @@ def choose_rows(
     """
     if problem := _other_classes(head, weight, dataset_ids, class_names):
         return ChosenRows(None, None, 0, problem)
+    assert dataset_ids is not None
     weight, bias = weight.clone(), bias.clone()
     absent = [dataset_id for dataset_id in dataset_ids if dataset_id not in head.rows]
     for index, dataset_id in enumerate(dataset_ids):

@@ -9,9 +9,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
 
 from . import huggingface_names
 from .class_rows import COCO_THING_IDS, ClassHead, choose_rows, coco_things_head, raw_id_head
@@ -55,14 +55,14 @@ class Adapted:
     warnings: list[str] = field(default_factory=list)
 
 
-def adapt_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+def adapt_state_dict(model: Any, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
     """Translate, in place, what a ``PanopticDETR`` is to load.
 
     A state dict with nothing but the model's own names is left to torch, and so is what is of no
     known kind.
 
     Args:
-        model: the model, with ``dataset_ids`` and ``class_names``.
+        model: a ``PanopticDETR``: its ``dataset_ids`` and ``class_names`` are read.
         state_dict: what ``load_state_dict`` was given.
         prefix: of the model's names in it.
     """
@@ -169,7 +169,8 @@ def _from_huggingface(weights: State, file_names) -> tuple[Adapted, ClassHead | 
     kind = f"Hugging Face {'DetrForSegmentation' if masks else 'DetrForObjectDetection'}"
     head = None
     if all(name in state for name in CLASS_HEAD):
-        head = raw_id_head(*(state[name] for name in CLASS_HEAD), file_names)
+        weight, bias = (state[name] for name in CLASS_HEAD)
+        head = raw_id_head(weight, bias, file_names)
     return Adapted(kind, state), head
 
 
@@ -263,7 +264,7 @@ def _choose_classes(
     else:
         rows = choose_rows(head, weight, bias, dataset_ids, class_names)
         note = rows.note
-    if rows is None or rows.weight is None:
+    if rows is None or rows.weight is None or rows.bias is None:
         adapted.warnings.append(f"The class head keeps its initial values: {note}")
         adapted.kept.update({name: note for name in CLASS_HEAD})
         _leave_out(adapted, CLASS_HEAD, note)

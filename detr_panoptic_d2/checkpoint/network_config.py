@@ -8,7 +8,7 @@ import torch
 from .resnet_names import find_resnet
 
 # Blocks per stage, and whether they are bottlenecks -> depth.
-_DEPTHS = {
+_DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,
@@ -47,8 +47,8 @@ def resnet_depth(state: Mapping[str, torch.Tensor]) -> int | None:
     resnet = find_resnet(state)
     if resnet is None:
         return None
-    shapes = {resnet.to_torchvision(name): tuple(t.shape) for name, t in state.items()}
-    shapes.pop(None, None)
+    named = ((resnet.to_torchvision(name), tensor) for name, tensor in state.items())
+    shapes = {name: tuple(tensor.shape) for name, tensor in named if name is not None}
     if shapes.get("layer1.0.conv2.weight") != (64, 64, 3, 3):
         return None
     blocks = tuple(_count(shapes, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))

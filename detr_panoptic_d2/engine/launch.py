@@ -49,7 +49,8 @@ def launch_job(main: Main, args: argparse.Namespace) -> object:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Of interfaces that Detectron2 and fvcore still use; the new processes inherit no filters.
         os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-        return _launch(main, args)
+        _launch(main, args)
+        return None
 
 
 def _on_gpu(args: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -101,7 +102,7 @@ def _warn_about_batch(cfg: CfgNode) -> None:
 
 def _with_clipping(
     cfg: CfgNode, optimizer: type[torch.optim.Optimizer]
-) -> type[torch.optim.Optimizer]:
+) -> Callable[..., torch.optim.Optimizer]:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_VALUE <= 0:
         return optimizer
@@ -109,7 +110,7 @@ def _with_clipping(
         return maybe_add_gradient_clipping(cfg, optimizer)
     max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
 
-    class FullModelClipping(optimizer):
+    class FullModelClipping(optimizer):  # type: ignore[valid-type, misc]
         def step(self, closure=None):
             params = [p for group in self.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(params, max_norm, norm_type)

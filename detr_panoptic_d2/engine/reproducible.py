@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class SeededDataset(Dataset):
         mapper: dataset dict -> model input, or None to take another image instead.
     """
 
-    def __init__(self, dicts: Dataset, mapper: Callable[[dict], dict | None]):
+    def __init__(self, dicts: Sequence[dict], mapper: Callable[[dict], dict | None]):
         self._dicts = dicts
         self._mapper = mapper
 

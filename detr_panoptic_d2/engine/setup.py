@@ -80,7 +80,7 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def check_writable(folder: str | os.PathLike) -> None:
+def check_writable(folder: str | os.PathLike[str]) -> None:
     """Make a folder if need be, and find out whether files can be written in it.
 
     Raises:
@@ -88,7 +88,7 @@ def check_writable(folder: str | os.PathLike) -> None:
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f:
+        with tempfile.TemporaryFile(dir=os.fspath(folder)) as f:
             f.write(b"\0" * 4096)
     except OSError as error:
         raise type(error)(

@@ -43,6 +43,8 @@ class PanopticTrainer(DefaultTrainer):
     resumed goes on exactly as if it had not been: see :mod:`.reproducible`.
     """
 
+    iter: int
+
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's constructor with another step and checkpointer, and with several
         # processes on the CPU; it has no methods to override for these.
@@ -144,8 +146,8 @@ class PanopticTrainer(DefaultTrainer):
                     path.unlink()
         if resume and self.checkpointer.has_checkpoint():
             # plain_train_net.py keeps the iteration beside optimizer and scheduler.
-            self.iter = rest.get("iteration", self.iter)
-            self.start_iter = self.iter + 1
+            iteration: int = rest.get("iteration", self.iter)
+            self.iter, self.start_iter = iteration, iteration + 1
         empty = [
             name
             for name, module in self.model.named_modules()

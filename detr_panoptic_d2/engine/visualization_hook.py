@@ -73,9 +73,10 @@ class PanopticVisualizationHook(HookBase):
         for number, item in enumerate(self._items):
             output = self._model([mapper(item)])[0]["panoptic_seg"]
             image = read_image(item["file_name"], "RGB")
-            picture = draw_beside_ground_truth(
-                *limit_size(_MAX_SIZE, image, read_ground_truth(item), output), metadata
+            image, ground_truth, prediction = limit_size(
+                _MAX_SIZE, image, read_ground_truth(item), output
             )
+            picture = draw_beside_ground_truth(image, ground_truth, prediction, metadata)
             stem = re.sub(r"[^\w.-]", "_", Path(item["file_name"]).stem)
             self._write(f"{number:02d}_{stem}", picture)
 

@@ -103,7 +103,8 @@ def instances_from_panoptic(items: list[dict], categories: list[dict]) -> dict[s
         items: dataset dicts with contiguous category ids.
         categories: of the set, in order of the contiguous ids.
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for item in items:
         ids = read_panoptic_png(item["pan_seg_file_name"])
         height, width = ids.shape
