@@ -128,25 +128,36 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if missing := len(self._images) - len(found):
             logger.warning("PQ is over %d images; %d were not predicted.", len(found), missing)
         if self._output_dir:
-            self._write(found)
+            categories = list(self._categories.values())
+            write_results(self._output_dir, found, self._images, categories)
         stat = PQStat()
         for prediction in found.values():
             add_counts(stat, prediction["counts"])
         return {"panoptic_seg": summarize(stat, self._categories)}
 
-    def _write(self, predictions: dict[Any, dict]) -> None:
-        images, annotations, per_image = [], [], []
-        for image_id, prediction in predictions.items():
-            name = os.path.basename(self._images[image_id]["file_name"])
-            height, width = prediction["size"]
-            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-            keys = ("image_id", "file_name", "segments_info")
-            annotations.append({key: prediction[key] for key in keys})
-            per_image.append({"image_id": image_id, "counts": prediction["counts"]})
-        path = os.path.join(self._output_dir, "predictions.json")
-        write_panoptic_json(path, images, annotations, list(self._categories.values()))
-        with atomic_file(os.path.join(self._output_dir, PER_IMAGE_FILE)) as file:
-            json.dump(per_image, file)
+
+def write_results(
+    folder: str, predictions: dict[Any, dict], items: dict[Any, dict], categories: list[dict]
+) -> None:
+    """Write ``predictions.json`` and ``per_image.json``.
+
+    Args:
+        folder: output folder.
+        predictions: by image id, with ``size`` (height, width) and ``counts``.
+        items: dataset dicts by image id.
+        categories: of the set.
+    """
+    images, annotations, per_image = [], [], []
+    for image_id, prediction in predictions.items():
+        name = os.path.basename(items[image_id]["file_name"])
+        height, width = prediction["size"]
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        keys = ("image_id", "file_name", "segments_info")
+        annotations.append({key: prediction[key] for key in keys})
+        per_image.append({"image_id": image_id, "counts": prediction["counts"]})
+    write_panoptic_json(os.path.join(folder, "predictions.json"), images, annotations, categories)
+    with atomic_file(os.path.join(folder, PER_IMAGE_FILE)) as file:
+        json.dump(per_image, file)
 
 
 def summarize(stat: PQStat, categories: dict[int, dict]) -> dict[str, float]:

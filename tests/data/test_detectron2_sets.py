@@ -9,10 +9,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.data.datasets.cityscapes_panoptic import (
     _RAW_CITYSCAPES_PANOPTIC_SPLITS,
     register_all_cityscapes_panoptic,
 )
+from detectron2.evaluation import COCOPanopticEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from panopticapi.utils import id2rgb
 from PIL import Image
@@ -36,7 +38,7 @@ def train_and_test(train, test, output, *options):
     cfg = setup_cfg("shapes/tiny.yaml", [*options, "OUTPUT_DIR", str(output)])
     trainer = PanopticTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    return cfg, trainer.train()
+    return trainer, trainer.train()
 
 
 @pytest.fixture
@@ -74,7 +76,8 @@ def cityscapes(tmp_path):
             ]
             name = f"{stem}_gtFine_panoptic.png"
             annotations.append({"image_id": stem, "file_name": name, "segments_info": segments})
-        content = {"annotations": annotations, "categories": [], "images": []}
+        categories = [{k: c[k] for k in ("id", "name", "isthing")} for c in CITYSCAPES_CATEGORIES]
+        content = {"annotations": annotations, "categories": categories, "images": []}
         pngs.with_suffix(".json").write_text(json.dumps(content))
     register(tmp_path)
     yield
@@ -84,9 +87,17 @@ def cityscapes(tmp_path):
 def test_cityscapes_trains_and_is_evaluated(cityscapes, tmp_path):
     names = "cityscapes_fine_panoptic_train", "cityscapes_fine_panoptic_val"
     tests = ["MODEL.DETR.TEST.SEMANTIC_ON", "True", "MODEL.DETR.TEST.INSTANCE_ON", "True"]
-    cfg, results = train_and_test(*names, tmp_path / "output", *tests)
+    tests += ["MODEL.DETR.TEST.SCORE_THRESH", "0.0"]
+    trainer, results = train_and_test(*names, tmp_path / "output", *tests)
+    cfg = trainer.cfg
     assert cfg.MODEL.DETR.NUM_CLASSES == 19
     assert thing_class_ids(MetadataCatalog.get(names[0])) == list(range(11, 19))
+
+    # Detectron2's own evaluator, with what the model gives.
+    loader = PanopticTrainer.build_test_loader(cfg, names[1])
+    stock = COCOPanopticEvaluator(names[1], str(tmp_path / "stock"))
+    for key, value in inference_on_dataset(trainer.model, loader, stock)["panoptic_seg"].items():
+        assert results["panoptic_seg"][key] == pytest.approx(value)
 
     evaluator = PanopticTrainer.build_evaluator(cfg, names[1])
     evaluator.reset()
@@ -130,10 +141,10 @@ def coco_set(tmp_path):
 
 
 def test_register_coco_instances_with_empty_metadata(coco_set, tmp_path):
-    cfg, results = train_and_test(
+    trainer, results = train_and_test(
         coco_set, coco_set, tmp_path / "output", "MODEL.DETR.TEST.INSTANCE_ON", "True"
     )
-    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+    assert trainer.cfg.MODEL.DETR.NUM_CLASSES == 2
     assert dataset_ids(MetadataCatalog.get(coco_set)) == [3, 8]
     assert "bbox" in results
 
