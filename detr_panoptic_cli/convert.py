@@ -151,6 +151,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None
     print(f"\n{describe(converted)}\n")
+    empty = [name for name in converted[0].segments if not any(s.segments[name] for s in converted)]
+    if empty:
+        print(f"Not a single segment of {', '.join(empty)}: is the list of classes right?\n")
     if any(split.tiny > split.num_images for split in converted):
         print("Many segments are tiny. --min-area 10 leaves out those of fewer than 10 pixels.\n")
     config = write_dataset_config(converted, args.name or args.output.resolve().name, base)

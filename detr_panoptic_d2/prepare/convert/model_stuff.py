@@ -28,7 +28,8 @@ class ModelStuff:
         opts: further config keys and values.
 
     Raises:
-        UserError: the threshold is not within 0 and 1, or the model knows no stuff.
+        UserError: the threshold is not within 0 and 1, the weights do not fit the model, or it
+            knows no stuff.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class ModelStuff:
         opts = [*(opts or []), "MODEL.WEIGHTS", ""]
         opts += ["MODEL.DETR.TEST.SCORE_THRESH", str(float(threshold))]
         self._predictor = DefaultPredictor(setup_cfg(config, opts))
-        PanopticCheckpointer(self._predictor.model).load(weights)
+        PanopticCheckpointer(self._predictor.model).load(weights, complete=True)
         metadata = self._predictor.metadata
         things = set(thing_class_ids(metadata))
         ids, names, colors = dataset_ids(metadata), metadata.stuff_classes, metadata.stuff_colors
