@@ -1,101 +1,80 @@
-import importlib.util
+"""tools/benchmark: sides that agree are timed, others are not; what it prints and writes."""
+
+import importlib
 import json
-import math
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from detr_panoptic_d2.benchmark import huggingface, session
-from detr_panoptic_d2.benchmark.agreement import Disagreement, require_close, require_equal_maps
-from detr_panoptic_d2.benchmark.inputs import add_segments, make_images
-from detr_panoptic_d2.benchmark.measure import Clock, count_flops, peak_memory, time_interleaved
-from detr_panoptic_d2.benchmark.models import best_queries
-from detr_panoptic_d2.benchmark.training import TrainingWork
-
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
-CPU = torch.device("cpu")
-TINY = ["--device", "cpu", "--size", "64x96", "--kept", "3", "--repeats", "1", "--segments", "3"]
-WORKS = ["inference", "training", "hook", "mapper", "memory", "scaling"]
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark"
+MODULES = ("huggingface", "measure", "networks", "tables", "works")
+TINY = ["--config-file", "shapes/tiny.yaml", "--device", "cpu", "--size", "64x96", "--kept", "3"]
+TINY += ["--repeats", "1", "--segments", "3"]
 # The smallest model that Hugging Face has as well.
 RESNET = ["MODEL.BACKBONE.NAME", "build_torchvision_backbone", "MODEL.RESNETS.NORM", "FrozenBN"]
 RESNET += ["MODEL.DETR.BACKBONE.MODEL_NAME", "resnet18", "MODEL.RESNETS.RES5_DILATION", "1"]
-RESNET += ["MODEL.DETR.HIDDEN_DIM", "128", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+RESNET += ["MODEL.DETR.HIDDEN_DIM", "128", "MODEL.DETR.MASK_HEAD.NAME", "MaskHeadSmallConv"]
+OURS, BOXES, THEIRS = "ours panoptic", "ours boxes", "Hugging Face panoptic"
 
 
 @pytest.fixture
-def tool(monkeypatch):
+def module(monkeypatch):
+    """Return a function from the name of a module of the tool to the module."""
+    monkeypatch.syspath_prepend(str(TOOL))
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def tool(module, monkeypatch):
     """Return a function that runs the tool in this process and returns its exit status."""
-    spec = importlib.util.spec_from_file_location("benchmark_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     # Its handler would keep one test's stdout for the others.
-    monkeypatch.setattr(module, "setup_logger", lambda **options: None)
+    monkeypatch.setattr("detectron2.utils.logger.setup_logger", lambda **options: None)
 
     def run(*arguments) -> int:
-        words = ["--config-file", "shapes/tiny.yaml", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *words])
-        try:
-            return module.main()
-        except SystemExit as end:
-            return end.code
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return end.value.code
 
     return run
 
 
-def check_times(times: dict, repeats: int) -> None:
-    for spent in times.values():
-        assert len(spent["runs"]) == repeats
-        assert 0 < spent["q1"] <= spent["median"] <= spent["q3"]
-
-
-def test_every_work(tool, tmp_path, capsys):
+def test_all_works(tool, tmp_path, capsys):
     files = ["--json", tmp_path / "new" / "out.json", "--markdown", tmp_path / "out.md"]
-    assert tool(*TINY, *files) == 0
+    assert tool(*TINY, "--work", "inference,training,curves", "--cpu-time", *files) == 0
     content = json.loads(files[1].read_text(encoding="utf-8"))
     assert {"date", "cpu", "threads", "versions"} <= content["machine"].keys()
-    assert content["settings"]["device"] == "cpu"
-    assert content["peak flops"] > 0
-    results = content["results"]
-    assert list(results) == WORKS
-    for result in results.values():
-        assert all(math.isfinite(value) for value in result["agreement"].values())
-
-    ours, boxes = "ours panoptic", "ours boxes"
-    inference, training = results["inference"], results["training"]
-    assert inference["times"].keys() == inference["flops"].keys() == {ours, boxes}
-    stages = {"backbone", "transformer", "attention maps", "mask head", "hook", "other"}
-    assert inference["stages"][ours].keys() == stages
-    assert inference["stages"][boxes].keys() == {"backbone", "transformer", "other"}
-    assert inference["ratios"].keys() == {f"{ours} / {boxes}"}
-    assert inference["flops"][ours] > inference["flops"][boxes] > 0
-    assert "extra memory over boxes: ours / masks of all queries" in training["ratios"]
-    assert training["flops"][ours] < training["flops"]["ours, masks of all queries"]
-    for name in ("inference", "training", "hook"):
-        check_times(results[name]["times"], repeats=1)
-        assert all(value > 0 for value in results[name]["memory"].values())
-    assert results["hook"]["agreement"]["segments"] > 1
-    assert all(rate > 0 for rate in results["mapper"]["images per second"].values())
-    (memory,) = results["memory"]["memory by kept queries"]
-    assert memory["kept"] == 3
-    assert memory["mask head"] > memory["of which output"] > 0
-    curves = results["scaling"]["curves"]
-    assert [x["kept"] for x in curves["kept queries"]] == [1, 5]
-    assert [x["size"] for x in curves["image size"]] == [[32, 48], [48, 72], [64, 96]]
-    assert [x["batch"] for x in curves["batch"]] == [1, 2, 4]
-
-    printed, markdown = capsys.readouterr().out, files[3].read_text(encoding="utf-8")
-    for text in (printed, markdown):
-        assert content["machine"]["cpu"] in text
-        assert "ours panoptic / ours boxes" in text
-        assert "mask head, peak MiB" in text
-    assert "--config-file shapes/tiny.yaml" in markdown
-    assert all(f"### {name}\n" in markdown for name in WORKS)
-    assert "|---" in markdown
+    assert content["settings"]["clock"] == "processor time"
+    inference, training, curves = (
+        content["results"][w] for w in ("inference", "training", "curves")
+    )
+    for result in (inference, training):
+        assert all(0 < t["q1"] <= t["median"] <= t["q3"] for t in result["times"].values())
+        assert all(memory > 0 for memory in result["memory"].values())
+    assert inference["ratios"].keys() == {f"{OURS} / {BOXES}"}
+    assert list(inference["steps"]) == [
+        "preprocess",
+        "detect",
+        "select",
+        "predict_masks",
+        "assemble",
+    ]
+    everything = "ours, masks of all queries"
+    assert training["agreement"][f"loss_mask, {everything}"] < 1e-3
+    assert training["memory"][OURS] < training["memory"][everything]
+    assert [x["kept"] for x in curves["curves"]["kept"]] == [1, 5]
+    assert [x["size"] for x in curves["curves"]["size"]] == [[32, 48], [48, 72], [64, 96]]
+    assert [x["batch"] for x in curves["curves"]["batch"]] == [1, 2, 4]
+    markdown = files[3].read_text(encoding="utf-8")
+    assert markdown in capsys.readouterr().out
+    assert "tools/benchmark --config-file shapes/tiny.yaml" in markdown
+    assert "| ours panoptic / ours boxes" in markdown
 
 
 @pytest.mark.slow
@@ -104,112 +83,84 @@ def test_compiled_beside_not_compiled(tool, tmp_path):
     assert tool(*TINY, "--work", "inference", "--compile", "--json", out) == 0
     torch.compiler.reset()
     result = json.loads(out.read_text(encoding="utf-8"))["results"]["inference"]
-    assert result["compiled graphs so far"] > 0
     assert result["agreement"]["class logits, ours panoptic, not compiled"] < 1e-4
     assert "ours panoptic, not compiled / ours panoptic" in result["ratios"]
 
 
-def test_command_line(tmp_path):
-    words = ["--config-file", "shapes/tiny.yaml", *TINY, "--work", "hook,mapper", "--cpu-time"]
-    words += ["--dtype", "bfloat16", "--json", str(tmp_path / "out.json")]
-    done = subprocess.run([sys.executable, str(TOOL), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "official steps / ours" in done.stdout
-    content = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert list(content["results"]) == ["hook", "mapper"]
-    assert content["settings"]["clock"] == "processor time"
-
-
-def test_against_huggingface(tool, tmp_path, monkeypatch, capsys):
+def test_against_huggingface(tool, module, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     pytest.importorskip("timm")
-    words = [*TINY, "--against", "huggingface", "--json", tmp_path / "out.json"]
-    assert tool(*words, "--work", "inference", *RESNET) == 0
-    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]["inference"]
-    assert {"Hugging Face panoptic", "Hugging Face boxes"} <= result["times"].keys()
-    assert {"mask head", "hook"} <= result["stages"]["Hugging Face panoptic"].keys()
-    agreement = result["agreement"]
-    assert agreement["mask logits, Hugging Face panoptic"] <= 1e-4
-    assert agreement["equal pixels, Hugging Face panoptic and the official steps"] > 0.99
+    out = tmp_path / "out.json"
+    words = [*TINY, "--against", "huggingface", "--json", out]
+    assert tool(*words, "--work", "inference,training", *RESNET) == 0
+    results = json.loads(out.read_text(encoding="utf-8"))["results"]
+    assert {THEIRS, "Hugging Face boxes"} <= results["inference"]["times"].keys()
+    assert {f"{x}, {THEIRS}" for x in ("class logits", "boxes", "mask logits")} <= (
+        results["inference"]["agreement"].keys()
+    )
+    losses = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+    assert {f"{x}, {THEIRS}" for x in losses} <= results["training"]["agreement"].keys()
+    out.unlink()
 
-    def copy_badly(ours, theirs):
-        copy_weights(ours, theirs)
+    build = module("huggingface").build
+
+    def build_badly(ours):
+        theirs = build(ours)
         with torch.no_grad():
             for weight in theirs.mask_head.parameters():
                 weight.mul_(1.01)
+        return theirs
 
-    copy_weights = huggingface.copy_weights
-    monkeypatch.setattr(huggingface, "copy_weights", copy_badly)
-    (tmp_path / "out.json").unlink()
+    monkeypatch.setattr(module("huggingface"), "build", build_badly)
     assert tool(*words, "--work", "inference", *RESNET) == 1
-    error = capsys.readouterr().err
-    assert "error: mask logits against Hugging Face panoptic: results differ by" in error
-    assert not (tmp_path / "out.json").exists()
+    assert re.search(rf"error: mask logits, {THEIRS}: the sides differ", capsys.readouterr().err)
+    assert not out.exists()
 
 
-def test_losses_are_those_of_huggingface():
-    pytest.importorskip("transformers")
-    pytest.importorskip("timm")
-    options = {"against": "huggingface", "device": "cpu", "size": (64, 96), "segments": 3}
-    run = session.Session(session.Options("shapes/tiny.yaml", tuple(RESNET), **options))
-    agreement = TrainingWork(run).check()
-    for loss in ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"):
-        assert agreement[f"{loss}, Hugging Face panoptic"] <= 1e-3
+@pytest.mark.parametrize("work", ["inference", "training"])
+def test_sides_that_differ_are_not_timed(tool, module, tmp_path, monkeypatch, capsys, work):
+    networks, out = module("networks"), tmp_path / "out.json"
+    boxes_alone = networks._boxes_alone
 
-
-@pytest.mark.parametrize("work", ["inference", "training", "scaling"])
-def test_perturbed_weights_are_not_timed(tool, tmp_path, monkeypatch, capsys, work):
     def build_badly(cfg, panoptic):
-        model = build_boxes(cfg, panoptic)
+        model = boxes_alone(cfg, panoptic)
         with torch.no_grad():
             model.class_embed.weight.mul_(1.1)
         return model
 
-    build_boxes = session.build_boxes
-    monkeypatch.setattr(session, "build_boxes", build_badly)
-    assert tool(*TINY, "--work", work, "--json", tmp_path / "out.json") == 1
+    monkeypatch.setattr(networks, "_boxes_alone", build_badly)
+    assert tool(*TINY, "--work", work, "--json", out) == 1
     printed = capsys.readouterr()
-    assert re.fullmatch(r"error: .* results differ by .* nothing is timed.*\n", printed.err)
+    assert re.fullmatch(r"error: .* the sides differ by .* nothing is timed.*\n", printed.err)
     assert "median" not in printed.out
-    assert not (tmp_path / "out.json").exists()
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("module", ["transformers", "timm"])
-def test_huggingface_is_not_installed(tool, monkeypatch, capsys, module):
-    monkeypatch.setitem(sys.modules, module, None)
+@pytest.mark.parametrize("missing", ["transformers", "timm"])
+def test_huggingface_is_not_installed(tool, monkeypatch, capsys, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
     assert tool(*TINY, "--work", "inference", "--against", "huggingface", *RESNET) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'detr-panoptic-d2[huggingface,timm]'" in line
+    assert "pip install 'detr-panoptic-d2[benchmark,timm]'" in line
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "message"),
     [
-        (["--work", "nothing"], r"--work names \['nothing'\].*inference, training"),
-        (["--work", "inference", "--kept", "9"], "--kept is 9, but must lie in 1..8"),
-        (["--repeats", "0"], "--repeats is 0, but must be at least 1"),
-        (["--device", "cpu", "--dtype", "tf32"], "only GPUs have"),
-        (["--work", "inference", "MODEL.MASK_ON", "False"], "MODEL.MASK_ON"),
-        (["--work", "inference", "--against", "huggingface"], "build_narrow_resnet_backbone"),
+        (["--work", "nothing"], 2, r"\['nothing'\]: known are inference, training, curves"),
+        (["--repeats", "0"], 2, "'0' is no whole number of at least 1"),
+        (["--size", "8x64"], 2, "'8x64' is no HEIGHTxWIDTH"),
+        (["--work", "inference", "--kept", "9"], 1, "--kept is 9, but must be from 1 to 8"),
+        (["--dtype", "tf32"], 1, "only GPUs have"),
+        (["--work", "inference", "MODEL.MASK_ON", "False"], 1, "set MODEL.MASK_ON"),
     ],
 )
-def test_what_does_not_fit_is_said(tool, capsys, words, message):
-    if "huggingface" in words:
-        pytest.importorskip("transformers")
-        pytest.importorskip("timm")
-    arguments = ["--device", "cpu", "--size", "64x96", *words]
-    assert tool(*arguments) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(f"error: .*{message}", line), line
+def test_what_does_not_fit_is_said(tool, capsys, words, status, message):
+    assert tool(*TINY, *words) == status
+    assert re.search(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
-@pytest.mark.parametrize("size", ["64", "64x", "8x64", "ax64"])
-def test_size_is_checked(tool, capsys, size):
-    assert tool("--size", size) == 2
-    assert "is no HEIGHTxWIDTH" in capsys.readouterr().err
-
-
-def test_peak_memory_is_that_of_living_tensors():
+def test_peak_memory_is_that_of_living_tensors(module):
     start = torch.ones(512, 512)
 
     def run():
@@ -221,53 +172,44 @@ def test_peak_memory_is_that_of_living_tensors():
         return c.sum()
 
     # b and c together; a is gone by then.
-    assert peak_memory(run, CPU) == pytest.approx(3 * 2**20, rel=0.01)
+    peak = module("measure").peak_memory(run, torch.device("cpu"))
+    assert peak == pytest.approx(3 * 2**20, rel=0.01)
 
 
-def test_flops_of_convolution_product_and_attention():
-    x = torch.randn(1, 4, 10, 12)
-    weight = torch.randn(6, 4, 3, 3)
-    assert count_flops(lambda: F.conv2d(x, weight, padding=1)) == 2 * 6 * 4 * 9 * 10 * 12
-    assert count_flops(lambda: torch.randn(3, 4) @ torch.randn(4, 5)) == 2 * 3 * 4 * 5
-    q = torch.randn(1, 2, 7, 8)
-    attend = F.scaled_dot_product_attention
-    assert count_flops(lambda: attend(q, q, q)) == 2 * 2 * 2 * 7 * 7 * 8
-
-
-def test_variants_take_turns():
+def test_variants_take_turns(module):
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = time_interleaved(variants, Clock(CPU), repeats=3, warmup=1)
-    assert calls == list("abababab")
-    assert all(len(t.seconds) == 3 for t in times.values())
+    measure = module("measure")
+    times = measure.time_interleaved(variants, measure.Clock(torch.device("cpu")), repeats=3)
+    assert calls == list("baabbaab")
+    assert all(len(t["runs"]) == 3 for t in times.values())
 
 
-def test_exactly_so_many_queries_are_kept():
+def test_exactly_so_many_queries_are_kept(module):
     logits = torch.randn(3, 20, 7, generator=torch.Generator().manual_seed(0))
-    kept = best_queries(logits, 15)
+    kept = module("networks").best_queries(logits, 15)
     assert kept.sum(1).tolist() == [15, 15, 15]
     scores = logits.softmax(-1).amax(-1)
     assert scores[0][kept[0]].min() >= scores[0][~kept[0]].max()
 
 
-def test_segments_cover_the_image():
-    (x,) = add_segments(make_images(1, (40, 60), (40, 60), CPU), segments=5, num_classes=3)
+def test_segments_cover_the_image(module):
+    networks = module("networks")
+    images = networks.make_images(1, (40, 60), torch.device("cpu"))
+    (x,) = networks.add_segments(images, segments=5, num_classes=3)
     masks = x["instances"].gt_masks.tensor
     assert len(masks) == 5
     assert (masks.sum(0) == 1).all()
     assert x["instances"].gt_classes.max() < 3
 
 
-def test_differences_are_found():
-    a = torch.tensor([1.0, 100.0])
-    assert require_close("a", a, a + 0.005) == pytest.approx(5e-5, rel=0.01)
-    with pytest.raises(Disagreement, match="a: results differ by 0.0005"):
-        require_close("a", a, a + 0.05)
-    with pytest.raises(Disagreement, match="differ by nan"):
-        require_close("a", a, torch.full_like(a, float("nan")))
-    with pytest.raises(Disagreement, match=r"shapes \(2,\) and \(1,\)"):
-        require_close("a", a, a[:1])
-    ids = torch.arange(100).view(10, 10)
-    assert require_equal_maps("m", ids, ids, 1.0) == 1
-    with pytest.raises(Disagreement, match="m: only 90.00% of the pixels"):
-        require_equal_maps("m", ids, ids.where(ids >= 10, -1), 0.95)
+def test_differences_are_found(module):
+    require_close, a = module("measure").require_close, torch.tensor([1.0, 100.0])
+    assert require_close("a", a, a + 0.005, 1e-4) == pytest.approx(5e-5, rel=0.01)
+    for b, message in (
+        (a + 0.05, "a: the sides differ by 0.0005"),
+        (torch.full_like(a, float("nan")), "differ by nan"),
+        (a[:1], r"shapes \(2,\) and \(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_close("a", a, b, 1e-4)

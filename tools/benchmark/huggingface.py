@@ -1,0 +1,102 @@
+"""Hugging Face's DETR with our weights: the other side of the comparison."""
+
+import torch
+from torch import nn
+
+from detr_panoptic_d2.apps.export_checkpoint import huggingface_checkpoint
+from detr_panoptic_d2.checkpoint.huggingface_names import older_name
+from detr_panoptic_d2.errors import UserError
+
+
+def build(ours: nn.Module) -> nn.Module:
+    """``DetrForSegmentation`` of our model's shape and weights; its part ``.detr`` finds boxes.
+
+    Its class head has a row per raw category id; those that our classes lack are never probable.
+
+    Raises:
+        UserError: transformers or timm are missing, or Hugging Face has no such model.
+    """
+    try:
+        import timm  # noqa: F401  transformers builds its backbone with it
+        from transformers import DetrConfig, DetrForSegmentation
+    except ImportError as error:
+        raise UserError(
+            "--against huggingface needs transformers and timm, which are not installed: run "
+            "`pip install 'detr-panoptic-d2[benchmark,timm]'`."
+        ) from error
+    weights, config, _ = huggingface_checkpoint(ours)
+    theirs = DetrForSegmentation(DetrConfig(**config, **_losses(ours)))
+    weights = {older_name(name): tensor for name, tensor in weights.items()}
+    theirs.load_state_dict({name: weights[older_name(name)] for name in theirs.state_dict()})
+    return theirs.to(ours.device).eval()
+
+
+def _losses(ours: nn.Module) -> dict[str, float]:
+    """Matching costs and loss weights; Hugging Face's config takes whole numbers only."""
+    criterion, names = ours.criterion, {}
+    for loss, costs in (
+        ("loss_ce", ["class_cost"]),
+        ("loss_bbox", ["bbox_cost", "bbox_loss_coefficient"]),
+        ("loss_giou", ["giou_cost", "giou_loss_coefficient"]),
+        ("loss_mask", ["mask_loss_coefficient"]),
+        ("loss_dice", ["dice_loss_coefficient"]),
+    ):
+        weight = criterion.weights[loss]
+        if weight != int(weight):
+            raise UserError(
+                f"--against huggingface: the weight of {loss} is {weight}, but Hugging Face's DETR "
+                "takes whole numbers: change the key in MODEL.DETR."
+            )
+        names.update(dict.fromkeys(costs, int(weight)))
+    return names | {"eos_coefficient": float(criterion.class_weight[-1])}
+
+
+def logits_of_our_classes(ours: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """The columns ... x (K + 1) of our classes and of no-object."""
+    return logits[..., [*ours.dataset_ids, -1]]
+
+
+def panoptic(ours: nn.Module, theirs: nn.Module, pixels: torch.Tensor, kept, output) -> list:
+    """Their panoptic maps, by their own post-processing, of the queries that ours keeps.
+
+    Args:
+        ours, theirs: the models.
+        pixels: normalised images B x 3 x H x W.
+        kept: B x N bool.
+        output: (H, W) of the maps.
+    """
+    outputs = theirs(pixels)
+    # The other queries become no-object.
+    nothing = outputs.logits.new_full((outputs.logits.shape[-1],), -50.0)
+    nothing[-1] = 50.0
+    outputs.logits[~kept] = nothing
+    things = ours.panoptic_inference.thing_ids
+    stuff = {x for i, x in enumerate(ours.dataset_ids) if i not in things}
+    return _processor().post_process_panoptic_segmentation(
+        outputs, threshold=0.0, label_ids_to_fuse=stuff, target_sizes=[output] * len(pixels)
+    )
+
+
+def _processor():
+    from transformers import DetrImageProcessor
+
+    return DetrImageProcessor()
+
+
+def labels(ours: nn.Module, batched_inputs: list[dict], masks: bool) -> list[dict]:
+    """Our training inputs as the ``labels`` of Hugging Face's models."""
+    ids = torch.tensor(ours.dataset_ids, device=ours.device)
+    result = []
+    for x in batched_inputs:
+        instances = x["instances"]
+        height, width = instances.image_size
+        boxes = instances.gt_boxes.tensor
+        low, high = (boxes / boxes.new_tensor([width, height, width, height])).split(2, dim=1)
+        label = {
+            "class_labels": ids[instances.gt_classes],
+            "boxes": torch.cat([(low + high) / 2, high - low], 1),
+        }
+        if masks:
+            label["masks"] = instances.gt_masks.tensor.float()
+        result.append(label)
+    return result
