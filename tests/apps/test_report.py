@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -94,12 +95,14 @@ def test_state(tmp_path, files, age, state):
 def test_time_is_that_of_the_wall_clock(tmp_path):
     """Two starts of 100 and 50 seconds, in which 100 iterations took 0.5 each."""
     (tmp_path / "metrics.json").write_text(metric_lines(*range(19, 100, 20), time=0.5))
-    for start, seconds in ((1_700_000_000, 90), (1_700_010_000, 40)):
-        path = tmp_path / f"events.out.tfevents.{start}.host.1.0"
-        path.touch()
-        os.utime(path, (start + seconds,) * 2)
+    for number, seconds in enumerate((90, 40)):
+        # The events of TensorBoard: length, checksum, the field of the time, time, more, checksum.
+        events = [struct.pack("<QIBd7sI", 16, 0, 9, t, b"", 0) for t in (1e9, 1e9 + seconds)]
+        cut_off = events[0][:15]
+        name = f"events.out.tfevents.1.host.{number}.0"
+        (tmp_path / name).write_bytes(b"".join([*events, cut_off]))
     run = read_run(tmp_path)
-    # An event file is made with the first metrics, after 20 iterations.
+    # A file is made with the first metrics, after 20 iterations.
     assert run.seconds() == pytest.approx(150)
     page = write_report(tmp_path).read_text()
     assert "<dt>Per iteration</dt><dd>1.5 s</dd>" in page

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ...data.palette import default_color
 
@@ -55,7 +55,9 @@ def line_chart(series: Mapping[str, Points], *, from_zero: bool = False) -> str:
         axes.set_ylim(bottom=min(0, low))
     elif low > 0 and high / low > _LOG_RATIO:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(color=_FRAME, alpha=0.3, linewidth=0.6)
     axes.tick_params(labelsize=9, color=_FRAME)
     axes.spines[:].set_color(_FRAME)

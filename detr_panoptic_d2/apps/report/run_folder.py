@@ -1,7 +1,9 @@
 """What a run left in its output folder, whole or not: config, metrics and checkpoints."""
 
 import json
+import os
 import statistics
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,16 +89,13 @@ class Run:
     def seconds(self) -> float | None:
         """Return the wall-clock time of the training, over all its starts; None if not known.
 
-        Each start has a file of TensorBoard events: its name says when it was made, which is after
-        the first steps, its time when it was last written.
+        Each start has a file of TensorBoard events, which have times; the file is made with the
+        first metrics, after ``_PERIOD`` steps.
         """
+        files = list(self.folder.glob("events.out.tfevents.*"))
+        spans = [times[-1] - times[0] for path in files if (times := _event_times(path))]
         first = _PERIOD * (self.median("time") or 0)
-        spans = [
-            path.stat().st_mtime - int(start) + first
-            for path in self.folder.glob("events.out.tfevents.*")
-            if (start := path.name.split(".")[3]).isdigit()
-        ]
-        return sum(spans) if spans and self.done else None
+        return sum(spans) + first * len(spans) if spans and self.done else None
 
     def best(self) -> dict[str, Any] | None:
         """Return metric, value and iteration of the best checkpoint; None if there is none."""
@@ -137,6 +136,20 @@ def read_run(folder: Path) -> Run:
         # Half written, or changed by hand; the page shows the text.
         config = None
     return Run(folder, run.metrics, config if isinstance(config, dict) else {}, last_sign)
+
+
+def _event_times(path: Path) -> list[float]:
+    """Return when the events of a TensorBoard file were made, in seconds since 1970."""
+    times = []
+    with open(path, "rb") as file:
+        # A record is length (8 bytes), checksum (4), event, checksum (4); an event begins with its
+        # time, field 1 of the protocol buffer, a double.
+        while len(head := file.read(21)) == 21:
+            length, _, field, moment = struct.unpack("<QIBd", head)
+            if field == 9:
+                times.append(moment)
+            file.seek(length - 9 + 4, os.SEEK_CUR)
+    return times
 
 
 def read_metrics(path: Path) -> Metrics:
