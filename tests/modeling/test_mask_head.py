@@ -15,6 +15,7 @@ from detr_panoptic_d2.modeling import (
     MaskHeadSmallConv,
     build_mask_head,
 )
+from detr_panoptic_d2.modeling.mask_head import upsampled_conv
 
 # Sizes of res5, res4, res3, res2.
 PYRAMIDS = {
@@ -352,3 +353,20 @@ def test_a_users_head_is_built_by_its_name(cfg, shapes, monkeypatch):
     head = build_mask_head(cfg, shapes)
     assert type(head) is SumOfMaps
     assert head(*make_inputs("narrow")).shape == (4, *PYRAMIDS["odd"][-1])
+
+
+@pytest.mark.parametrize("small", [(5, 6), (1, 1), (4, 7)])
+@pytest.mark.parametrize("missing", [(0, 0), (1, 0), (0, 1), (1, 1), (3, -5)])
+def test_upsampled_convolution_equals_upsampling_and_convolution(small, missing):
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "dtype": torch.float64}
+    size = tuple(max(1, 2 * s - m) for s, m in zip(small, missing, strict=True))
+    x = torch.randn(2, 8, *small, **options).requires_grad_()
+    weight = torch.randn(4, 8, 3, 3, **options).requires_grad_()
+    expected = F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, padding=1)
+    found = upsampled_conv(x, size, weight)
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(found.shape, **options)
+    grads = (torch.autograd.grad(y, (x, weight), cotangent) for y in (found, expected))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
