@@ -6,7 +6,7 @@ They are translated by way of torchvision's: ``conv1.weight``, ``bn1.*``,
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 # Two names of every ResNet of each style: the stem's convolution and the first of the first stage.
@@ -18,15 +18,40 @@ _SIGNATURES = {
         "encoder.stages.0.layers.0.layer.0.convolution.weight",
     ),
 }
+# Torchvision's names.
 _STEM = re.compile(r"(?:conv1|bn1)\.\w+")
-_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)")
-_DETECTRON2_STEM = re.compile(r"stem\.conv1(\.norm)?\.(\w+)")
-_DETECTRON2_BLOCK = re.compile(r"res(\d)\.(\d+)\.(?:conv(\d)|shortcut)(\.norm)?\.(\w+)")
-_HUGGINGFACE_STEM = re.compile(r"embedder\.embedder\.(convolution|normalization)\.(\w+)")
-_HUGGINGFACE_BLOCK = re.compile(
-    r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|shortcut)"
-    r"\.(convolution|normalization)\.(\w+)"
-)
+_BLOCK = re.compile(r"layer\d\.\d+\.(?:(?:conv|bn)\d|downsample\.[01])\.\w+")
+# Pattern and replacement, one after the other, that make a name torchvision's.
+_TO_TORCHVISION = {
+    "torchvision": [],
+    "detectron2": [
+        (r"^stem\.", ""),
+        (r"^res(\d)\.", lambda match: f"layer{int(match[1]) - 1}."),
+        (r"\bconv(\d)\.norm\.", r"bn\1."),
+        (r"\.shortcut\.norm\.", ".downsample.1."),
+        (r"\.shortcut\.", ".downsample.0."),
+    ],
+    "huggingface": [
+        (r"^embedder\.embedder\.convolution\.", "conv1."),
+        (r"^embedder\.embedder\.normalization\.", "bn1."),
+        (r"^encoder\.stages\.(\d)\.layers\.", lambda match: f"layer{int(match[1]) + 1}."),
+        (r"\.layer\.(\d)\.convolution\.", lambda match: f".conv{int(match[1]) + 1}."),
+        (r"\.layer\.(\d)\.normalization\.", lambda match: f".bn{int(match[1]) + 1}."),
+        (r"\.shortcut\.convolution\.", ".downsample.0."),
+        (r"\.shortcut\.normalization\.", ".downsample.1."),
+    ],
+}
+# Of the styles that models here have.
+_FROM_TORCHVISION = {
+    "torchvision": [],
+    "detectron2": [
+        (r"^(conv1|bn1)\.", r"stem.\1."),
+        (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
+        (r"\bbn(\d)\.", r"conv\1.norm."),
+        (r"\.downsample\.0\.", ".shortcut."),
+        (r"\.downsample\.1\.", ".shortcut.norm."),
+    ],
+}
 
 
 class ResNetNames(NamedTuple):
@@ -44,16 +69,12 @@ class ResNetNames(NamedTuple):
         """Torchvision's name of a tensor, without prefix; None if it is none of the ResNet's."""
         if not name.startswith(self.prefix):
             return None
-        name = name[len(self.prefix) :]
-        if self.style == "detectron2":
-            name = _from_detectron2(name)
-        elif self.style == "huggingface":
-            name = _from_huggingface(name)
+        name = _replace(name[len(self.prefix) :], _TO_TORCHVISION[self.style])
         return name if _BLOCK.fullmatch(name) or _STEM.fullmatch(name) else None
 
     def from_torchvision(self, name: str) -> str:
         """The name here of the tensor that torchvision calls ``name``; not for "huggingface"."""
-        return self.prefix + (_to_detectron2(name) if self.style == "detectron2" else name)
+        return self.prefix + _replace(name, _FROM_TORCHVISION[self.style])
 
 
 def find_resnet(names: Iterable[str], within: str = "") -> ResNetNames | None:
@@ -72,33 +93,7 @@ def find_resnet(names: Iterable[str], within: str = "") -> ResNetNames | None:
     return None
 
 
-def _from_detectron2(name: str) -> str:
-    if match := _DETECTRON2_STEM.fullmatch(name):
-        return f"{'bn1' if match[1] else 'conv1'}.{match[2]}"
-    if not (match := _DETECTRON2_BLOCK.fullmatch(name)):
-        return ""
-    stage, block, conv, norm, what = match.groups()
-    place = f"{'bn' if norm else 'conv'}{conv}" if conv else f"downsample.{int(bool(norm))}"
-    return f"layer{int(stage) - 1}.{block}.{place}.{what}"
-
-
-def _to_detectron2(name: str) -> str:
-    if not (match := _BLOCK.fullmatch(name)):
-        return "stem." + name.replace("bn1.", "conv1.norm.")
-    stage, block, part, number, what = match.groups()
-    if part == "downsample.":
-        place = "shortcut.norm" if number == "1" else "shortcut"
-    else:
-        place = f"conv{number}.norm" if part == "bn" else f"conv{number}"
-    return f"res{int(stage) + 1}.{block}.{place}.{what}"
-
-
-def _from_huggingface(name: str) -> str:
-    if match := _HUGGINGFACE_STEM.fullmatch(name):
-        return f"{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
-    if not (match := _HUGGINGFACE_BLOCK.fullmatch(name)):
-        return ""
-    stage, block, conv, part, what = match.groups()
-    norm = part == "normalization"
-    place = f"{'bn' if norm else 'conv'}{int(conv) + 1}" if conv else f"downsample.{int(norm)}"
-    return f"layer{int(stage) + 1}.{block}.{place}.{what}"
+def _replace(name: str, replacements: Iterable[tuple[str, str | Callable]]) -> str:
+    for pattern, replacement in replacements:
+        name = re.sub(pattern, replacement, name)
+    return name
