@@ -13,36 +13,18 @@ def pixels(size=(32, 40)):
     return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def cmyk(path):
-    Image.fromarray(pixels()).convert("CMYK").save(path, format="JPEG")
+def save(size=(32, 40), mode=None, format="PNG", dtype=None, scale=1, **more):
+    """Return a function that writes an image of random pixels to a path."""
 
+    def write(path):
+        image = Image.fromarray(pixels(size))
+        if dtype is not None:
+            image = Image.fromarray(pixels(size)[..., 0].astype(dtype) * scale)
+        elif mode is not None:
+            image = image.convert(mode)
+        image.save(path, format=format, **more)
 
-def grey(path):
-    Image.fromarray(pixels()).convert("L").save(path, format="PNG")
-
-
-def alpha(path):
-    Image.fromarray(pixels()).convert("RGBA").save(path, format="PNG")
-
-
-def grey_alpha(path):
-    Image.fromarray(pixels()).convert("LA").save(path, format="PNG")
-
-
-def palette(path):
-    Image.fromarray(pixels()).convert("P").save(path, format="PNG")
-
-
-def bits16(path):
-    Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257).save(path, format="PNG")
-
-
-def bits16_tiff(path):
-    Image.fromarray(pixels()[..., 0].astype(np.uint16) * 257).save(path, format="TIFF")
-
-
-def one_bit(path):
-    Image.fromarray(pixels()).convert("1").save(path, format="PNG")
+    return write
 
 
 def animated(path):
@@ -50,52 +32,31 @@ def animated(path):
     frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
 
 
-def one_pixel(path):
-    Image.fromarray(pixels((1, 1))).save(path, format="PNG")
-
-
-def one_row(path):
-    Image.fromarray(pixels((1, 300))).save(path, format="PNG")
-
-
-def panorama(path):
-    Image.fromarray(pixels((50, 12000))).save(path, format="PNG")
-
-
-def thread(path):
-    Image.fromarray(pixels((12000, 5))).save(path, format="PNG")
-
-
-READABLE = [cmyk, grey, alpha, grey_alpha, palette, bits16, bits16_tiff, one_bit, animated]
-READABLE += [one_pixel, one_row, panorama, thread]
-
-
 def truncated(path):
-    Image.fromarray(pixels()).save(path, format="JPEG")
+    save(format="JPEG")(path)
     path.write_bytes(path.read_bytes()[:600])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def web_page(path):
-    path.write_text("<html>404</html>")
-
-
-def floats(path):
-    Image.fromarray(pixels()[..., 0].astype(np.float32)).save(path, format="TIFF")
 
 
 def bomb(path):
     """A header that promises more pixels than any memory holds."""
-    Image.fromarray(pixels((1, 1))).save(path, format="BMP")
+    save((1, 1), format="BMP")(path)
     content = bytearray(path.read_bytes())
     content[18:26] = np.array([60000, 60000], dtype="<i4").tobytes()
     path.write_bytes(content)
 
 
-UNREADABLE = [truncated, empty, web_page, floats, bomb]
+READABLE = [save(mode=mode) for mode in ("L", "RGBA", "LA", "P", "1")]
+READABLE += [save(mode="CMYK", format="JPEG"), animated]
+READABLE += [save(dtype=np.uint16, scale=257, format=name) for name in ("PNG", "TIFF")]
+# One pixel, one row, a panorama, a thread.
+READABLE += [save(size) for size in ((1, 1), (1, 300), (50, 12000), (12000, 5))]
+UNREADABLE = {
+    "truncated": truncated,
+    "empty": lambda path: path.write_bytes(b""),
+    "web page": lambda path: path.write_text("<html>404</html>"),
+    "floats": save(dtype=np.float32, format="TIFF"),
+    "bomb": bomb,
+}
 
 
 def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
@@ -136,11 +97,11 @@ def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
             assert overlay.size == (image["width"], image["height"])
 
 
-@pytest.mark.parametrize("make", UNREADABLE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("case", UNREADABLE)
 def test_unreadable_image_is_named_and_nothing_is_left(
-    spoilt, train, error_line, no_leftovers, tmp_path, make, random_predictor
+    spoilt, train, error_line, no_leftovers, tmp_path, case, random_predictor
 ):
-    make(spoilt.image(1))
+    UNREADABLE[case](spoilt.image(1))
     opts = spoilt.opts("DATASETS.TEST", "()")
     line = error_line(train, opts)
     assert str(spoilt.image(1)) in line
