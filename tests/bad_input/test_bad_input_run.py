@@ -122,23 +122,17 @@ def test_output_folder(spoilt, tmp_path, command, place):
     assert "Choose another one" in err[-1]
 
 
-class Spoil(HookBase):
-    """Makes weights infinite or NaN before an iteration."""
-
-    def __init__(self, iteration, value):
-        self.iteration, self.value = iteration, value
-
-    def before_step(self):
-        if self.trainer.iter == self.iteration:
-            with torch.no_grad():
-                self.trainer.model.class_embed.weight[0, 0] = self.value
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_no_number(spoilt, value):
-    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 10))
-    trainer = PanopticTrainer(cfg)
-    trainer.register_hooks([Spoil(3, value)])
+    trainer = PanopticTrainer(setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 10)))
+
+    class Spoil(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 3:
+                with torch.no_grad():
+                    self.trainer.model.class_embed.weight[0, 0] = value
+
+    trainer.register_hooks([Spoil()])
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
     line = one_line(caught.value)

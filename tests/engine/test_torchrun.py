@@ -99,8 +99,8 @@ def test_killed_worker_is_started_again_and_the_training_ends(one, options, tmp_
     launcher = torchrun(2, "--standalone", "--max-restarts", "2")
     script = [Path(__file__).with_name("dying_worker.py"), flag, 1, 2]
     (log,) = finish(start(launcher, script, [], options, output))
-    # Which of the two processes torchrun reports depends on which end it sees first: the other one
-    # fails when its connection breaks.
+    # The other process fails when the connection breaks. If torchrun looks late, on a busy machine,
+    # it names that one: its exit code is 1, not -9.
     assert flag.exists() and "exitcode" in log
     assert "Starting training from iteration 2" in (output / "log.txt").read_text()
     check_like_one(one, output)

@@ -51,8 +51,8 @@ def data(tmp_path_factory):
     return [*opts, "DATASETS.TRAIN", "('discs',)", "DATASETS.TEST", "('discs',)"]
 
 
-def run(launcher, flags, opts, output):
-    command = [*launcher, str(TOOL), "--config-file", "shapes/tiny.yaml", *flags, *opts]
+def run(flags, opts, output, config="shapes/tiny.yaml"):
+    command = [sys.executable, str(TOOL), "--config-file", config, *flags, *opts]
     command += ["OUTPUT_DIR", str(output)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=env, cwd=output.parent, capture_output=True, text=True)
@@ -64,13 +64,10 @@ def metrics(output):
     return {key: value for row in rows for key, value in row.items()}
 
 
-PYTHON = [sys.executable]
-
-
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("single") / "out"
-    code, log = run(PYTHON, ["--num-gpus", "1"], data, output)
+    code, log = run(["--num-gpus", "1"], data, output)
     assert code == 0, log
     return output, log
 
@@ -86,32 +83,18 @@ def test_trains_evaluates_and_writes_files(trained):
     assert metrics(output)["panoptic_seg/PQ"] >= 0
 
 
-def test_eval_only_gives_the_same_pq(trained, data, tmp_path):
+def test_eval_only_gives_the_same_pq(trained, tmp_path):
+    """With the config that the training wrote, as the docs do it."""
     output, _ = trained
-    opts = [*data, "MODEL.WEIGHTS", str(output / "model_final.pth")]
-    opts += ["TEST.EXPECTED_RESULTS"]
     pq = metrics(output)["panoptic_seg/PQ"]
+    opts = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "TEST.EXPECTED_RESULTS"]
     opts += [str([["panoptic_seg", "PQ", pq, 1e-6]])]
-    code, log = run(PYTHON, ["--eval-only"], opts, tmp_path / "out")
+    code, log = run(["--eval-only"], opts, tmp_path / "out", str(output / "config.yaml"))
     assert code == 0, log
-    assert "Results verification passed" in log or "Panoptic Evaluation Results" in log
-
-
-def test_two_processes_have_the_loss_of_one(trained, data, tmp_path):
-    output, _ = trained
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc_per_node", "2"]
-    code, log = run(launcher, [], data, tmp_path / "out")
-    assert code == 0, log
-    one, two = metrics(output), metrics(tmp_path / "out")
-    for key in ("total_loss", "loss_ce", "loss_mask", "loss_giou_0"):
-        assert two[key] == pytest.approx(one[key], rel=1e-3), key
-    predictions = json.loads((tmp_path / "out/inference/discs/predictions.json").read_text())
-    assert sorted(a["image_id"] for a in predictions["annotations"]) == list(range(5))
-    assert two["panoptic_seg/PQ"] == pytest.approx(one["panoptic_seg/PQ"], abs=1)
+    assert "Results verification passed" in log
 
 
 def test_wrong_input_is_one_clear_line(data, tmp_path):
-    code, log = run(PYTHON, [], [*data, "MODEL.DETR.NUM_CLASSES", "80"], tmp_path / "out")
-    assert code != 0
+    code, log = run([], [*data, "MODEL.DETR.NUM_CLASSES", "80"], tmp_path / "out")
+    assert code == 1
     assert "has 2 classes, things and stuff together" in log.strip().splitlines()[-1]
