@@ -61,7 +61,7 @@ def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_image
         image = read_image(item["file_name"], "RGB")
         prediction = predictor(image[:, :, ::-1])["panoptic_seg"]
         rows.append(draw_beside_ground_truth(image, read_ground_truth(item), prediction, metadata))
-    cell = np.max([row.shape for row in rows], axis=0)
+    cell = np.max([row.shape for row in rows], axis=0) + [12, 24, 0]
     page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)
     for i, row in enumerate(rows):
         top, left = cell[0] * (i // 2), cell[1] * (i % 2)
