@@ -52,6 +52,8 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
             )
             return None
         config = yaml.safe_load(text)
+        if config["_BASE_"] != os.path.abspath(base):
+            logger.info("'%s' keeps its _BASE_, %s.", path, config["_BASE_"])
         names = {entry["name"] for entry in new}
         # Entries whose json was removed by hand are of the past.
         entries = [e for e in old if e["name"] not in names and Path(e["panoptic_json"]).is_file()]
@@ -111,8 +113,10 @@ def _own_datasets(text: str, name: str) -> list[dict[str, str]] | None:
         config = yaml.safe_load(text)
         entries = config["DATASETS"]["REGISTER"]
         untouched = config["DATASETS"] == _datasets(entries, name)
-        whole = isinstance(config["MODEL"]["DETR"], dict) and all(
-            isinstance(entry["panoptic_json"], str) for entry in entries
+        whole = (
+            "_BASE_" in config
+            and isinstance(config["MODEL"]["DETR"], dict)
+            and all(isinstance(entry["panoptic_json"], str) for entry in entries)
         )
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None

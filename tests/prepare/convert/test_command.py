@@ -82,8 +82,11 @@ def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
     config = tmp_path / "mine/mine.yaml"
     for part, name in (("a", "train"), ("b", "val")):
         arguments = make_masks(tmp_path / part, 3, first=10 * (part == "b"))
-        status, printed = convert(*arguments, "--output", config.parent, "--split-names", name)
+        base = ["--base", "own_data/from_scratch_small.yaml"] if name == "train" else []
+        arguments += ["--output", config.parent]
+        status, printed = convert(*arguments, "--split-names", name, *base)
         assert status == 0 and ("same images" in printed) == (name == "train")
+        assert ("keeps its _BASE_" in printed) == (name == "val")
         if name == "train":
             config.write_text(config.read_text() + "OUTPUT_DIR: output/mine\n")
     content, train, test = datasets(config)
@@ -93,7 +96,7 @@ def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
 
     edited = config.read_text().replace("- mine_val", "- mine_train") + "# mine\n"
     config.write_text(edited)
-    status, printed = convert(*arguments, "--output", config.parent, "--split-names", "test")
+    status, printed = convert(*arguments, "--split-names", "test")
     assert status == 1 and "changed by hand" in printed and "name: mine_test" in printed
     assert "detr-panoptic train" not in printed and config.read_text() == edited
 
