@@ -240,12 +240,12 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
 
 
 def _check_unused(folder: str) -> None:
-    files = [*Path(folder).glob("*.pth"), *Path(folder).glob("metrics.json")]
-    if files:
-        raise UserError(
-            f"OUTPUT_DIR '{folder}' has {files[0].name} of another training, which would be "
-            "written over. Go on with that one by --resume, or choose another OUTPUT_DIR."
-        )
+    for name in ("last_checkpoint", "metrics.json"):
+        if Path(folder, name).exists():
+            raise UserError(
+                f"OUTPUT_DIR '{folder}' has {name} of another training, which would be written "
+                "over. Go on with that one by --resume, or choose another OUTPUT_DIR."
+            )
 
 
 def _check_schedule(cfg: CfgNode) -> None:
@@ -266,7 +266,7 @@ def _check_schedule(cfg: CfgNode) -> None:
 
 def _warn_of_shared_images(cfg: CfgNode) -> None:
     train, test = (
-        {d.get("file_name") for name in names for d in DatasetCatalog.get(name)}
+        {d["file_name"] for name in names for d in DatasetCatalog.get(name)}
         for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
     shared = train & test

@@ -1,9 +1,7 @@
 """Look at predictions while the model trains."""
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +49,11 @@ class PanopticVisualizationHook(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % self._cfg.VIS_PERIOD == 0 or done == self.trainer.max_iter:
-            self._draw_unless_it_fails()
-
-    def _draw_unless_it_fails(self) -> None:
+        if done % self._cfg.VIS_PERIOD and done != self.trainer.max_iter:
+            return
+        self._model.eval()
         try:
-            with _inference_mode(self._model):
+            with torch.no_grad():
                 self._draw_all()
         except Exception:
             # Whatever it is, pictures are not worth a training of days.
@@ -64,6 +61,8 @@ class PanopticVisualizationHook(HookBase):
                 "No pictures at iteration %d; the training goes on. VIS_PERIOD 0 turns them off.",
                 self.trainer.iter,
             )
+        finally:
+            self._model.train()
 
     def _draw_all(self) -> None:
         if self._items is None:
@@ -111,17 +110,3 @@ def build_visualization_hook(cfg: CfgNode, model: nn.Module) -> PanopticVisualiz
         )
         return None
     return PanopticVisualizationHook(cfg, model)
-
-
-@contextlib.contextmanager
-def _inference_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(modes[0][1])
-        for module, training in modes:
-            module.training = training

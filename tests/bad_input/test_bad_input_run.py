@@ -191,7 +191,7 @@ def test_a_second_run_does_not_write_over_the_first(spoilt):
     before = (output / "metrics.json").read_text()
     status, _, err = finished(start("train", *opts))
     assert status == 1
-    assert err[-1].startswith(f"error: OUTPUT_DIR '{output}' has model_")
+    assert err[-1].startswith(f"error: OUTPUT_DIR '{output}' has last_checkpoint")
     assert "--resume" in err[-1] and "another OUTPUT_DIR" in err[-1]
     assert (output / "metrics.json").read_text() == before
     assert finished(start("train", "--resume", *opts, "SOLVER.MAX_ITER", "3"))[0] == 0
