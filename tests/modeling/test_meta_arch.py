@@ -6,6 +6,8 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from detr_panoptic_d2.errors import UserError
+
 RESNET = (
     *("MODEL.BACKBONE.NAME", "build_detr_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", 2),
     *("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
@@ -413,3 +415,12 @@ def test_box_stage_weights_go_into_the_second_step(tiny_model, batch, make_input
     optimizer.step()
     for name, _ in boxes.named_parameters():
         assert torch.equal(full.state_dict()[name], before[name]), name
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_number_of_classes_is_that_of_the_data_set(tiny_model, count):
+    """A smaller number used to cut the thing ids without a word."""
+    model = tiny_model()
+    assert model.num_classes == len(model.dataset_ids)
+    with pytest.raises(UserError, match=f"NUM_CLASSES is {count}, but data set .* has"):
+        tiny_model("MODEL.DETR.NUM_CLASSES", count)
