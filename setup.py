@@ -62,8 +62,8 @@ setup(
     ],
     package_dir={f"{NAME}.configs": "configs"},
     package_data={
+        "": ["*.css", "*.jinja"],
         NAME: ["py.typed"],
-        f"{NAME}.*": ["*.html", "*.css", "*.jinja"],
         f"{NAME}.configs": ["*.yaml", "**/*.yaml"],
     },
     scripts=["tools/install_detectron2.py"],

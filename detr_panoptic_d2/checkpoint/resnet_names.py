@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+_Replacements = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+
 # Two names of every ResNet of each style: the stem's convolution and the first of the first stage.
 _SIGNATURES = {
     "torchvision": ("conv1.weight", "layer1.0.conv1.weight"),
@@ -22,7 +24,7 @@ _SIGNATURES = {
 _STEM = re.compile(r"(?:conv1|bn1)\.\w+")
 _BLOCK = re.compile(r"layer\d\.\d+\.(?:(?:conv|bn)\d|downsample\.[01])\.\w+")
 # Pattern and replacement, one after the other, that make a name torchvision's.
-_TO_TORCHVISION = {
+_TO_TORCHVISION: dict[str, _Replacements] = {
     "torchvision": [],
     "detectron2": [
         (r"^stem\.", ""),
@@ -42,7 +44,7 @@ _TO_TORCHVISION = {
     ],
 }
 # Of the styles that models here have.
-_FROM_TORCHVISION = {
+_FROM_TORCHVISION: dict[str, _Replacements] = {
     "torchvision": [],
     "detectron2": [
         (r"^(conv1|bn1)\.", r"stem.\1."),

@@ -6,6 +6,7 @@ res5, H2 x W2 that of res2, at which masks come out.
 
 import math
 import statistics
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -242,7 +243,7 @@ def _typical_cells(cfg: CfgNode, stride: int) -> float:
     return max(1.0, short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2)
 
 
-def upsampled_conv(x: torch.Tensor, size: tuple[int, int], weight: torch.Tensor) -> torch.Tensor:
+def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the large map.
 
     Doubling by nearest upsampling and a 3x3 convolution are together one transposed convolution of
@@ -263,7 +264,8 @@ def upsampled_conv(x: torch.Tensor, size: tuple[int, int], weight: torch.Tensor)
     if symbolic or not all(m in (0, 1) for m in missing):
         return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
     places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-    kernel = sum(F.pad(weight, place) for place in places).flip(2, 3).transpose(0, 1)
+    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
+    kernel = kernel.flip(2, 3).transpose(0, 1)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
     y = F.conv_transpose2d(x, kernel, stride=2, padding=1)[:, :, : size[0], : size[1]]
     # Where the last row or column is not there, its share in the one before goes.
