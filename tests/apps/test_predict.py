@@ -14,6 +14,7 @@ from PIL import Image
 from detr_panoptic_d2.apps.predict import Predictor, find_inputs, predict_images, predict_video
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -45,6 +46,14 @@ def pictures(tmp_path):
         pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     return folder
+
+
+def test_weights_must_be_there_and_fit(weights):
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty"):
+        Predictor(setup_cfg("shapes/tiny.yaml", OPTS))
+    opts = [*OPTS, "MODEL.WEIGHTS", str(weights), "MODEL.DETR.NUM_OBJECT_QUERIES", "3"]
+    with pytest.raises(UserError, match="NUM_OBJECT_QUERIES"):
+        Predictor(setup_cfg("shapes/tiny.yaml", opts))
 
 
 def test_find_inputs(pictures):

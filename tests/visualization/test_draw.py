@@ -158,10 +158,10 @@ def test_errors(image, panoptic, metadata):
 
 
 def test_limit_size(image, panoptic):
-    small, truth, prediction = limit_size(40, image, panoptic, panoptic)
+    small, annotated, prediction = limit_size(40, image, panoptic, panoptic)
     assert small.shape == (30, 40, 3)
-    assert truth[0].shape == prediction[0].shape == (30, 40)
-    assert (truth[0] == panoptic[0][1::2, 1::2]).all()
+    assert annotated[0].shape == prediction[0].shape == (30, 40)
+    assert (annotated[0] == panoptic[0][1::2, 1::2]).all()
     assert limit_size(40, image, None, panoptic)[1] is None
     same = limit_size(80, image, panoptic, panoptic)
     assert same[0] is image
@@ -210,7 +210,7 @@ def test_enlarge():
 
 
 def test_captions_and_legends_do_not_widen():
-    for text in ("", "Truth", "a caption that is much longer than its picture is wide", "日本"):
+    for text in ("", "Image", "a caption that is much longer than its picture is wide", "日本"):
         picture = with_caption(PICTURE, text)
         assert picture.shape[1] == 90
         assert (picture[-30:] == 7).all()

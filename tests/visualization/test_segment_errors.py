@@ -17,10 +17,10 @@ def segments(**classes):
 
 def test_each_kind():
     #                 found  cls  mis  split    void
-    truth = np.array([[1, 1, 2, 70000, 4, 4, 4, 4, 0]])
+    annotated = np.array([[1, 1, 2, 70000, 4, 4, 4, 4, 0]])
     found = np.array([[7, 7, 8, 0, 9, 9, 6, 6, 7]])
     errors = compare(
-        truth, segments(i1=0, i2=1, i70000=0, i4=2), found, segments(i7=0, i8=3, i9=2, i6=2)
+        annotated, segments(i1=0, i2=1, i70000=0, i4=2), found, segments(i7=0, i8=3, i9=2, i6=2)
     )
     expected = [CORRECT] * 2 + [WRONG_CLASS, MISSED] + [WRONG_SEGMENT] * 4 + [IGNORED]
     assert errors.kinds.tolist() == [expected]
@@ -29,24 +29,24 @@ def test_each_kind():
 
 
 def test_iou_must_be_above_one_half():
-    truth = np.array([[1, 1, 1, 1]])
+    annotated = np.array([[1, 1, 1, 1]])
     for size, kind in ((2, WRONG_SEGMENT), (3, CORRECT)):
         found = np.where(np.arange(4) < size, 5, 0)[None]
-        kinds = compare(truth, segments(i1=0), found, segments(i5=0)).kinds
+        kinds = compare(annotated, segments(i1=0), found, segments(i5=0)).kinds
         assert kinds[0, 0] == kind
         assert kinds[0, 3] == MISSED
 
 
-def test_void_of_the_truth_is_not_in_the_union():
-    truth = np.array([[1, 1, 0, 0, 0]])
+def test_void_of_the_ground_truth_is_not_in_the_union():
+    annotated = np.array([[1, 1, 0, 0, 0]])
     found = np.full((1, 5), 5)
-    kinds = compare(truth, segments(i1=0), found, segments(i5=0)).kinds
+    kinds = compare(annotated, segments(i1=0), found, segments(i5=0)).kinds
     assert kinds.tolist() == [[CORRECT, CORRECT, IGNORED, IGNORED, IGNORED]]
 
 
 def test_crowd_is_ignored():
-    truth = [{"id": 1, "category_id": 0, "iscrowd": 1}]
-    kinds = compare(np.ones((2, 2), int), truth, np.ones((2, 2), int), segments(i1=0)).kinds
+    annotated = [{"id": 1, "category_id": 0, "iscrowd": 1}]
+    kinds = compare(np.ones((2, 2), int), annotated, np.ones((2, 2), int), segments(i1=0)).kinds
     assert (kinds == IGNORED).all()
 
 
