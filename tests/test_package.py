@@ -1,5 +1,6 @@
 """The package as a whole: version, configs, and the line without Detectron2."""
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -56,3 +57,14 @@ def test_every_folder_with_modules_is_a_package():
     folders = {path.parent for path in package.rglob("*.py")}
     missing = [str(folder) for folder in folders if not (folder / "__init__.py").is_file()]
     assert not missing
+
+
+def test_nothing_that_windows_lacks_is_needed_on_import():
+    lacking = {"fcntl", "resource", "pwd", "grp", "termios"}
+    for path in (ROOT / "detr_panoptic_d2").rglob("*.py"):
+        # Of the module itself: what a function imports is its own business.
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                assert not lacking & {alias.name for alias in node.names}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module not in lacking, path
