@@ -274,8 +274,8 @@ def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
             f"Image '{file_name}' has {values.dtype} pixels from {values.min()} to {values.max()}; "
             "8- and 16-bit integers are supported. Convert it first."
         )
-    image = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
-    return utils.convert_PIL_to_numpy(image, image_format)
+    high_bytes = Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+    return utils.convert_PIL_to_numpy(high_bytes, image_format)
 
 
 def _transform_labels(labels: np.ndarray, transforms: T.TransformList) -> np.ndarray:
