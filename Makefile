@@ -14,7 +14,7 @@ NUMERIC := tests/modeling tests/test_traps.py
 # Threads that wait must not spin: on two cores they cost more than they help.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo docs figures test test-other-cpu test-slow lint format build audit setup clean
+.PHONY: bench-smoke demo docs figures test test-other-cpu test-slow lint format build audit setup clean
 
 demo: $(BASE)
 	$(VENV)/bin/detr-panoptic demo
@@ -40,6 +40,10 @@ test-other-cpu: $(DEV)
 
 test-slow: $(DEV)
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
+
+# A minute: ratios of time and memory against those in the repository. No test; it fails nothing.
+bench-smoke: $(BASE)
+	$(RUN) -W ignore tools/benchmark/smoke.py
 
 lint: $(DEV)
 	$(RUN) -m ruff check .

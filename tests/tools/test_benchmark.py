@@ -11,7 +11,7 @@ import pytest
 import torch
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark"
-MODULES = ("huggingface", "measure", "networks", "tables", "works")
+MODULES = tuple(p.stem for p in TOOL.glob("[!_]*.py"))
 TINY = ["--config-file", "shapes/tiny.yaml", "--device", "cpu", "--size", "64x96", "--kept", "3"]
 TINY += ["--repeats", "1", "--segments", "3"]
 # The smallest model that Hugging Face has as well.
@@ -147,7 +147,11 @@ def test_huggingface_is_not_installed(tool, monkeypatch, capsys, missing):
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--work", "nothing"], 2, r"\['nothing'\]: known are inference, training, curves"),
+        (
+            ["--work", "nothing"],
+            2,
+            r"\['nothing'\]: known are inference, training, curves",
+        ),
         (["--repeats", "0"], 2, "'0' is no whole number of at least 1"),
         (["--size", "8x64"], 2, "'8x64' is no HEIGHTxWIDTH"),
         (["--work", "inference", "--kept", "9"], 1, "--kept is 9, but must be from 1 to 8"),

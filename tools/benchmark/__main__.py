@@ -17,14 +17,22 @@ from pathlib import Path
 
 import torch
 from detectron2.utils.logger import setup_logger
+from exported import Exported
 from measure import PRECISIONS, describe_machine
+from pictures import draw_curves
 from tables import report
-from works import WORKS
+from works import Curves, Inference, Training
 
 from detr_panoptic_d2.checkpoint.atomic import atomic_file
 from detr_panoptic_d2.errors import UserError, one_line_errors
 
 logger = logging.getLogger("detr_panoptic_d2.benchmark")
+WORKS = {
+    "inference": Inference,
+    "training": Training,
+    "curves": Curves,
+    "exported": Exported,
+}
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -82,8 +90,12 @@ def parse_args() -> argparse.Namespace:
         help="processor time of this process, all threads together, in place of the time that "
         "passes: for ratios on a busy machine (CPU only)",
     )
+    parser.add_argument(
+        "--exported", type=Path, help="folder that keeps the graphs of work exported for later runs"
+    )
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file as well")
+    parser.add_argument("--picture", type=Path, help="draw work curves to this PNG")
     parser.add_argument(
         "opts", metavar="KEY VALUE", nargs=argparse.REMAINDER, help="change the config"
     )
@@ -106,6 +118,8 @@ def fill_in(options: argparse.Namespace) -> None:
         raise UserError("--dtype is tf32, which only GPUs have: use float32 or bfloat16.")
     if options.cpu_time and on_gpu:
         raise UserError("--cpu-time says nothing of a GPU: leave it out, or use --device cpu.")
+    if options.picture and "curves" not in options.work:
+        raise UserError("--picture draws work curves: add it to --work.")
 
 
 def main() -> int:
@@ -133,6 +147,8 @@ def main() -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_file(path) as file:
                     file.write(written)
+        if options.picture is not None:
+            draw_curves(results["curves"], options.picture)
     return 0
 
 

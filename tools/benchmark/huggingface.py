@@ -65,15 +65,18 @@ def panoptic(ours: nn.Module, theirs: nn.Module, pixels: torch.Tensor, kept, out
         kept: B x N bool.
         output: (H, W) of the maps.
     """
-    outputs = theirs(pixels)
-    # The other queries become no-object.
+    return post_process(ours, theirs(pixels), kept, output)
+
+
+def post_process(ours: nn.Module, outputs, kept: torch.Tensor, output: tuple[int, int]) -> list:
+    """Panoptic maps of their outputs; queries that are not kept become no-object first."""
     nothing = outputs.logits.new_full((outputs.logits.shape[-1],), -50.0)
     nothing[-1] = 50.0
     outputs.logits[~kept] = nothing
     things = ours.panoptic_inference.thing_ids
     stuff = {x for i, x in enumerate(ours.dataset_ids) if i not in things}
     return _processor().post_process_panoptic_segmentation(
-        outputs, threshold=0.0, label_ids_to_fuse=stuff, target_sizes=[output] * len(pixels)
+        outputs, threshold=0.0, label_ids_to_fuse=stuff, target_sizes=[output] * len(kept)
     )
 
 

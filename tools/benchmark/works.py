@@ -2,7 +2,7 @@
 
 import functools
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import huggingface
@@ -43,7 +43,13 @@ Variants = dict[str, Callable[[], object]]
 
 
 class Work:
-    """The models of one kind of work."""
+    """The models of one kind of work.
+
+    Attributes:
+        sides: those that are timed; None: all.
+    """
+
+    sides: Collection[str] | None = None
 
     def __init__(self, options: Namespace):
         self.options = options
@@ -61,6 +67,8 @@ class Work:
 
     def timed(self, variants: Variants) -> dict:
         """Times, ratios and peak memory."""
+        if self.sides is not None:
+            variants = {name: run for name, run in variants.items() if name in self.sides}
         times = time_interleaved(variants, self.clock, self.options.repeats)
         pairs = [(a, b) for a, b in PAIRS if a in times and b in times]
         return {
@@ -190,10 +198,7 @@ class Training(Work):
         self.inputs = add_segments(images, options.segments, self.ours.num_classes)
         for model in (self.ours, self.boxes):
             model.train()
-            for module in model.modules():
-                # Trained batch norms keep their running statistics.
-                if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = 0.0
+            keep_statistics(model)
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
@@ -250,12 +255,21 @@ class Training(Work):
         return {"settings": settings, **result}
 
     def _step(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+        update = self._update(model)
+        return lambda: update(loss)
+
+    def step_on_batches(self, model: nn.Module) -> Callable[[list[dict]], None]:
+        """A training step as it is measured, on inputs that are given to it."""
+        update = self._update(model)
+        return lambda inputs: update(functools.partial(_our_total, model, inputs))
+
+    def _update(self, model: nn.Module) -> Callable[[Callable[[], torch.Tensor]], None]:
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
         dtype = self.options.dtype
         scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "float16")
 
-        def step():
+        def update(loss):
             with autocast(dtype, self.device):
                 total = loss()
             with torch.autocast(self.device.type, enabled=False):
@@ -264,7 +278,7 @@ class Training(Work):
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-        return step
+        return update
 
 
 def _our_total(model, inputs) -> torch.Tensor:
@@ -273,6 +287,13 @@ def _our_total(model, inputs) -> torch.Tensor:
 
 def _their_total(model, pixels, labels) -> torch.Tensor:
     return model(pixels, labels=labels).loss
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Let trained batch norms keep their running statistics in training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
 
 
 @contextmanager
@@ -306,6 +327,3 @@ def all_queries(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.predict_masks
-
-
-WORKS = {"inference": Inference, "training": Training, "curves": Curves}
