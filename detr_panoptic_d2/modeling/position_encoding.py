@@ -27,7 +27,9 @@ class PositionEmbeddingSine(nn.Module):
         """
         super().__init__()
         if num_channels % 4:
-            raise UserError(f"HIDDEN_DIM must be a multiple of 4, got {num_channels}")
+            raise UserError(
+                f"MODEL.DETR.HIDDEN_DIM is {num_channels}, but must be a multiple of 4."
+            )
         self.num_channels = num_channels
         self.temperature = temperature
 

@@ -23,7 +23,10 @@ class MultiheadAttention(nn.Module):
     def __init__(self, hidden_dim: int, nheads: int, dropout: float):
         super().__init__()
         if hidden_dim % nheads:
-            raise UserError(f"HIDDEN_DIM {hidden_dim} must be a multiple of NHEADS {nheads}")
+            raise UserError(
+                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}, but must be a multiple of "
+                f"MODEL.DETR.NHEADS, which is {nheads}."
+            )
         self.nheads = nheads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))

@@ -41,8 +41,15 @@ VALUES = {
         ["['res4']", "MODEL.RESNETS.OUT_FEATURES", "'res2'"],
     ),
     "backbone with other names": (
-        ["MODEL.BACKBONE.NAME", "build_swin_backbone"],
-        ["Swin returns", "'res2'", "build_renamed_backbone"],
+        [
+            "MODEL.BACKBONE.NAME",
+            "build_resnet_fpn_backbone",
+            "MODEL.FPN.IN_FEATURES",
+            "['res2', 'res3', 'res4', 'res5']",
+            "MODEL.RESNETS.RES5_DILATION",
+            1,
+        ],
+        ["FPN returns", "'res2'", "build_renamed_backbone"],
     ),
     "levels that are not there": (
         [
@@ -55,7 +62,7 @@ VALUES = {
     ),
     "heads": (
         ["MODEL.DETR.HIDDEN_DIM", 32, "MODEL.DETR.NHEADS", 5],
-        ["HIDDEN_DIM 32", "multiple of NHEADS 5"],
+        ["MODEL.DETR.HIDDEN_DIM is 32", "multiple of MODEL.DETR.NHEADS, which is 5"],
     ),
     "width of the mask head": (
         ["MODEL.DETR.HIDDEN_DIM", 40],

@@ -157,7 +157,7 @@ def test_attention_over_nothing_but_padding_is_finite(tokens, dtype):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="HIDDEN_DIM 16.*NHEADS 5"):
+    with pytest.raises(ValueError, match="HIDDEN_DIM is 16.*NHEADS, which is 5"):
         MultiheadAttention(16, 5, 0.0)
 
 
