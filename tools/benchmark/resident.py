@@ -48,11 +48,13 @@ def run_once(kind: str, path: str, size: tuple[int, int], kept: int, threads: in
 
 
 def onnx_session(path: str | Path, threads: int):
-    """ONNX Runtime on a CPU."""
+    """ONNX Runtime on a CPU, for Hugging Face's graph."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # With them its second run wants the memory of all masks, 10 GB, twice.
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
