@@ -53,7 +53,7 @@ def onnx_session(path: str | Path, threads: int):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # With them its second run wants the memory of all masks, 10 GB, twice.
+    # With them a second run of a graph that computes all masks did not fit into 16 GB.
     options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
