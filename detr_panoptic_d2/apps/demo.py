@@ -11,9 +11,8 @@ from tabulate import tabulate
 
 from ..checkpoint import atomic_file
 from ..data.dataset_mapper import read_image
-from ..engine import PanopticTrainer, setup_job
+from ..engine import PanopticTrainer, Predictor, setup_job
 from ..visualization.draw import draw_beside_ground_truth, read_ground_truth
-from .predict import Predictor
 from .report import write_report
 
 

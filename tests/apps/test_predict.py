@@ -11,9 +11,9 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import Predictor, find_inputs, predict_images, predict_video
+from detr_panoptic_d2.apps.predict import find_inputs, predict_images, predict_video
 from detr_panoptic_d2.data.dataset_mapper import read_image
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 
 REPO = Path(__file__).parents[2]

@@ -15,11 +15,10 @@ import torch
 from PIL import Image
 
 from detr_panoptic_cli import build_parser
-from detr_panoptic_d2.apps.predict import Predictor
 from detr_panoptic_d2.apps.web.analysis import Analyzer
 from detr_panoptic_d2.apps.web.app import import_gradio, is_loopback
 from detr_panoptic_d2.apps.web.uploads import Limits, UploadError, read_upload
-from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 
 

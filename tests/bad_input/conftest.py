@@ -14,8 +14,7 @@ from detectron2.modeling import build_model
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import Predictor
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError, one_line
 
 

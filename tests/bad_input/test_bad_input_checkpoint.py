@@ -7,8 +7,7 @@ import pickle
 import pytest
 import torch
 
-from detr_panoptic_d2.apps.predict import Predictor
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 
 
 class Malicious:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import Predictor, predict_images
+from detr_panoptic_d2.apps.predict import predict_images
 from detr_panoptic_d2.data.dataset_mapper import read_image
-from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.engine import Predictor, setup_cfg
 
 
 def pixels(size=(32, 40)):

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from ..._version import __version__
 from ...checkpoint import atomic_file
 from ...data.dataset_mapper import read_image
+from ...engine import Predictor
 from ...errors import UserError
 from ..page import Block, Section, data_uri, write_page
-from ..predict import Predictor
 from .context import Context, Point, Stage
 from .image_stages import image_stages
 from .query_stages import query_stages

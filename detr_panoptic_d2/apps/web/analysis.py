@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ...data.metadata import thing_class_ids
+from ...engine import Predictor
 from ...modeling.panoptic_inference import build_panoptic_inference
 from ...visualization.draw import draw_panoptic
 from ...visualization.panels import enlarge
@@ -25,7 +26,6 @@ from ..explain.context import Context, array
 from ..explain.figures import Panel, draw_sheet
 from ..explain.recorder import record
 from ..explain.run import recordable, to_picture
-from ..predict import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,57 @@
+"""Detectron2's predictor with our reading of weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from ..checkpoint import PanopticCheckpointer
+from ..data.dataset_mapper import ResizeShortestEdge
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's ``DefaultPredictor``, called as it is: BGR in, the model's outputs out.
+
+    In addition it reads safetensors and Hugging Face folders, refuses weights that do not fit the
+    model, and folds the backbone's batch norms.
+
+    Args:
+        cfg: a config with ``MODEL.WEIGHTS``; ``DATASETS.TEST`` (else ``TRAIN``) names the classes.
+
+    Attributes:
+        metadata: names and colours of the classes.
+
+    Raises:
+        UserError: ``MODEL.WEIGHTS`` is empty or does not fit the model.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # Not Detectron2's constructor, which loads with its own checkpointer.
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        PanopticCheckpointer(self.model).load(cfg.MODEL.WEIGHTS, complete=True)
+        self.model.fold_for_inference()
+        names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+        self.metadata: Metadata = MetadataCatalog.get(names[0])
+        self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Return what ``__call__`` gives the model, for programs that go through its steps.
+
+        Args:
+            image: H x W x 3 uint8 BGR.
+
+        Returns:
+            ``image`` (3 x H' x W' in ``INPUT.FORMAT``), ``height`` and ``width`` of the result.
+        """
+        height, width = image.shape[:2]
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
