@@ -19,7 +19,7 @@ COMMANDS = {
     "convert": "other formats of labels to COCO panoptic, and a config that names them",
     "check": "what is wrong with a data set, and fix what is sure",
     "predict": "draw panoptic segmentation over images or videos, COCO json",
-    "explain": "every stage from image to result as pictures and a page",
+    "explain": "how an image becomes a panoptic map, as figures and a page",
     "report": "one page about a training: curves, PQ, best and worst images",
     "web": "a page in the browser: drop an image, click its segments",
     "export": "two graphs for ONNX Runtime, OpenVINO or torch.export, and a small runtime",

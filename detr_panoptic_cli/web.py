@@ -13,30 +13,10 @@ from ._options import add_config_options, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add address and limits."""
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0: whole network, no password (%(default)s)",
-    )
+    """Add the address."""
+    text = "address to listen on; 0.0.0.0: whole network, no password (%(default)s)"
+    parser.add_argument("--host", default="127.0.0.1", help=text)
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
-    parser.add_argument(
-        "--share", action="store_true", help="Gradio's public link too: images go through Gradio"
-    )
-    parser.add_argument(
-        "--max-mb",
-        type=float,
-        default=20,
-        metavar="MB",
-        help="largest file that may be uploaded (%(default)g)",
-    )
-    parser.add_argument(
-        "--max-megapixels",
-        type=float,
-        default=16,
-        metavar="MP",
-        help="largest picture, in millions of pixels (%(default)g)",
-    )
     add_config_options(parser)
 
 
@@ -44,12 +24,10 @@ def run(args: argparse.Namespace) -> int:
     """Build the page and serve it until it is stopped."""
     from detr_panoptic_d2.apps.web.analysis import Analyzer
     from detr_panoptic_d2.apps.web.app import build_app, import_gradio, serve
-    from detr_panoptic_d2.apps.web.uploads import Limits
     from detr_panoptic_d2.engine import setup_cfg
 
     set_up_console()
     import_gradio()
-    limits = Limits(args.max_mb, args.max_megapixels)
-    analyzer = Analyzer(setup_cfg(args.config_file, args.opts))
-    serve(build_app(analyzer, limits), limits, host=args.host, port=args.port, share=args.share)
+    app = build_app(Analyzer(setup_cfg(args.config_file, args.opts)))
+    serve(app, host=args.host, port=args.port)
     return 0

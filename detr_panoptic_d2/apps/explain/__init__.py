@@ -1,13 +1,6 @@
-"""Look inside: every stage from image to panoptic result, as pictures and one HTML page."""
+"""Look inside: how an image becomes a panoptic map, as figures and one HTML page."""
 
-from .recorder import ImageRecord, Recording, record
-from .run import explain, load_images, parse_point
+from .record import ImageRecord, Recording, record
+from .run import explain
 
-__all__ = [
-    "ImageRecord",
-    "Recording",
-    "explain",
-    "load_images",
-    "parse_point",
-    "record",
-]
+__all__ = ["ImageRecord", "Recording", "explain", "record"]

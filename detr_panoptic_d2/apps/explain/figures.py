@@ -1,270 +1,242 @@
-"""Sheets of panels: maps and pictures in rows, with titles and colour bars, as PNG.
+"""The figures: each takes a :class:`Look` at one image and returns a picture H x W x 3 uint8.
 
-Every panel of a sheet shows the same canvas, so overlays are given in shares of its width and
-height and fit maps of any resolution. Colours: cividis and viridis for amounts, PuOr for signed
-values, which can be told apart by colour-blind people; queries have the palette's colours.
+A query has one colour in all of them. Maps of any resolution are drawn over the padded canvas:
+viridis for amounts, PuOr for signed values, which can be told apart by colour-blind people.
 """
 
-import io
-import math
-import textwrap
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
+import torch
+from detectron2.data import Metadata
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
-Color = tuple[int, int, int]
-# (x0, y0, x1, y1) in shares of the canvas, and the colour of the frame.
-Box = tuple[tuple[float, float, float, float], Color]
+from ...data.palette import default_color
+from ...modeling.mask_ops import argmax_at_output
+from ...visualization.draw import draw_panoptic
+from ...visualization.panels import enlarge, side_by_side, with_caption
+from ...visualization.visualizer import PanopticVisualizer, class_name
+from .record import ImageRecord, Recording
 
-_DPI = 100
-_FONT = 8.5
-# Pixels of a line of text and of an average character in it.
-_LINE, _CHARACTER = 15, 6.4
-_GAP, _MARGIN, _BAR = 10, 8, 9
-# Bytes from which on a PNG gets a palette.
-_LARGE = 250_000
+# Shorter side of a picture with labels, width of one with maps at most, in pixels.
+_SIDE, _WIDTH = 400, 1000
+_PADDING_GREY = 220
 
 
-@dataclass
-class Panel:
-    """One map or picture.
+class Look(NamedTuple):
+    """One image of a recording.
 
     Attributes:
-        image: H x W numbers, or H x W x 3 uint8.
-        title: over the panel.
-        cmap: Matplotlib's name of the colour map.
-        limits: values of the first and last colour; None: least and greatest of the map.
-        bar: put a colour bar under the panel.
-        boxes: frames in the colours of their queries.
-        points: (x, y) in shares of the canvas.
-        texts: (x, y, text) in shares of the canvas; one that would lie on an earlier one moves
-            down.
+        recording: of the batch.
+        index: of the image in it.
+        picture: H x W x 3 uint8 RGB, in the size of the result.
+        network_input: the same in the size that the network gets.
+        points: (x, y) in pixels of the network input, where the encoder is asked.
+        metadata: of the classes.
     """
 
-    image: np.ndarray
+    recording: Recording
+    index: int
+    picture: np.ndarray
+    network_input: np.ndarray
+    points: list[tuple[float, float]]
+    metadata: Metadata
+
+    @property
+    def image(self) -> ImageRecord:
+        """The image's part of the recording."""
+        return self.recording.per_image[self.index]
+
+    @property
+    def canvas(self) -> np.ndarray:
+        """The image on its canvas; padding is grey."""
+        canvas = np.full((*self.image.frame.canvas, 3), _PADDING_GREY, dtype=np.uint8)
+        height, width = self.image.frame.image
+        canvas[:height, :width] = self.network_input
+        return canvas
+
+    @property
+    def titles(self) -> list[str]:
+        """For example "q12 circle 0.98" for each query."""
+        rows = zip(self.image.queries, self.image.labels, self.image.scores, strict=True)
+        return [f"q{int(q)} {class_name(int(c), self.metadata)} {s:.2f}" for q, c, s in rows]
+
+
+class Map(NamedTuple):
+    """A panel.
+
+    Attributes:
+        values: H x W, or H x W x 3 uint8, over the whole canvas.
+        title: above it.
+        most: value of the last colour; None: the largest, or what best shows the insides of masks.
+        signed: 0 is in the middle of the colours.
+        box: (x0, y0, x1, y1) in pixels of the canvas, and its RGB colour.
+        point: (x, y) in pixels of the canvas.
+    """
+
+    values: np.ndarray | torch.Tensor
     title: str = ""
-    cmap: str = "viridis"
-    limits: tuple[float, float] | None = None
-    bar: bool = False
-    boxes: list[Box] = field(default_factory=list)
-    points: list[tuple[float, float]] = field(default_factory=list)
-    texts: list[tuple[float, float, str]] = field(default_factory=list)
-
-    def value_range(self) -> tuple[float, float]:
-        """The values of the first and the last colour."""
-        if self.limits is not None:
-            return self.limits
-        finite = self.image[np.isfinite(self.image)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        return (low, high) if high > low else (low, low + 1e-6)
+    most: float | None = None
+    signed: bool = False
+    box: tuple[torch.Tensor, list[int]] | None = None
+    point: tuple[float, float] | None = None
 
 
-@dataclass
-class SharedBar:
-    """A colour bar for the whole sheet."""
-
-    label: str
-    cmap: str
-    limits: tuple[float, float]
-
-
-def columns_for(count: int, width: int, least: int = 150) -> int:
-    """How many panels of at least ``least`` pixels to put side by side."""
-    return max(1, min(count, (width - 2 * _MARGIN + _GAP) // (least + _GAP)))
+def draw_input(look: Look) -> np.ndarray:
+    """The canvas, and the padding mask where there is one."""
+    height, width = look.image.frame.image
+    row = [Map(look.canvas, f"{height} x {width} pixels")]
+    padding = look.recording.detections.padding
+    if padding is not None:
+        count = f"{int(padding[look.index].sum())} of {padding[look.index].numel()}"
+        row.append(Map(padding[look.index], f"padding mask: {count} cells of res5", most=1))
+    return _draw([row], look)
 
 
-def in_rows(panels: list[Panel], columns: int) -> list[list[Panel]]:
-    """Break a list of panels into rows."""
-    return [panels[i : i + columns] for i in range(0, len(panels), columns)]
+def draw_features(look: Look) -> np.ndarray:
+    """Channel means of res2 to res5, and two channels of the position encoding."""
+    features, position = look.recording.detections.features, look.recording.position
+    row = []
+    for name in ("res2", "res3", "res4", "res5"):
+        x = features[name][look.index]
+        row.append(Map(x.mean(0), f"{name}: {x.shape[1]} x {x.shape[2]}"))
+    position = position[look.index % len(position)]
+    for axis, channel in (("row", 0), ("column", len(position) // 2)):
+        row.append(Map(position[channel], f"position: {axis}", most=1, signed=True))
+    return _draw([row], look)
 
 
-def draw_sheet(
-    rows: list[list[Panel]],
-    aspect: float,
-    *,
-    width: int = 1000,
-    row_labels: list[str] | None = None,
-    shared_bar: SharedBar | None = None,
-    most: int = 330,
-) -> bytes:
-    """Draw panels in rows.
-
-    Args:
-        rows: the panels.
-        aspect: height of the canvas divided by its width.
-        width: most pixels of the picture's width.
-        row_labels: text to the left of each row.
-        shared_bar: colour bar below all panels.
-        most: most pixels of a panel's longer side.
-
-    Returns:
-        a PNG.
-    """
-    columns = max(len(row) for row in rows)
-    left = _MARGIN + (min(110, width // 7) if row_labels else 0)
-    panel = (width - left - _MARGIN - (columns - 1) * _GAP) / columns
-    panel_width = max(1, math.floor(min(panel, most, most / aspect)))
-    panel_height = max(1, round(panel_width * aspect))
-    characters = max(6, int(panel_width / _CHARACTER))
-    titles = [[_wrap(p.title, characters, 3) for p in row] for row in rows]
-    heads = [_LINE * max(t.count("\n") + 1 if t else 0 for t in row) + 4 for row in titles]
-    feet = [_BAR + _LINE + 7 if any(p.bar for p in row) else 0 for row in rows]
-    foot = _BAR + 2 * _LINE + 14 if shared_bar else 0
-    total_width = left + columns * panel_width + (columns - 1) * _GAP + _MARGIN
-    if shared_bar:
-        total_width = max(total_width, int(len(shared_bar.label) * _CHARACTER) + 2 * _MARGIN)
-    body = sum(heads) + sum(feet) + len(rows) * (panel_height + _GAP)
-    sheet = _Sheet(total_width, 2 * _MARGIN + body + foot)
-    top = _MARGIN
-    for r, row in enumerate(rows):
-        top += heads[r]
-        if row_labels:
-            label = _wrap(row_labels[r], int((left - _MARGIN) / _CHARACTER), 4)
-            sheet.text(_MARGIN, top + panel_height / 2, label, va="center")
-        for c, item in enumerate(row):
-            x = left + c * (panel_width + _GAP)
-            sheet.text(x, top - 4, titles[r][c], va="bottom")
-            sheet.panel(item, x, top, panel_width, panel_height)
-            if item.bar:
-                y = top + panel_height + 4
-                sheet.bar(item.cmap, item.value_range(), x, y, panel_width, ticks=2)
-        top += panel_height + feet[r] + _GAP
-    if shared_bar:
-        length = min(360, total_width - 2 * _MARGIN)
-        sheet.text(_MARGIN, top + _LINE, shared_bar.label, va="bottom")
-        sheet.bar(shared_bar.cmap, shared_bar.limits, _MARGIN, top + _LINE + 4, length, ticks=3)
-    return sheet.png()
+def draw_encoder(look: Look) -> np.ndarray:
+    """Where the cell at each point looks, and how alike the memory's cells are to it."""
+    memory = look.recording.detections.memory[look.index]
+    height, width = memory.shape[-2:]
+    padding = look.recording.detections.padding
+    memory = memory.flatten(1)
+    if padding is not None:
+        memory = memory.masked_fill(padding[look.index].flatten(), torch.nan)
+    centred = memory - memory.nanmean(1, keepdim=True)
+    rows = []
+    for x, y in look.points:
+        column = int(x * width / look.image.frame.canvas[1])
+        cell = torch.tensor([int(y * height / look.image.frame.canvas[0]) * width + column])
+        row = [Map(look.canvas, "the point", point=(x, y))]
+        for number, call in enumerate(look.recording.encoder, 1):
+            weights = call.weights(look.index, cell).mean(0).view(height, width)
+            row.append(Map(weights, f"looks at, layer {number}", point=(x, y)))
+        alike = torch.cosine_similarity(centred, centred[:, cell], dim=0).view(height, width)
+        row.append(Map(alike, "memory like it", most=1, signed=True, point=(x, y)))
+        rows.append(row)
+    return _draw(rows, look)
 
 
-class _Sheet:
-    """A figure whose coordinates are pixels from the upper left corner."""
-
-    def __init__(self, width: int, height: int):
-        self.width, self.height = int(width), int(height)
-        self.figure = Figure((self.width / _DPI, self.height / _DPI), dpi=_DPI, facecolor="white")
-        FigureCanvasAgg(self.figure)
-
-    def _axes(self, x, y, width, height):
-        axes = self.figure.add_axes(
-            (
-                x / self.width,
-                1 - (y + height) / self.height,
-                width / self.width,
-                height / self.height,
-            )
-        )
-        for side in axes.spines.values():
-            side.set_linewidth(0.6)
-            side.set_color("0.4")
-        return axes
-
-    def text(self, x: float, y: float, text: str, **options) -> None:
-        self.figure.text(
-            x / self.width, 1 - y / self.height, text, fontsize=_FONT, linespacing=1.15, **options
-        )
-
-    def panel(self, item: Panel, x: float, y: float, width: float, height: float) -> None:
-        axes = self._axes(x, y, width, height)
-        options = {"extent": (0, 1, 1, 0), "aspect": "auto", "interpolation": "nearest"}
-        if item.image.ndim == 3:
-            axes.imshow(item.image, **{**options, "interpolation": "antialiased"})
-        else:
-            low, high = item.value_range()
-            cmap = colormaps[item.cmap].with_extremes(bad="0.85")
-            axes.imshow(item.image, cmap=cmap, vmin=low, vmax=high, **options)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for (x0, y0, x1, y1), color in item.boxes:
-            for line, edge in ((3.6, "white"), (2, np.divide(color, 255))):
-                box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=line, ec=edge)
-                axes.add_patch(box)
-        for px, py in item.points:
-            axes.plot(px, py, "o", ms=8, mfc="none", mec="black", mew=2.6)
-            axes.plot(px, py, "o", ms=8, mfc="none", mec="white", mew=1.3)
-        places = _apart(item.texts, width, height)
-        for (px, py), (_, _, label) in zip(places, item.texts, strict=True):
-            axes.text(
-                px,
-                py,
-                label,
-                fontsize=_FONT - 0.5,
-                ha="center",
-                va="center",
-                bbox={"boxstyle": "square,pad=0.15", "fc": "white", "ec": "0.4", "lw": 0.5},
-            )
-        axes.set_xlim(0, 1)
-        axes.set_ylim(1, 0)
-
-    def bar(self, cmap, limits, x: float, y: float, width: float, *, ticks: int) -> None:
-        axes = self._axes(x, y, width, _BAR)
-        gradient = np.linspace(0, 1, 256)[None]
-        axes.imshow(gradient, cmap=cmap, aspect="auto", extent=(0, 1, 0, 1))
-        axes.set_yticks([])
-        places = np.linspace(0, 1, ticks)
-        values = limits[0] + places * (limits[1] - limits[0])
-        axes.set_xticks(places, [_number(v, limits) for v in values], fontsize=_FONT - 0.5)
-        axes.tick_params(length=2, pad=2)
-        for label, place in zip(axes.get_xticklabels(), places, strict=True):
-            label.set_ha("left" if place == 0 else "right" if place == 1 else "center")
-
-    def png(self) -> bytes:
-        self.figure.canvas.draw()
-        pixels = np.asarray(self.figure.canvas.buffer_rgba())[..., :3]
-        return to_png(pixels)
+def draw_queries(look: Look) -> np.ndarray:
+    """Class, score and box of each query."""
+    canvas = enlarge(look.canvas, _SIDE)
+    factor = canvas.shape[0] / look.canvas.shape[0]
+    visualizer = PanopticVisualizer(canvas, look.metadata)
+    colors = [np.divide(default_color(k), 255) for k in range(len(look.titles))]
+    for box, title, color in zip(look.image.boxes.numpy(), look.titles, colors, strict=True):
+        x0, y0, x1, y1 = box * factor
+        visualizer.draw_box((x0, y0, x1, y1), alpha=1, edge_color=color)
+        visualizer.draw_text(title, ((x0 + x1) / 2, y0), color=color)
+    return visualizer.get_picture()
 
 
-def to_png(pixels: np.ndarray) -> bytes:
-    """H x W x 3 uint8 to a PNG, with a palette of 256 colours where it would be large."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    data = _save(image)
-    if len(data) > _LARGE:
-        data = _save(image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=0))
-    return data
+def draw_attention(look: Look) -> np.ndarray:
+    """A row per query: its cross-attention, then its box-attention maps, one per head."""
+    image, call = look.image, look.recording.decoder[-1]
+    cross = call.weights(look.index, image.queries).mean(0)
+    rows = []
+    for k, maps in enumerate(image.box_attention):
+        box = image.boxes[k], default_color(k)
+        row = [Map(cross[k].view(maps.shape[-2:]), "" if k else "cross-attention", box=box)]
+        # One scale per query; the square root shows small weights too.
+        row += [
+            Map((m / maps.max()).sqrt(), "" if k else f"head {n}", most=1)
+            for n, m in enumerate(maps, 1)
+        ]
+        rows.append(row)
+    return _draw(rows, look, look.titles)
 
 
-def _save(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, format="PNG", optimize=True)
-    return data.getvalue()
+def draw_mask_head(look: Look) -> np.ndarray:
+    """A row per query: the channel mean after each step of the mask head, then the logits."""
+    image, rows = look.image, []
+    for k, logits in enumerate(image.mask_logits):
+        row = [
+            Map(maps[k], "" if k else f"{name}: {maps.shape[1]} x {maps.shape[2]}")
+            for name, maps in image.steps.items()
+        ]
+        size = f"logits: {logits.shape[0]} x {logits.shape[1]}"
+        rows.append([*row, Map(logits, "" if k else size, signed=True)])
+    return _draw(rows, look, look.titles)
 
 
-def _apart(
-    texts: list[tuple[float, float, str]], width: float, height: float
-) -> list[tuple[float, float]]:
-    """Centres of texts, in shares: inside the panel, and below earlier ones that are in the way."""
-    placed: list[tuple[float, float, float]] = []
-    row = (_LINE + 3) / height
-    for x, y, label in texts:
-        half_x = min(0.5, (len(label) * _CHARACTER / 2 + 5) / width)
-        half_y = min(0.5, (_LINE / 2 + 3) / height)
-        x, y = min(max(x, half_x), 1 - half_x), min(max(y, half_y), 1 - half_y)
-        start = y
-        while any(abs(x - px) < half_x + half and abs(y - py) < row for px, py, half in placed):
-            y += row
-            if y > 1 - half_y:
-                # No room below: it stays where it belongs.
-                y = start
-                break
-        placed.append((x, y, half_x))
-    return [(x, y) for x, y, _ in placed]
+def draw_result(look: Look) -> np.ndarray:
+    """The query that wins each pixel, and the panoptic result."""
+    owner = argmax_at_output(look.image.mask_logits, look.image.frame)[0]
+    colors = [default_color(k) for k in range(len(look.titles))]
+    names = [title.rpartition(" ")[0] for title in look.titles]
+    queries = Metadata(stuff_classes=names, stuff_colors=colors)
+    winners = [{"id": k, "category_id": k, "isthing": False} for k in range(len(names))]
+    pictures = {
+        "Argmax: one colour per query": draw_panoptic(
+            look.picture, owner, winners, queries, min_size=_SIDE, alpha=0.8
+        ),
+        "Panoptic result": draw_panoptic(
+            look.picture, *look.image.panoptic, look.metadata, min_size=_SIDE
+        ),
+    }
+    return side_by_side([with_caption(picture, text) for text, picture in pictures.items()])
 
 
-def _number(value: float, limits: tuple[float, float]) -> str:
-    """Two significant digits of the range; no "-0"."""
-    if abs(value) < 1e-3 * max(abs(limits[0]), abs(limits[1])):
-        value = 0.0
-    return f"{value:.2g}"
+def _draw(rows: list[list[Map]], look: Look, labels: list[str] | None = None) -> np.ndarray:
+    """Draw panels in rows, each row with its label on the left."""
+    height, width = look.image.frame.canvas
+    columns = len(rows[0])
+    room = 1.3 if labels else 0
+    panel = min((_WIDTH / 100 - room) / columns, 3.5)
+    size = room + panel * columns, len(rows) * panel * height / width + 0.3
+    figure = Figure(figsize=size, dpi=100, layout="compressed")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, panels in enumerate(rows):
+        for axis, item in zip(axes[row], panels, strict=True):
+            _draw_map(axis, item, (0, width, height, 0))
+        if labels:
+            name, _, score = labels[row].rpartition(" ")
+            text = f"{name}\n{score}"
+            axes[row, 0].set_ylabel(text, fontsize=8, rotation=0, ha="right", va="center")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _wrap(text: str, characters: int, lines: int) -> str:
-    if not text:
-        return ""
-    parts = [w for line in text.split("\n") for w in textwrap.wrap(line, characters)]
-    if len(parts) > lines:
-        parts = [*parts[: lines - 1], parts[lines - 1][: max(1, characters - 1)] + "…"]
-    return "\n".join(parts)
+def _draw_map(axis, item: Map, extent: tuple[int, int, int, int]) -> None:
+    values = item.values
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu().numpy()
+    if values.ndim == 3:
+        axis.imshow(values, extent=extent)
+    else:
+        most = item.most
+        if most is None and item.signed:
+            # The insides of masks; their outsides may go far beyond.
+            inside = values[values > 0]
+            most = 1.5 * float(np.percentile(inside if inside.size else -values, 98))
+        elif most is None:
+            most = float(values.max())
+        least = -most if item.signed else 0 if item.most else float(values.min())
+        cmap = "PuOr" if item.signed else "viridis"
+        axis.imshow(values, cmap, extent=extent, vmin=least, vmax=most, interpolation="nearest")
+    axis.set_title(item.title, fontsize=8, pad=3)
+    axis.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+    if item.box is not None:
+        (x0, y0, x1, y1), color = item.box[0].tolist(), np.divide(item.box[1], 255)
+        for line, edge in ((3.5, "white"), (2, color)):
+            frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=line, ec=edge)
+            axis.add_patch(frame)
+    if item.point is not None:
+        axis.plot(*item.point, "o", ms=8, mfc="none", mec="black", mew=2.6)
+        axis.plot(*item.point, "o", ms=8, mfc="none", mec="white", mew=1.3)

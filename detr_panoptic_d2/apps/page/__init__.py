@@ -1,7 +1,7 @@
 """The HTML page that report and explain share: one template, one style, nothing from elsewhere.
 
 A page is data: sections of blocks. A block is a mapping whose key says what it is (``text``,
-``note``, ``heading``, ``tiles``, ``pairs``, ``contents``, ``table``, ``pictures``, ``legend``,
+``note``, ``heading``, ``tiles``, ``pairs``, ``table``, ``pictures``, ``legend``,
 ``charts``, ``pre`` or ``details``); ``page.html.jinja`` shows what each holds, and escapes texts.
 """
 

@@ -1,4 +1,4 @@
 """A page in the browser: drop an image, look at its segments, change the thresholds.
 
-:mod:`.app` needs Gradio (the extra ``web``); :mod:`.analysis` and :mod:`.uploads` do not.
+:mod:`.app` needs Gradio (the extra ``web``); :mod:`.analysis` does not.
 """

@@ -3,75 +3,82 @@
 Shapes: H x W the image, Q the queries whose class is an object, M attention heads.
 """
 
-import io
 import logging
-import threading
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
+from matplotlib import colormaps
 from PIL import Image
 from torch import nn
 
+from ...data.dataset_mapper import read_image
 from ...data.metadata import thing_class_ids
 from ...engine import Predictor
+from ...errors import UserError
+from ...modeling.mask_ops import Frame, argmax_at_output
 from ...modeling.panoptic_inference import build_panoptic_inference
 from ...visualization.draw import draw_panoptic
 from ...visualization.panels import enlarge
-from ..explain.context import Context, array
-from ..explain.figures import Panel, draw_sheet
-from ..explain.recorder import record
-from ..explain.run import recordable, to_picture
 
 logger = logging.getLogger(__name__)
 
-# Small images are enlarged to about this shorter side, so that names can be read.
-_SHORTER_SIDE = 480
-# Queries of a segment whose maps are shown; only stuff can have more than one.
-_MOST_QUERIES = 3
-# Pixels at the top that the page lays a picture's label over.
-_LABEL = 40
+# Largest upload, in millions of bytes and of pixels.
+MOST_MEGABYTES, MOST_MEGAPIXELS = 20, 16
+# Small images are enlarged to about this shorter side, so that names can be read; maps to this.
+_SIDE, _MAP_SIDE = 480, 160
 
 
-@dataclass
-class View:
+class View(NamedTuple):
     """The panoptic result of an image at some thresholds.
 
     Attributes:
         ids: H x W int32 segment ids.
         segments: as the model returns them.
-        kept: positions of the kept queries in the recording.
+        queries: the query of each segment; of stuff, the one that wins most of its pixels.
+        picture: segments over the image, H and W times a whole number.
     """
 
     ids: np.ndarray
     segments: list[dict[str, Any]]
-    kept: list[int]
+    queries: list[int]
+    picture: np.ndarray
 
-    def at(self, x: int, y: int) -> dict[str, Any] | None:
-        """The segment at a pixel; None on void and outside of the image."""
-        height, width = self.ids.shape
-        if not (0 <= x < width and 0 <= y < height):
-            return None
-        found = int(self.ids[y, x])
-        return next((s for s in self.segments if s["id"] == found), None)
+    def at(self, x: int, y: int) -> int | None:
+        """Index of the segment at a pixel of the picture; None on void."""
+        factor = self.picture.shape[0] // self.ids.shape[0]
+        found = int(self.ids[y // factor, x // factor])
+        return next((k for k, s in enumerate(self.segments) if s["id"] == found), None)
 
 
-class Analysis:
+class Analysis(NamedTuple):
     """What the network made of one image. Made by :class:`Analyzer`.
 
-    Args:
-        context: a recording of the image, with the masks of all queries whose class is an object.
+    Attributes:
+        cfg: of the model.
+        metadata: of its classes.
+        image: H x W x 3 uint8 RGB.
+        frame: sizes of canvas, image and output.
+        pred_logits: 1 x Q x (K + 1).
+        scores, labels: Q.
+        mask_logits: Q x H2 x W2.
+        box_attention: Q x M x h x w.
     """
 
-    def __init__(self, context: Context):
-        self._context = context
-        self.image = context.originals[0]
-        self.metadata = context.metadata
+    cfg: CfgNode
+    metadata: Metadata
+    image: np.ndarray
+    frame: Frame
+    pred_logits: torch.Tensor
+    scores: torch.Tensor
+    labels: torch.Tensor
+    mask_logits: torch.Tensor
+    box_attention: torch.Tensor
 
+    @torch.no_grad()
     def view(self, score_thresh: float, min_area: int) -> View:
         """Run the panoptic inference, and nothing of the network.
 
@@ -82,124 +89,96 @@ class Analysis:
         Raises:
             UserError: one of them is out of range.
         """
-        recording = self._context.recording
-        record, masks = recording.per_image[0], recording.mask_logits
-        rule = panoptic_rule(self._context.cfg, self.metadata, score_thresh, min_area)
-        keep = rule.keep(recording.detections.pred_logits[-1])[0].cpu()
-        kept = keep[record.queries].nonzero()[:, 0]
-        chosen = masks[kept.to(masks.device)], record.scores[kept], record.labels[kept]
-        with torch.no_grad():
-            ids, segments = rule(*chosen, record.frame)
-        return View(ids.cpu().numpy(), segments, kept.tolist())
+        rule = panoptic_rule(self.cfg, self.metadata, score_thresh, min_area)
+        kept = rule.keep(self.pred_logits)[0].cpu().nonzero()[:, 0]
+        masks = self.mask_logits[kept.to(self.mask_logits.device)]
+        ids, segments = rule(masks, self.scores[kept], self.labels[kept], self.frame)
+        queries = []
+        if segments:
+            owner = kept[argmax_at_output(masks, self.frame)[0].cpu()]
+            for segment in segments:
+                won = torch.bincount(owner[ids.cpu() == segment["id"]], minlength=len(self.labels))
+                won = won * (self.labels == segment["category_id"])
+                queries.append(int(won.argmax()))
+        ids = ids.cpu().numpy()
+        picture = draw_panoptic(self.image, ids, segments, self.metadata, min_size=_SIDE)
+        return View(ids, segments, queries, picture)
 
-    def picture(self, view: View) -> np.ndarray:
-        """The panoptic picture, H and W times a whole number."""
-        return draw_panoptic(
-            self.image, view.ids, view.segments, self.metadata, min_size=_SHORTER_SIDE
-        )
-
-    def queries(self, view: View, segment: dict[str, Any]) -> list[int]:
-        """Positions of the queries that a segment is made of, best score first."""
-        recording = self._context.recording
-        record, masks = recording.per_image[0], recording.mask_logits
-        labels, scores = record.labels.tolist(), record.scores.tolist()
-        found = [k for k in view.kept if labels[k] == segment["category_id"]]
-        found.sort(key=lambda k: -scores[k])
-        if not segment["isthing"]:
-            return found
-        same = [k for k in found if scores[k] == segment["score"]]
-        if len(same) < 2:
-            return same
-        # Of several with the very same score the one whose mask logits are greatest there.
-        frame, grid = record.frame, masks.shape[-2:]
-        y, x = np.nonzero(view.ids == segment["id"])
-        row, column = (
-            ((p + 0.5) * frame.image[d] / frame.output[d] * grid[d] / frame.canvas[d]).astype(int)
-            for d, p in enumerate((y, x))
-        )
-        return [max(same, key=lambda k: float(array(masks[k])[row, column].mean()))]
-
-    def mask_picture(self, view: View, segment: dict[str, Any]) -> np.ndarray:
-        """The image with all but one segment faded, enlarged as :meth:`picture`."""
-        inside = view.ids == segment["id"]
+    def mask_picture(self, view: View, index: int) -> np.ndarray:
+        """The image with all but one segment faded, enlarged as the view's picture."""
+        inside = view.ids == view.segments[index]["id"]
         faded = 255 - (255 - self.image.astype(np.float32)) * 0.25
         picture = np.where(inside[..., None], self.image, faded.round().astype(np.uint8))
-        return enlarge(picture, _SHORTER_SIDE)
+        return enlarge(picture, _SIDE)
 
-    def maps_picture(self, view: View, segment: dict[str, Any]) -> np.ndarray:
-        """Cross-attention, mask logits and the M box-attention maps of a segment's queries."""
-        context, recording = self._context, self._context.recording
-        record = recording.per_image[0]
-        chosen = self.queries(view, segment)[:_MOST_QUERIES]
-        titles = context.query_titles(record)
-        grid = tuple(recording.detections.src_proj.shape[-2:])
-        cross = recording.decoder[-1].weights(0, record.queries[chosen]).mean(0).view(-1, *grid)
-        rows, labels = [], []
-        for k, attention in zip(chosen, array(cross), strict=True):
-            logits, maps = array(recording.mask_logits[k]), array(recording.box_attention[k])
-            most = max(float(np.abs(logits).max()), 1e-3)
-            box = context.query_boxes(0, [k])
-            panels = [
-                Panel(attention, "cross-attention", bar=True, boxes=box),
-                Panel(logits, "mask logits", "PuOr", (-most, most), bar=True),
-            ]
-            panels += [
-                Panel(m, f"box attention, head {n + 1}", limits=(0, float(maps.max())), bar=True)
-                for n, m in enumerate(maps)
-            ]
-            for i in range(0, len(panels), 5):
-                rows.append(panels[i : i + 5])
-                labels.append(titles[k] if i == 0 else "")
-        png = draw_sheet(rows, context.aspect, width=context.width, row_labels=labels, most=200)
-        sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        return np.pad(sheet, ((_LABEL, 0), (0, 0), (0, 0)), constant_values=255)
+    def maps(self, view: View, index: int) -> list[tuple[np.ndarray, str]]:
+        """Pictures of the mask logits and the M box-attention maps of a segment's query."""
+        query = view.queries[index]
+        logits = self.mask_logits[query].float().cpu().numpy()
+        attention = self.box_attention[query].float().cpu().numpy()
+        half = 2 * max(float(np.abs(logits).max()), 1e-3)
+        signed = colormaps["PuOr"](logits / half + 0.5)
+        pictures = [(signed, "mask logits")]
+        # One scale for all heads; the square root shows small weights too.
+        for head, weights in enumerate(np.sqrt(attention / attention.max()), 1):
+            pictures.append((colormaps["viridis"](weights), f"head {head}"))
+        return [
+            (enlarge((p[..., :3] * 255).astype(np.uint8), _MAP_SIDE), text) for p, text in pictures
+        ]
 
 
 class Analyzer:
-    """A model that is asked about one image at a time, from any thread.
+    """A model that is asked about one image at a time.
 
     Args:
         cfg: a config with ``MODEL.WEIGHTS``.
 
     Raises:
-        UserError: the weights do not fit the model.
+        UserError: the weights do not fit the model, or it has no mask head.
     """
 
     def __init__(self, cfg: CfgNode):
-        self.cfg = recordable(cfg)
-        self._predictor = Predictor(self.cfg)
+        self.cfg = cfg
+        self._predictor = Predictor(cfg)
         self.model = self._predictor.model
-        self._lock = threading.Lock()
+        if self.model.mask_head is None:
+            raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
 
+    @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Analysis:
         """Run the network.
 
         Args:
             image: H x W x 3 uint8 RGB.
         """
-        predictor = self._predictor
-        batch = [predictor.prepare(image[:, :, ::-1])]
-        # Masks of every query that some threshold could keep.
-        rule = panoptic_rule(self.cfg, predictor.metadata, 0.0, 0)
         start = time.perf_counter()
-        with self._lock:
-            recording = record(self.model, batch, panoptic_inference=rule)
-        size = "{1} x {0}".format(*image.shape)
-        seconds = time.perf_counter() - start
+        model, metadata = self.model, self._predictor.metadata
+        images = model.preprocess([self._predictor.prepare(image[:, :, ::-1])])
+        detections = model.detect(images)
+        selection = model.select(detections)
+        # Masks of every query that some threshold could keep.
+        logits = detections.pred_logits[-1]
+        queries = panoptic_rule(self.cfg, metadata, 0.0, 0).keep(logits)[0].cpu().nonzero()[:, 0]
+        masks = model.predict_masks(detections, torch.zeros_like(queries), queries)
+        rows = queries.to(model.device)
+        attention = model.bbox_attention(
+            detections.hs[-1][:, rows], detections.memory, detections.padding
+        )
+        frame = Frame(
+            tuple(images.tensor.shape[-2:]), tuple(images.image_sizes[0]), image.shape[:2]
+        )
+        size, seconds = "{1} x {0}".format(*image.shape), time.perf_counter() - start
         logger.info("Network: one image of %s pixels, %.1f s.", size, seconds)
-        # The page does not show these, and they are the largest part.
-        recording.detections = recording.detections._replace(features={})
-        recording.encoder, recording.steps = [], {}
         return Analysis(
-            Context(
-                cfg=self.cfg,
-                metadata=predictor.metadata,
-                recording=recording,
-                originals=[image],
-                inputs=[to_picture(batch[0]["image"], self.cfg.INPUT.FORMAT)],
-                points=[[]],
-                width=1000,
-            )
+            self.cfg,
+            metadata,
+            image,
+            frame,
+            logits[:, rows],
+            selection.scores[0, queries],
+            selection.labels[0, queries],
+            masks,
+            attention[0],
         )
 
 
@@ -216,3 +195,32 @@ def panoptic_rule(
     cfg.MODEL.DETR.TEST.SCORE_THRESH = float(score_thresh)
     cfg.MODEL.DETR.TEST.MIN_SEGMENT_AREA = int(min_area)
     return build_panoptic_inference(cfg, thing_class_ids(metadata))
+
+
+def read_upload(path: str) -> np.ndarray:
+    """Read an uploaded image. Its pixels are decoded only if it is small enough.
+
+    Args:
+        path: the file on this machine; the server has refused what has too many bytes.
+
+    Returns:
+        H x W x 3 uint8 RGB.
+
+    Raises:
+        UserError: it is too large or not an image. The message holds no paths of this machine.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+        if width * height <= MOST_MEGAPIXELS * 1e6:
+            return read_image(path, "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        logger.info("Refused an upload: %s", error)
+        raise UserError(
+            "This file cannot be read as an image, or is damaged or cut off. JPEG, PNG, WebP, BMP "
+            "and TIFF work."
+        ) from error
+    raise UserError(
+        f"The image has {width} x {height} pixels; at most {MOST_MEGAPIXELS} million are taken. "
+        "Make it smaller first."
+    )

@@ -1,0 +1,231 @@
+"""What happens on the way from images to the panoptic result, kept for a look at it.
+
+The model is entered at its steps; forward hooks add what stays inside of them.
+
+Shapes: B images, N queries, C channels, M heads, h x w the size of res5, H2 x W2 that of res2,
+S = h * w; Q queries of an image that are looked at, P of all images together.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.structures import ImageList
+from torch import nn
+from torchvision.ops import box_convert
+
+from ...errors import UserError
+from ...modeling.mask_ops import Frame
+from ...modeling.meta_arch import PanopticDETR
+from ...modeling.structures import Detections
+from ...modeling.transformer import MultiheadAttention
+
+# Queries that are looked at where none of an image is kept: those of best score.
+_BEST = 5
+
+
+class AttentionCall(NamedTuple):
+    """The inputs of one call of an attention module, from which its weights can be worked out.
+
+    Attributes:
+        module: the module that was called.
+        query: B x T x C.
+        key: B x S x C.
+        padding: B x S bool, or None.
+    """
+
+    module: MultiheadAttention
+    query: torch.Tensor
+    key: torch.Tensor
+    padding: torch.Tensor | None
+
+    def weights(self, image: int, rows: torch.Tensor) -> torch.Tensor:
+        """Attention weights M x len(rows) x S of some queries of one image."""
+        one = slice(image, image + 1)
+        padding = None if self.padding is None else self.padding[one]
+        rows = rows.to(self.query.device)
+        return self.module.attention_weights(self.query[one, rows], self.key[one], padding)[0]
+
+
+class ImageRecord(NamedTuple):
+    """What belongs to one image of the batch.
+
+    Attributes:
+        frame: sizes of canvas, image and output.
+        queries: Q query indices, best score first.
+        kept: the queries are those that the panoptic inference keeps. False: it keeps none, and
+            these are the ones of best score.
+        scores, labels: Q, best class and its probability.
+        boxes: Q x 4, (x0, y0, x1, y1) in pixels of the canvas.
+        box_attention: Q x M x h x w.
+        steps: by name, Q x h_i x w_i: channel mean after each step of the mask head.
+        mask_logits: Q x H2 x W2.
+        panoptic: the model's result, ids and segments.
+    """
+
+    frame: Frame
+    queries: torch.Tensor
+    kept: bool
+    scores: torch.Tensor
+    labels: torch.Tensor
+    boxes: torch.Tensor
+    box_attention: torch.Tensor
+    steps: dict[str, torch.Tensor]
+    mask_logits: torch.Tensor
+    panoptic: tuple[torch.Tensor, list[dict[str, Any]]]
+
+
+class Recording(NamedTuple):
+    """One batch on its way through the model.
+
+    Attributes:
+        images: the padded batch, normalised.
+        detections: features, memory, decoder outputs, logits and boxes.
+        position: B or 1 x C x h x w.
+        encoder: the self-attention of each encoder layer.
+        decoder: the cross-attention of each decoder layer.
+        step_channels: by name, channels of each step of the mask head.
+        per_image: one record per image.
+    """
+
+    images: ImageList
+    detections: Detections
+    position: torch.Tensor
+    encoder: list[AttentionCall]
+    decoder: list[AttentionCall]
+    step_channels: dict[str, int]
+    per_image: list[ImageRecord]
+
+    def shapes(self) -> list[tuple[str, str]]:
+        """Names of the tensors in order, each with its shape, such as "2 x 128 x 6 x 8"."""
+        d, layers = self.detections, (len(self.encoder), len(self.decoder))
+        batch, cells = len(self.images), d.src_proj[0, 0].numel()
+        pairs = sum(len(one.queries) for one in self.per_image)
+        heads, queries = self.per_image[0].box_attention.shape[1], d.hs.shape[2]
+        table = {
+            "padded input": self.images.tensor.shape,
+            "padding mask": d.padding.shape if d.padding is not None else "none is needed",
+            **{name: d.features[name].shape for name in ("res2", "res3", "res4", "res5")},
+            "projected res5": d.src_proj.shape,
+            "position encoding": self.position.shape,
+            f"encoder self-attention, {layers[0]} layers": (batch, heads, cells, cells),
+            "memory": d.memory.shape,
+            "decoder output hs": d.hs.shape,
+            "class logits": d.pred_logits.shape,
+            "boxes": d.pred_boxes.shape,
+            f"decoder cross-attention, {layers[1]} layers": (batch, heads, queries, cells),
+            "box-attention maps": (pairs, *self.per_image[0].box_attention.shape[1:]),
+        }
+        for name, channels in self.step_channels.items():
+            step = self.per_image[0].steps[name]
+            table[f"mask head, {name}"] = (pairs, channels, *step.shape[1:])
+        table["mask logits"] = (pairs, *self.per_image[0].mask_logits.shape[1:])
+        for i, one in enumerate(self.per_image):
+            table[f"panoptic map of image {i + 1}"] = one.frame.output
+        return [
+            (name, size if isinstance(size, str) else " x ".join(str(int(n)) for n in size))
+            for name, size in table.items()
+        ]
+
+
+@torch.no_grad()
+def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recording:
+    """Run a batch, padded to one canvas, and keep what happens on the way.
+
+    Args:
+        model: in eval mode, with a mask head; not compiled, since hooks do not see inside then.
+        batched_inputs: as for the model.
+
+    Raises:
+        UserError: the model has no mask head.
+    """
+    if model.mask_head is None:
+        raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
+    rule = model.panoptic_inference
+    with _watched(model) as seen:
+        images = model.preprocess(batched_inputs)
+        detections = model.detect(images)
+        selection = model.select(detections)
+        keep = rule.keep(detections.pred_logits[-1]).cpu()
+        best = selection.scores.topk(min(_BEST, keep.shape[1]), dim=1).indices
+        best = torch.zeros_like(keep).scatter_(1, best, True)
+        wanted = torch.where(keep.any(1, keepdim=True), keep, best)
+        masks = model.predict_masks(detections, *wanted.nonzero(as_tuple=True))
+    channels = seen.pop("channels")
+    position, encoder, decoder = (seen.pop(key) for key in ("position", "encoder", "decoder"))
+    of_pairs = {"masks": masks, **{name: torch.cat(parts) for name, parts in seen.items()}}
+    counts = wanted.sum(1).tolist()
+    parts = {name: values.split(counts) for name, values in of_pairs.items()}
+    per_image = []
+    for i, x in enumerate(batched_inputs):
+        height, width = (int(v) for v in images.image_sizes[i])
+        output = x.get("height", height), x.get("width", width)
+        frame = Frame(tuple(images.tensor.shape[-2:]), (height, width), output)
+        scores, labels = selection.scores[i, wanted[i]], selection.labels[i, wanted[i]]
+        kept = bool(keep[i].any())
+        number = len(scores) if kept else 0
+        panoptic = rule(parts["masks"][i][:number], scores[:number], labels[:number], frame)
+        queries = wanted[i].nonzero()[:, 0]
+        boxes = box_convert(detections.pred_boxes[-1, i].cpu()[queries], "cxcywh", "xyxy")
+        boxes = boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
+        order = scores.argsort(descending=True)
+        values = {name: split[i][order.to(split[i].device)] for name, split in parts.items()}
+        per_image.append(
+            ImageRecord(
+                frame=frame,
+                queries=queries[order],
+                kept=kept,
+                scores=scores[order],
+                labels=labels[order],
+                boxes=boxes[order],
+                mask_logits=values.pop("masks"),
+                box_attention=values.pop("box_attention"),
+                steps=values,
+                panoptic=panoptic,
+            )
+        )
+    step_channels = dict(zip(per_image[0].steps, channels, strict=True))
+    return Recording(images, detections, position[-1], encoder, decoder, step_channels, per_image)
+
+
+@contextmanager
+def _watched(model: PanopticDETR) -> Iterator[dict[str, list]]:
+    """Collect what the steps do not return, by forward hooks, as long as the context lasts."""
+    seen: dict[str, list] = defaultdict(list, encoder=[], decoder=[], channels=[])
+
+    def attention(part: str):
+        def see(module, args, output):
+            query, key, _, *padding = args
+            seen[part].append(AttentionCall(module, query, key, *(padding or [None])))
+
+        return see
+
+    def step(name: str):
+        def see(module, args, output):
+            # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
+            if name not in seen:
+                seen["channels"].append(output.shape[1])
+            seen[name].append(output.relu().mean(1).float())
+
+        return see
+
+    def box_attention(module, args, output):
+        seen["box_attention"].append(args[1])
+
+    with ExitStack() as stack:
+
+        def watch(module, see):
+            stack.callback(module.register_forward_hook(see).remove)
+
+        watch(model.position_embedding, lambda _, args, out: seen["position"].append(out))
+        watch(model.mask_head, box_attention)
+        for layer in model.transformer.encoder.layers:
+            watch(layer.self_attn, attention("encoder"))
+        for layer in model.transformer.decoder.layers:
+            watch(layer.multihead_attn, attention("decoder"))
+        for name, module in model.mask_head.named_children():
+            if isinstance(module, nn.GroupNorm):
+                watch(module, step(name))
+        yield seen
