@@ -3,8 +3,6 @@
 Names that the official DETR ``d2/`` wrapper has keep their meaning.
 """
 
-import difflib
-from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import yaml
@@ -12,8 +10,6 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from .errors import UserError
-
-_PACKAGE = Path(__file__).resolve().parent
 
 
 def add_detr_panoptic_config(cfg: CN) -> None:
@@ -197,18 +193,21 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
     """
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
-    if config_file:
-        path = resolve_config_file(config_file)
-        try:
-            cfg.merge_from_other_cfg(CN(_PlainYaml.load_yaml_with_base(path)))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"Config '{path}' is no plain yaml: {error}") from error
-        except (KeyError, AssertionError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"Config '{path}': {_explain(cfg, error)}") from error
+    source = "KEY VALUE pairs of the command"
     try:
+        if config_file:
+            path = resolve_config_file(config_file)
+            source = f"Config '{path}'"
+            cfg.merge_from_other_cfg(CN(_PlainYaml.load_yaml_with_base(path)))
+            source = "KEY VALUE pairs of the command"
         cfg.merge_from_list(opts or [])
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is no plain yaml: {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{source} is not a mapping of keys to values ({error}).") from error
     except (KeyError, AssertionError, ValueError) as error:
-        raise UserError(f"KEY VALUE pairs of the command: {_explain(cfg, error)}") from error
+        # yacs names key and value.
+        raise UserError(f"{source}: {error.args[0]}") from error
     return cfg
 
 
@@ -229,33 +228,6 @@ class _PlainYaml(CN):
 
 def _config_dir() -> Path:
     """An installed package has the yaml files inside, a checkout has them beside."""
-    places = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FileNotFoundError(
-        f"The configs of detr_panoptic_d2 are in neither {places[0]} nor {places[1]}: install the "
-        "package again."
-    )
-
-
-def _explain(cfg: CN, error: Exception) -> str:
-    """What yacs says (it names key and value), and keys that are similar to an unknown one."""
-    text = str(error.args[0]) if error.args else ""
-    if isinstance(error, TypeError | AttributeError):
-        return f"it is not a mapping of keys to values, as MODEL: {{MASK_ON: True}} is ({text})."
-    if len(text) > 400:
-        # A group of keys in place of a value is printed with all its values.
-        text = f"{text[:150]} ... {text[-150:]}"
-    key = text.rpartition(" ")[2]
-    if "key: " in text and "Type mismatch" not in text:
-        similar = difflib.get_close_matches(key, list(_keys(cfg)), n=2, cutoff=0.7)
-        text += f". Did you mean {' or '.join(similar)}?" if similar else "."
-    return text
-
-
-def _keys(cfg: CN, prefix: str = "") -> Iterator[str]:
-    for key, value in cfg.items():
-        yield prefix + key
-        if isinstance(value, CN):
-            yield from _keys(value, f"{prefix}{key}.")
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"

@@ -5,9 +5,6 @@ import logging
 import sys
 from collections.abc import Iterator
 
-# 128 + SIGINT, as shells have it.
-_INTERRUPTED = 130
-
 
 class UserError(ValueError):
     """A mistake that the user can put right.
@@ -37,18 +34,20 @@ def check_value(key: str, value: object, valid: bool, allowed: str) -> None:
 def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit status 1 on ``UserError`` and ``OSError``.
 
-    Ctrl-C ends it with status 130. The traceback goes to the log files that are open, and not to
-    the console.
+    Ctrl-C ends it with status 130 (128 + SIGINT, as in shells). The traceback goes to the log
+    files that are open, and not to the console.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        _end(str(error) or "Stopped by Ctrl-C.", _INTERRUPTED)
+        sys.stderr.write(f"{str(error) or 'Stopped by Ctrl-C.'}\n")
+        raise SystemExit(130) from None
     except (UserError, OSError) as error:
         line = one_line(error)
         # At a level that Python does not show where no logging is set up.
         logging.getLogger(__name__).debug("%s", line, exc_info=True)
-        _end(f"error: {line}", 1)
+        sys.stderr.write(f"error: {line}\n")
+        raise SystemExit(1) from None
 
 
 def one_line(error: UserError | OSError) -> str:
@@ -60,25 +59,17 @@ def one_line(error: UserError | OSError) -> str:
     return " ".join(text.split())
 
 
-class _NoTraceback(logging.Filter):
-    """Keeps from the console the tracebacks of errors that end the program in one line."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UserError | OSError))
-
-
 def quiet_console(*names: str) -> None:
     """Keep from the console the tracebacks of errors that end the program in one line.
 
     Args:
         names: loggers that Detectron2's ``setup_logger`` has set up.
     """
+
+    def shown(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], UserError | OSError))
+
     for name in names:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(_NoTraceback())
-
-
-def _end(line: str, status: int) -> None:
-    sys.stderr.write(f"{line}\n")
-    raise SystemExit(status) from None
+                handler.addFilter(shown)

@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -13,10 +14,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
+from detectron2.utils.logger import setup_logger
 from panopticapi.utils import id2rgb
 from PIL import Image
 from torch import nn
 
+from detr_panoptic_cli import main
 from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
 
@@ -119,6 +122,29 @@ def make_input() -> Callable[..., dict]:
         return {**result, "instances": instances}
 
     return make
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., tuple[int, str, list[str]]]:
+    """Return ``run(*words)``: the command ``detr-panoptic`` in this process. It gives the exit
+    status, stdout and the lines of stderr; what it did to the loggers is undone."""
+
+    def run(*words):
+        loggers = [logging.getLogger(x) for x in ("detectron2", "fvcore", "detr_panoptic_d2")]
+        before = [(x.handlers[:], x.level, x.propagate) for x in loggers]
+        setup_logger.cache_clear()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as end:
+            status = end.code
+        finally:
+            for x, (handlers, x.level, x.propagate) in zip(loggers, before, strict=True):
+                x.handlers[:] = handlers
+            setup_logger.cache_clear()
+        out, err = capsys.readouterr()
+        return status, out, err.splitlines()
+
+    return run
 
 
 @pytest.fixture

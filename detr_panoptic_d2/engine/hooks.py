@@ -1,72 +1,38 @@
-"""Hooks of :class:`PanopticTrainer`. See also :class:`.reproducible.ReproducibleSteps`."""
+"""Trainer hooks. See also :class:`.reproducible.ReproducibleSteps`."""
 
 import json
+import logging
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
-from detectron2.engine import HookBase
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.build import get_detection_dataset_dicts
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.engine.hooks import BestCheckpointer
-from detectron2.utils import comm
+from PIL import Image
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import PanopticCheckpointer, atomic_file
-from ..errors import UserError
+from ..data.dataset_mapper import PanopticDatasetMapper, read_image
+from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 
-# As often as metrics are written.
-_PERIOD = 20
+logger = logging.getLogger(__name__)
 
-
-class NonFiniteLossError(UserError):
-    """The loss is infinite or NaN."""
-
-
-class StopAtNonFiniteLoss(HookBase):
-    """End the training, on all processes, when the loss of any is infinite or NaN.
-
-    It looks after the forward pass, so the weights are those from before the step. Detectron2's own
-    check comes after the backward pass, on the main process alone, and does not know the images.
-
-    Args:
-        checkpointer: to say what the training can go on from.
-    """
-
-    def __init__(self, checkpointer: PanopticCheckpointer):
-        self._checkpointer = checkpointer
-
-    def before_train(self) -> None:
-        self._handle = self.trainer.model.register_forward_hook(self._check)
-
-    def after_train(self) -> None:
-        self._handle.remove()
-
-    def _check(self, model: nn.Module, args: tuple, losses: dict[str, torch.Tensor]) -> None:
-        if not model.training:
-            return
-        broken = [name for name, value in losses.items() if not torch.isfinite(value)]
-        any_broken = torch.tensor(bool(broken), device=next(iter(losses.values())).device).float()
-        if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(any_broken)
-        if not any_broken:
-            return
-        images = [d.get("file_name", "?") for d in args[0]] if broken else []
-        reports = comm.all_gather((broken, images))
-        raise NonFiniteLossError(
-            f"The loss became infinite or NaN at iteration {self.trainer.iter} "
-            f"({', '.join(sorted({name for names, _ in reports for name in names}))}), on the "
-            f"images {', '.join(name for _, names in reports for name in names)}. "
-            f"{self._checkpointer.resume_hint()} Look at these images' annotations; else lower "
-            "SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 in place of float16."
-        )
+# Longer side of each of the three pictures, in pixels.
+_MAX_SIZE = 1000
 
 
 class BestCheckpoint(BestCheckpointer):
     """Detectron2's ``BestCheckpointer`` over interruptions.
 
-    It remembers the best value when training is resumed, and resuming never starts from the best
-    checkpoint in place of the last. Beside ``model_best.pth`` it writes ``model_best.json`` with
-    metric, value and iteration.
+    Beside ``model_best.pth`` it writes ``model_best.json`` with metric, value and iteration, and
+    reads it when training is resumed. Resuming never starts from the best checkpoint.
 
     Args:
         eval_period: the evaluation hook's period.
@@ -92,33 +58,78 @@ class BestCheckpoint(BestCheckpointer):
         # After the training, metrics have the number of the iteration that would come next.
         iteration = min(iteration, self.trainer.max_iter - 1)
         self._save_untagged(name, iteration=iteration)
-        best = {"metric": self._val_metric, "value": float(value), "iteration": iteration}
         with atomic_file(self._file) as f:
-            json.dump(best, f)
+            json.dump({"metric": self._val_metric, "value": value, "iteration": iteration}, f)
 
 
-class MemoryUse(HookBase):
-    """Record ``max_memory_mib``: the highest use so far, in MiB, of the main process.
+class PanopticVisualizationHook(HookBase):
+    """Draw ground truth and prediction of the same few validation images every ``VIS_PERIOD``.
 
-    On a GPU what PyTorch has allocated there, else the memory of the process (not on Windows).
+    Pictures go to TensorBoard (``predictions/<image>``) and to
+    ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``. Losses are those of a training without it,
+    because each iteration sets its random seed. If it fails, the traceback is logged and the
+    training goes on. For the main process only, before the hook that writes the metrics.
+
+    Args:
+        cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES``, ``DATASETS.TEST`` (the first one is drawn) and
+            ``OUTPUT_DIR``.
+        model: the model, distributed or not.
     """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module):
+        self._cfg = cfg
+        # Without the wrapper, whose forward may wait for other processes.
+        self._model = model.module if isinstance(model, DistributedDataParallel) else model
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if done % _PERIOD == 0 or done == self.trainer.max_iter:
-            used = _max_memory_mib()
-            if used is not None:
-                self.trainer.storage.put_scalar("max_memory_mib", used, smoothing_hint=False)
+        if done % self._cfg.VIS_PERIOD and done != self.trainer.max_iter:
+            return
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                self._draw()
+        except Exception:
+            # Whatever it is, pictures are not worth a training of days.
+            logger.exception("No pictures at iteration %d; the training goes on", self.trainer.iter)
+        finally:
+            self._model.train()
+
+    def _draw(self) -> None:
+        name = self._cfg.DATASETS.TEST[0]
+        mapper = PanopticDatasetMapper(self._cfg, is_train=False)
+        dicts = get_detection_dataset_dicts(name, filter_empty=False)
+        # From all over the set, always the same ones.
+        count = min(self._cfg.TEST.VIS_IMAGES, len(dicts))
+        for number, index in enumerate(np.linspace(0, len(dicts) - 1, count).round().astype(int)):
+            item = dicts[index]
+            output = self._model([mapper(item)])[0]["panoptic_seg"]
+            image, ground_truth, prediction = limit_size(
+                _MAX_SIZE, read_image(item["file_name"], "RGB"), read_ground_truth(item), output
+            )
+            picture = draw_beside_ground_truth(
+                image, ground_truth, prediction, MetadataCatalog.get(name)
+            )
+            stem = re.sub(r"[^\w.-]", "_", Path(item["file_name"]).stem)
+            self._write(f"{number:02d}_{stem}", picture)
+
+    def _write(self, name: str, picture: np.ndarray) -> None:
+        folder = Path(self._cfg.OUTPUT_DIR, "pictures", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(folder / f"iter_{self.trainer.iter:07d}.jpg", "wb") as f:
+            Image.fromarray(picture).save(f, format="JPEG", quality=90, subsampling=0)
+        self.trainer.storage.put_image(f"predictions/{name}", picture.transpose(2, 0, 1))
 
 
-def _max_memory_mib() -> float | None:
+def record_memory(trainer: TrainerBase) -> None:
+    """Record ``max_memory_mib``, the highest use so far: of PyTorch on a GPU, else (on Linux) of
+    the process. For Detectron2's ``CallbackHook``."""
     if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
+        used = torch.cuda.max_memory_allocated() / 2**20
+    elif sys.platform == "linux":
         import resource
-    except ImportError:
-        # Windows.
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Bytes on macOS, KiB elsewhere.
-    return used / 2**20 if sys.platform == "darwin" else used / 2**10
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    else:
+        return
+    trainer.storage.put_scalar("max_memory_mib", used, smoothing_hint=False)

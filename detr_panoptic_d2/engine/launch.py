@@ -2,7 +2,7 @@
 
 import argparse
 import functools
-import logging
+import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,16 +14,14 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..config import merged_cfg
-from ..errors import UserError, one_line_errors
-
-logger = logging.getLogger(__name__)
+from ..errors import check_value, one_line_errors
 
 _TIMEOUT = timedelta(minutes=30)
 
 Main = Callable[[argparse.Namespace], object]
 
 
-def launch_job(main: Main, args: argparse.Namespace) -> object:
+def launch_job(main: Main, args: argparse.Namespace) -> None:
     """Run ``main(args)`` in every process of the job.
 
     Under ``torchrun`` (its environment variables say so) the processes are there already and are
@@ -38,82 +36,52 @@ def launch_job(main: Main, args: argparse.Namespace) -> object:
         SystemExit: after ``UserError`` and ``OSError``, which are printed as one line, or Ctrl-C.
     """
     with one_line_errors():
-        on_gpu = _on_gpu(args)
+        device = merged_cfg(args.config_file, args.opts).MODEL.DEVICE
+        on_gpu = device.startswith("cuda") and torch.cuda.is_available()
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
             return _run_under_torchrun(main, args, on_gpu)
-        _check_process_counts(args, on_gpu)
-        if args.num_gpus * args.num_machines == 1:
-            return main(args)
+        most = torch.cuda.device_count() if on_gpu else math.inf
+        allowed = f"from 1 to {most}, the GPUs of this machine" if on_gpu else "1 or more"
+        check_value("--num-gpus", args.num_gpus, 1 <= args.num_gpus <= most, allowed)
         if not on_gpu:
             # Detectron2's launcher takes NCCL wherever a process sees a GPU.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Of interfaces that Detectron2 and fvcore still use; the new processes inherit no filters.
         os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
-        _launch(main, args)
-        return None
+        try:
+            launch(
+                functools.partial(_run_with_one_line, main),
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+        except ProcessExitedException as error:
+            if error.signal_name is None:
+                # It has said why.
+                raise SystemExit(error.exit_code) from None
+            raise
 
 
-def _on_gpu(args: argparse.Namespace) -> bool:
-    device = merged_cfg(args.config_file, args.opts).MODEL.DEVICE
-    return device.startswith("cuda") and torch.cuda.is_available()
-
-
-def _launch(main: Main, args: argparse.Namespace) -> None:
-    try:
-        launch(
-            functools.partial(_run_with_one_line, main),
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except ProcessExitedException as error:
-        if error.signal_name is None:
-            # It has said why.
-            raise SystemExit(error.exit_code) from None
-        raise UserError(
-            f"Process {error.error_index} was ended by {error.signal_name} (the system does that "
-            "when memory runs out). The others were stopped; --resume goes on from the last "
-            "checkpoint."
-        ) from error
-
-
-def _run_with_one_line(main: Main, args: argparse.Namespace) -> object:
+def _run_with_one_line(main: Main, args: argparse.Namespace) -> None:
     with one_line_errors():
-        return main(args)
+        main(args)
 
 
-def _check_process_counts(args: argparse.Namespace, on_gpu: bool) -> None:
-    gpus = torch.cuda.device_count()
-    if args.num_gpus < 1 or (on_gpu and args.num_gpus > gpus):
-        there = f"this machine has {gpus} GPUs" if on_gpu else "it must be 1 or more"
-        raise UserError(f"--num-gpus is {args.num_gpus}, but {there}.")
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise UserError(
-            f"--machine-rank is {args.machine_rank} and --num-machines {args.num_machines}: the "
-            "first machine has rank 0, and the last one the number of machines less 1."
-        )
-
-
-def _run_under_torchrun(main: Main, args: argparse.Namespace, on_gpu: bool) -> object:
+def _run_under_torchrun(main: Main, args: argparse.Namespace, on_gpu: bool) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if on_gpu:
         torch.cuda.set_device(local_rank)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun keeps one key-value store over restarts, and with it the network addresses of
         # processes that are gone, so each start needs keys of its own. On several machines the
-        # count of restarts is not the same everywhere. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in
-        # torchrun's environment gives each start a new store instead.
+        # count of restarts is not the same everywhere: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+        # in torchrun's environment is needed, which gives each start a new store.
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start_{restarts}", store)
-        if rank == 0 and local_world_size < world_size:
-            logger.warning(
-                "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every machine: without "
-                "it, processes that are started again after one has died cannot connect."
-            )
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=store,
@@ -123,6 +91,6 @@ def _run_under_torchrun(main: Main, args: argparse.Namespace, on_gpu: bool) -> o
     )
     try:
         comm.create_local_process_group(local_world_size)
-        return main(args)
+        main(args)
     finally:
         dist.destroy_process_group()

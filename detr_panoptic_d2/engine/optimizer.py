@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,7 +15,7 @@ from ..errors import UserError, check_value
 logger = logging.getLogger(__name__)
 
 # Images per batch and learning rate of configs/Base-DETR-Panoptic.yaml. Official DETR's own default
-# is a quarter of this batch at the same rate; a rate of 3e-4 did not train (its issue 48).
+# is a quarter of this batch at the same rate.
 RECIPE_BATCH, RECIPE_LR = 64, 1e-4
 
 
@@ -24,54 +24,44 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Weight decay holds for every parameter, norms and biases included, as in official DETR.
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" bounds the norm over all parameters together;
-    Detectron2's "value" and "norm" work on each parameter.
-
-    Detectron2's programs may use it too: ``from detr_panoptic_d2.engine import build_optimizer``.
+    Detectron2's "value" and "norm" work on each parameter. Detectron2's programs may use it too.
 
     Raises:
         UserError: no parameter is trainable, or a value cannot work.
     """
     solver = cfg.SOLVER
     check_value("SOLVER.BASE_LR", solver.BASE_LR, 0 < solver.BASE_LR < math.inf, "above 0")
-    for key in ("BACKBONE_MULTIPLIER", "WEIGHT_DECAY"):
-        check_value(f"SOLVER.{key}", solver[key], 0 <= solver[key] < math.inf, "0 or more")
     name = solver.OPTIMIZER.upper()
     check_value("SOLVER.OPTIMIZER", solver.OPTIMIZER, name in ("ADAMW", "SGD"), "ADAMW or SGD")
     _warn_about_batch(cfg)
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    if not named:
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        lr_factor_func=lambda n: solver.BACKBONE_MULTIPLIER if n.startswith("backbone.") else 1.0,
+    )
+    if not groups:
         raise UserError(
             "No parameter is trainable. Look at MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
             "MODEL.BACKBONE.FREEZE_AT."
         )
-    rates = {"backbone": solver.BASE_LR * solver.BACKBONE_MULTIPLIER, "rest": solver.BASE_LR}
-    groups = []
-    for group, lr in rates.items():
-        params = [p for n, p in named if n.startswith("backbone.") == (group == "backbone")]
-        if params:
-            groups.append({"params": params, "lr": lr})
-            logger.info(
-                "Optimizer group '%s': %d tensors, %d values, learning rate %g",
-                group,
-                len(params),
-                sum(p.numel() for p in params),
-                lr,
-            )
+    for group in groups:
+        size = sum(p.numel() for p in group["params"])
+        tensors = len(group["params"])
+        logger.info("Trained at rate %g: %d tensors, %d values", group["lr"], tensors, size)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    logger.info("Frozen parameters: %d values", frozen)
-
-    common = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    logger.info("Frozen: %d values", frozen)
     if name == "SGD":
         return _with_clipping(cfg, torch.optim.SGD)(
-            groups, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, **common
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
         )
     # On a CPU the loop over small tensors costs more than what it computes. Not with loss scaling:
     # GradScaler leaves unscaling to a fused step, and clipping would see scaled gradients.
-    on_cpu = all(p.device.type == "cpu" for _, p in named)
+    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
     fused = True if on_cpu and not solver.AMP.ENABLED else None
-    return _with_clipping(cfg, torch.optim.AdamW)(groups, fused=fused, **common)
+    return _with_clipping(cfg, torch.optim.AdamW)(groups, lr=solver.BASE_LR, fused=fused)
 
 
 def _warn_about_batch(cfg: CfgNode) -> None:
@@ -89,14 +79,6 @@ def _warn_about_batch(cfg: CfgNode) -> None:
             rate * factor,
             rate * math.sqrt(factor),
             1 / factor,
-        )
-    if cfg.SOLVER.REFERENCE_WORLD_SIZE and rate > 2 * RECIPE_LR:
-        logger.warning(
-            "SOLVER.REFERENCE_WORLD_SIZE has scaled SOLVER.BASE_LR to %g for SOLVER.IMS_PER_BATCH "
-            "%d, and official DETR reports that 3e-4 does not train. Set "
-            "SOLVER.REFERENCE_WORLD_SIZE to 0, and batch, rate and schedule yourself.",
-            rate,
-            batch,
         )
 
 
@@ -116,5 +98,4 @@ def _with_clipping(
             nn.utils.clip_grad_norm_(params, max_norm, norm_type)
             return super().step(closure)
 
-    FullModelClipping.__name__ = f"{optimizer.__name__}WithFullModelClipping"
     return FullModelClipping

@@ -1,12 +1,11 @@
 """Training data and random numbers that depend only on a seed and on the position in the training.
 
-Nothing about them needs to be kept in a checkpoint but the seed: an iteration draws the same
-images, the same augmentation and the same dropout whether the training was interrupted or not,
-with any number of loader workers, and (data and augmentation) with any number of processes.
+A checkpoint keeps the seed and nothing else of them: an iteration draws the same images, the same
+augmentation and the same dropout whether the training was interrupted or not, and (images and
+augmentation) with any number of processes.
 """
 
 import contextlib
-import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +17,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import UserError
-
 logger = logging.getLogger(__name__)
-
-_MOST_SKIPPED = 100
 
 
 def seed_everything(*words: int) -> None:
@@ -35,18 +30,13 @@ def seed_everything(*words: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Seed as :func:`seed_everything` does, on the CPU, and put the old states back at the end."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    python, numpy, torch_seed = np.random.SeedSequence(words).generate_state(3).tolist()
-    random.seed(python)
-    np.random.seed(numpy)
-    torch.default_generator.manual_seed(torch_seed)
-    try:
+    """:func:`seed_everything`, and the old states on the CPU at the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(*words)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+    random.setstate(python)
+    np.random.set_state(numpy)
 
 
 class SeededDataset(Dataset):
@@ -68,25 +58,23 @@ class SeededDataset(Dataset):
         """Args: key: seed, position in the stream of samples of all processes, index."""
         seed, position, index = key
         with seeded(seed, position):
-            for _ in range(_MOST_SKIPPED):
-                data = self._mapper(self._dicts[index])
-                if data is not None:
-                    return data
+            while (data := self._mapper(self._dicts[index])) is None:
                 index = random.randrange(len(self._dicts))
-        raise UserError(
-            f"The mapper turned down {_MOST_SKIPPED} images in a row: has the data set targets?"
-        )
+            return data
 
 
 class PositionBatchSampler(Sampler):
-    """Endless batches of (seed, position, index) for this process, from any batch on.
+    """Endless batches of (seed, position, index) for this process.
 
     Args:
         make_sampler: seed -> an endless sampler of indices, such as Detectron2's.
         batch_size: images per batch of this process.
         seed: see ``make_sampler``.
-        wide: per image whether it is wider than high, to keep such images apart from the others
-            (``DATALOADER.ASPECT_RATIO_GROUPING``); None: no grouping.
+        wide: per image whether it is wider than high; such images and the others are not mixed in
+            a batch.
+
+    Attributes:
+        start: batches to leave out, the iteration that the training starts from.
     """
 
     def __init__(
@@ -94,26 +82,23 @@ class PositionBatchSampler(Sampler):
         make_sampler: Callable[[int], Sampler],
         batch_size: int,
         seed: int,
-        wide: list[bool] | None = None,
+        wide: Sequence[bool],
     ):
         self._make_sampler = make_sampler
         self._batch_size = batch_size
         self._wide = wide
-        self.seed = seed
-        # Batches to leave out: the iteration that the training starts from.
-        self.start = 0
+        self.seed, self.start = seed, 0
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        return itertools.islice(self._batches(), self.start, None)
-
-    def _batches(self) -> Iterator[list[tuple[int, int, int]]]:
         buckets: dict[bool, list] = {False: [], True: []}
-        rank, world = comm.get_rank(), comm.get_world_size()
+        rank, world, batches = comm.get_rank(), comm.get_world_size(), 0
         for count, index in enumerate(self._make_sampler(self.seed)):
-            bucket = buckets[self._wide is not None and self._wide[index]]
+            bucket = buckets[self._wide[index]]
             bucket.append((self.seed, count * world + rank, index))
             if len(bucket) == self._batch_size:
-                yield bucket[:]
+                if batches >= self.start:
+                    yield bucket[:]
+                batches += 1
                 bucket.clear()
 
 
@@ -140,6 +125,4 @@ class ReproducibleSteps(HookBase):
         return {"seed": self._sampler.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["seed"] != self._sampler.seed:
-            logger.info("Random seed %d, from the checkpoint", state["seed"])
         self._sampler.seed = state["seed"]

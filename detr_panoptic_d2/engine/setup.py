@@ -1,23 +1,20 @@
 """From command line arguments to a config and a running job, for every program."""
 
 import argparse
-import difflib
 import logging
-import os
-import tempfile
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import merged_cfg, resolve_config_file
 from ..data.metadata import num_classes
 from ..data.register import register_from_config
-from ..errors import UserError, check_value, quiet_console
+from ..errors import check_value, quiet_console
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +36,8 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             classes than the model.
     """
     cfg = merged_cfg(config_file, opts)
-    for key, value, registry in (
-        ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
-    ):
-        known = ", ".join(sorted(name for name, _ in registry))
-        allowed = f"a registered name; known are {known}. Import a class of your own first"
-        check_value(key, value, value in registry, allowed)
+    name, known = cfg.MODEL.BACKBONE.NAME, sorted(name for name, _ in BACKBONE_REGISTRY)
+    check_value("MODEL.BACKBONE.NAME", name, name in known, f"one of {', '.join(known)}")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU was found: running on the CPU (MODEL.DEVICE cpu).")
         cfg.MODEL.DEVICE = "cpu"
@@ -68,57 +60,31 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         args.config_file = resolve_config_file(args.config_file)
     cfg = setup_cfg(args.config_file, args.opts)
-    if comm.is_main_process():
-        check_writable(cfg.OUTPUT_DIR)
-    # The others go on only when the main process has found nothing wrong.
-    comm.synchronize()
-    setup_logger(
-        cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=_PACKAGE, abbrev_name="detr"
-    )
+    rank = comm.get_rank()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=_PACKAGE, abbrev_name="detr")
     default_setup(cfg, args)
     quiet_console(_PACKAGE, "detectron2")
     return cfg
 
 
-def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make a folder if need be, and find out whether files can be written in it.
-
-    Raises:
-        OSError: they cannot.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=os.fspath(folder)) as f:
-            f.write(b"\0" * 4096)
-    except OSError as error:
-        raise type(error)(
-            f"Nothing can be written to the output folder '{folder}': {error.strerror}. Choose "
-            "another one (OUTPUT_DIR FOLDER at the end of the command, or --output), or make room."
-        ) from error
-
-
 def _fill_in_num_classes(cfg: CfgNode) -> None:
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
-        if name not in DatasetCatalog.list():
-            similar = difflib.get_close_matches(name, DatasetCatalog.list(), n=2, cutoff=0.7)
-            hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
-            raise UserError(
-                f"DATASETS.TRAIN or TEST names '{name}', which is not a registered data set.{hint} "
-                "Own data sets go into DATASETS.REGISTER of the config, or are registered in "
-                "Python with register_panoptic."
-            )
+        check_value(
+            "DATASETS.TRAIN or TEST",
+            name,
+            name in DatasetCatalog.list(),
+            "a registered data set: name your own in DATASETS.REGISTER of the config, or call "
+            "register_panoptic first",
+        )
         count = num_classes(MetadataCatalog.get(name))
         if cfg.MODEL.DETR.NUM_CLASSES == -1:
             cfg.MODEL.DETR.NUM_CLASSES = count
             logger.info("MODEL.DETR.NUM_CLASSES is %d, from data set '%s'.", count, name)
-        elif count != cfg.MODEL.DETR.NUM_CLASSES:
-            raise UserError(
-                f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}, but data set '{name}' "
-                f"has {count} classes, things and stuff together. Set MODEL.DETR.NUM_CLASSES to "
-                f"{count}, or to -1 to have it filled in."
-            )
-    if cfg.MODEL.DETR.NUM_CLASSES < 1:
-        raise UserError(
-            "MODEL.DETR.NUM_CLASSES is -1, and neither DATASETS.TRAIN nor DATASETS.TEST names a "
-            "data set to take it from."
+        check_value(
+            "MODEL.DETR.NUM_CLASSES",
+            cfg.MODEL.DETR.NUM_CLASSES,
+            count == cfg.MODEL.DETR.NUM_CLASSES,
+            f"{count}, things and stuff of data set '{name}' together, or -1 to be filled in",
         )
+    classes = cfg.MODEL.DETR.NUM_CLASSES
+    check_value("MODEL.DETR.NUM_CLASSES", classes, classes >= 1, "1 or more without a data set")

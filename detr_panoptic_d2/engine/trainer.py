@@ -3,13 +3,21 @@
 import argparse
 import logging
 import os
+import time
 import weakref
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
 from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.layers import FrozenBatchNorm2d
@@ -17,22 +25,42 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..checkpoint.atomic import remove_unfinished
 from ..checkpoint.checkpointer import PanopticCheckpointer
 from ..config import merged_cfg
 from ..data.dataset_mapper import PanopticDatasetMapper
 from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
-from .amp import build_step
-from .hooks import BestCheckpoint, MemoryUse, StopAtNonFiniteLoss
+from .hooks import BestCheckpoint, PanopticVisualizationHook, record_memory
 from .optimizer import build_optimizer
 from .reproducible import ReproducibleSteps
 from .setup import setup_job
 from .train_loader import build_train_loader
-from .visualization_hook import build_visualization_hook
 
 logger = logging.getLogger(__name__)
 
 BEST_METRIC = "panoptic_seg/PQ"
+_AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class AnyDeviceAMPTrainer(AMPTrainer):
+    """Detectron2's ``AMPTrainer``, which needs CUDA, on the CPU as well."""
+
+    def run_step(self) -> None:
+        """Train on one batch; the loss is scaled for float16 alone."""
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, dtype=self.precision):
+            losses = self.model(data)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
 
 class PanopticTrainer(DefaultTrainer):
@@ -49,7 +77,8 @@ class PanopticTrainer(DefaultTrainer):
         # DefaultTrainer's constructor with another step and checkpointer, and with several
         # processes on the CPU; it has no methods to override for these.
         TrainerBase.__init__(self)
-        _check_schedule(cfg)
+        for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
+            check_value(f"SOLVER.{key}", cfg.SOLVER[key], cfg.SOLVER[key] >= 1, "1 or more")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
@@ -61,7 +90,7 @@ class PanopticTrainer(DefaultTrainer):
             device = next(model.parameters()).device
             ids = [comm.get_local_rank()] if device.type == "cuda" else None
             model = create_ddp_model(model, broadcast_buffers=False, device_ids=ids)
-        self._trainer = build_step(cfg, model, data_loader, optimizer)
+        self._trainer = _build_step(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         # plain_train_net.py reads and writes optimizer and scheduler on their own. In the file
         # they share the memory of those within "trainer".
@@ -75,8 +104,6 @@ class PanopticTrainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-        if comm.is_main_process():
-            _warn_of_shared_images(cfg)
 
     @classmethod
     def build_checkpointer(
@@ -88,18 +115,6 @@ class PanopticTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        try:
-            return super().build_lr_scheduler(cfg, optimizer)
-        except ValueError as error:
-            raise UserError(
-                f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}. "
-                "Detectron2 has WarmupMultiStepLR, WarmupCosineLR and WarmupStepWithFixedGammaLR."
-            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
@@ -118,6 +133,24 @@ class PanopticTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
 
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, before all of them the seed of each iteration, and ours."""
+        hooks = [ReproducibleSteps(self.data_loader.batch_sampler), *super().build_hooks()]
+        if comm.is_main_process():
+            # With several data sets Detectron2 puts the name of each before its metrics.
+            names = self.cfg.DATASETS.TEST
+            metric = f"{names[0]}/{BEST_METRIC}" if len(names) > 1 else BEST_METRIC
+            ours = [
+                BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric),
+                d2_hooks.CallbackHook(after_step=record_memory),
+            ]
+            panoptic = self.cfg.MODEL.MASK_ON and self.cfg.MODEL.DETR.TEST.PANOPTIC_ON
+            if self.cfg.VIS_PERIOD > 0 and names and panoptic:
+                ours.append(PanopticVisualizationHook(self.cfg, self.model))
+            # After the evaluation, before what writes the metrics.
+            hooks[-1:-1] = ours
+        return hooks
+
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``.
 
@@ -127,6 +160,8 @@ class PanopticTrainer(DefaultTrainer):
         Raises:
             UserError: the checkpoint's optimizer has other parameter groups.
         """
+        if resume and comm.is_main_process():
+            remove_unfinished(self.cfg.OUTPUT_DIR, "*")
         try:
             rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         except ValueError as error:
@@ -136,31 +171,19 @@ class PanopticTrainer(DefaultTrainer):
             raise UserError(
                 f"{self.checkpointer.get_checkpoint_file()} cannot be resumed: {error}. It was "
                 "written with another optimizer than detr_panoptic_d2.engine.build_optimizer, or "
-                "with other trainable parameters. Train from its weights instead: give it as "
-                "MODEL.WEIGHTS, without --resume and with another OUTPUT_DIR."
+                "with other trainable parameters. Give it as MODEL.WEIGHTS instead, without "
+                "--resume and with another OUTPUT_DIR."
             ) from error
-        if resume and comm.is_main_process():
-            # Of checkpoints that a kill broke off; nobody else writes them.
-            for name in (".model_*.tmp", ".last_checkpoint*.tmp"):
-                for path in Path(self.cfg.OUTPUT_DIR).glob(name):
-                    path.unlink()
         if resume and self.checkpointer.has_checkpoint():
             # plain_train_net.py keeps the iteration beside optimizer and scheduler.
-            iteration: int = rest.get("iteration", self.iter)
-            self.iter, self.start_iter = iteration, iteration + 1
-        empty = [
-            name
-            for name, module in self.model.named_modules()
-            if isinstance(module, FrozenBatchNorm2d) and not module.running_mean.any()
-        ]
-        if empty:
+            self.iter = rest.get("iteration", self.iter)
+            self.start_iter = self.iter + 1
+        norms = [m for m in self.model.modules() if isinstance(m, FrozenBatchNorm2d)]
+        if any(not norm.running_mean.any() for norm in norms):
             logger.warning(
-                "%d frozen batch norms (%s, ...) have no statistics (means of 0), because "
-                "no trained weights were loaded into them: features will explode. Give "
-                "pretrained MODEL.WEIGHTS, or set MODEL.RESNETS.NORM to BN, SyncBN or GN to "
-                "train from scratch.",
-                len(empty),
-                empty[0],
+                "Frozen batch norms have no statistics, because no trained weights were loaded "
+                "into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "
+                "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch."
             )
 
     def train(self) -> dict[str, dict[str, float]] | None:
@@ -170,10 +193,14 @@ class PanopticTrainer(DefaultTrainer):
             the results of the last evaluation, on the main process, if there was one.
 
         Raises:
+            UserError: a loss is infinite or NaN.
             KeyboardInterrupt: on Ctrl-C; it says what the training can go on from.
         """
-        if self.start_iter >= self.max_iter:
-            self._save_final()
+        final = Path(self.cfg.OUTPUT_DIR, "model_final.pth")
+        if self.start_iter >= self.max_iter and comm.is_main_process() and not final.is_file():
+            # The last iteration was broken off after its checkpoint.
+            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+        handle = self.model.register_forward_hook(self._stop_at_nonfinite_loss)
         try:
             super().train()
         except KeyboardInterrupt:
@@ -181,30 +208,38 @@ class PanopticTrainer(DefaultTrainer):
                 f"Training was stopped by Ctrl-C at iteration {self.iter}. "
                 f"{self.checkpointer.resume_hint()}"
             ) from None
+        finally:
+            handle.remove()
         return getattr(self, "_last_eval_results", None)
 
-    def _save_final(self) -> None:
-        """Detectron2 saves it in the last iteration, which was broken off after its checkpoint."""
-        path = os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth")
-        if comm.is_main_process() and not os.path.isfile(path):
-            self.checkpointer.save("model_final", iteration=self.max_iter - 1)
+    def _stop_at_nonfinite_loss(self, model: nn.Module, args: tuple, losses: dict) -> None:
+        """Forward hook. Detectron2's own check comes after the backward pass, on the main process
+        alone, and does not know the images."""
+        if not model.training or torch.isfinite(sum(losses.values())):
+            return
+        broken = [name for name, value in losses.items() if not torch.isfinite(value)]
+        raise UserError(
+            f"The loss became infinite or NaN at iteration {self.iter} ({', '.join(broken)}), on "
+            f"the images {', '.join(d['file_name'] for d in args[0])}. "
+            f"{self.checkpointer.resume_hint()} Look at these images' annotations; else lower "
+            "SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 in place of float16."
+        )
 
-    def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, before all of them the seed of each iteration, and ours."""
-        hooks = [
-            ReproducibleSteps(self.data_loader.batch_sampler),
-            StopAtNonFiniteLoss(self.checkpointer),
-            *super().build_hooks(),
-        ]
-        if comm.is_main_process():
-            after = 1 + next(i for i, h in enumerate(hooks) if isinstance(h, d2_hooks.EvalHook))
-            # With several data sets Detectron2 puts the name of each before its metrics.
-            names = self.cfg.DATASETS.TEST
-            metric = f"{names[0]}/{BEST_METRIC}" if len(names) > 1 else BEST_METRIC
-            best = BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
-            pictures = build_visualization_hook(self.cfg, self._trainer.model)
-            hooks[after:after] = [best, *([pictures] if pictures else []), MemoryUse()]
-        return hooks
+
+def _build_step(
+    cfg: CfgNode, model: nn.Module, data_loader: DataLoader, optimizer: torch.optim.Optimizer
+) -> SimpleTrainer:
+    """Build what runs one iteration: Detectron2's ``SimpleTrainer``, or mixed precision."""
+    amp = cfg.SOLVER.AMP
+    check_value("SOLVER.AMP.DTYPE", amp.DTYPE, amp.DTYPE in _AMP_TYPES, " or ".join(_AMP_TYPES))
+    if not amp.ENABLED:
+        return SimpleTrainer(model, data_loader, optimizer)
+    scaler = torch.amp.GradScaler(
+        next(model.parameters()).device.type, enabled=amp.DTYPE == "float16"
+    )
+    return AnyDeviceAMPTrainer(
+        model, data_loader, optimizer, grad_scaler=scaler, precision=_AMP_TYPES[amp.DTYPE]
+    )
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
@@ -223,8 +258,14 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         args.resume = True
+    folder = merged_cfg(args.config_file, args.opts).OUTPUT_DIR
     if comm.is_main_process() and not (args.resume or args.eval_only):
-        _check_unused(merged_cfg(args.config_file, args.opts).OUTPUT_DIR)
+        for name in ("last_checkpoint", "metrics.json"):
+            if Path(folder, name).exists():
+                raise UserError(
+                    f"OUTPUT_DIR '{folder}' has {name} of another training, which would be written "
+                    "over. Go on with that one by --resume, or choose another OUTPUT_DIR."
+                )
     cfg = setup_job(args)
     if not args.eval_only:
         trainer = PanopticTrainer(cfg)
@@ -237,46 +278,3 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
-
-
-def _check_unused(folder: str) -> None:
-    for name in ("last_checkpoint", "metrics.json"):
-        if Path(folder, name).exists():
-            raise UserError(
-                f"OUTPUT_DIR '{folder}' has {name} of another training, which would be written "
-                "over. Go on with that one by --resume, or choose another OUTPUT_DIR."
-            )
-
-
-def _check_schedule(cfg: CfgNode) -> None:
-    solver = cfg.SOLVER
-    check_value("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "1 or more")
-    period = solver.CHECKPOINT_PERIOD
-    check_value("SOLVER.CHECKPOINT_PERIOD", period, period >= 1, "1 or more")
-    reference = solver.REFERENCE_WORLD_SIZE
-    check_value(
-        "SOLVER.REFERENCE_WORLD_SIZE",
-        reference,
-        reference == 0 or (reference > 0 and solver.IMS_PER_BATCH % reference == 0),
-        "the number of processes that SOLVER.IMS_PER_BATCH "
-        f"({solver.IMS_PER_BATCH}) was meant for, or 0 to train with the config's numbers as they "
-        "are",
-    )
-
-
-def _warn_of_shared_images(cfg: CfgNode) -> None:
-    train, test = (
-        {d["file_name"] for name in names for d in DatasetCatalog.get(name)}
-        for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    )
-    shared = train & test
-    if shared:
-        logger.warning(
-            "%d of %d images of DATASETS.TEST %s are in DATASETS.TRAIN %s as well (%s, for one): "
-            "results will say little about new images.",
-            len(shared),
-            len(test),
-            tuple(cfg.DATASETS.TEST),
-            tuple(cfg.DATASETS.TRAIN),
-            min(shared),
-        )

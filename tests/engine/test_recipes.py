@@ -114,7 +114,29 @@ def is_mask_part(name):
 
 
 @pytest.fixture
-def run(make_cfg, train, tmp_path):
+def instance_set(tmp_path):
+    """A registered COCO instance set: two images with two polygons each, ids with gaps."""
+    images, annotations = [], []
+    for number in range(2):
+        Image.new("RGB", (40, 32), (60 + 90 * number, 80, 120)).save(tmp_path / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 40})
+        for category, x in ((4, 4.0), (9, 22.0)):
+            polygon = [x, 6.0, x + 12, 6.0, x + 12, 22.0, x, 22.0]
+            entry = {"image_id": number, "category_id": category, "segmentation": [polygon]}
+            entry |= {"bbox": [x, 6.0, 12.0, 16.0], "area": 192.0, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, **entry})
+    categories = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "instances.json").write_text(json.dumps({"info": {}, **content}))
+    name = "recipe_instances"
+    register_coco_instances(name, {}, str(tmp_path / "instances.json"), str(tmp_path))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def run(make_cfg):
     """Return ``run(recipe, data set, **entries)``: a tiny training with the recipe's entries.
 
     It gives the trainer, the names of the losses, and the weights from before the training.
@@ -122,10 +144,10 @@ def run(make_cfg, train, tmp_path):
 
     def run(name, dataset, **entries):
         of = recipe(name)
-        for key in ("RESNETS.NORM", "MASK_ON", "DETR.FREEZE_DETECTOR", "DETR.TEST.PANOPTIC_ON"):
+        keys = ("RESNETS.NORM", "MASK_ON", "DETR.FREEZE_DETECTOR", "DETR.TEST.PANOPTIC_ON")
+        for key in (*keys, "DETR.TEST.INSTANCE_ON"):
             value = functools.reduce(getattr, key.split("."), of.MODEL)
             entries[f"MODEL__{key.replace('.', '__')}"] = value
-        entries["MODEL__DETR__TEST__INSTANCE_ON"] = of.MODEL.DETR.TEST.INSTANCE_ON
         for split in ("TRAIN", "TEST"):
             entries[f"DATASETS__{split}"] = f"('{dataset}',)"
         entries |= {"SOLVER__MAX_ITER": 2, "SOLVER__WARMUP_ITERS": 0}
@@ -133,103 +155,56 @@ def run(make_cfg, train, tmp_path):
         trainer.resume_or_load(resume=False)
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         trainer.train()
-        rows = map(
-            json.loads, Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
-        )
-        losses = {key for row in rows for key in row if key.startswith("loss_")}
+        rows = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+        losses = {key for row in rows for key in json.loads(row) if key.startswith("loss_")}
         return trainer, losses, before
 
     return run
 
 
-def check_mask_stage(trainer, losses, before, boxes_file, caplog):
-    saved = torch.load(boxes_file, weights_only=True)["model"]
-    assert losses == {"loss_mask", "loss_dice"}
-    for name, value in trainer.model.state_dict().items():
-        if not is_mask_part(name):
-            assert torch.equal(value, saved[name]), name
-            assert torch.equal(value, before[name]), name
-    # Group norms' and convolutions' every parameter has learnt something.
-    for name, parameter in trainer.model.named_parameters():
-        assert parameter.requires_grad == is_mask_part(name), name
-        if is_mask_part(name):
-            assert not torch.equal(parameter.detach(), before[name]), name
-        else:
-            assert parameter.grad is None, name
-    # Dropout is on in the frozen detector, as in official DETR.
-    assert all(module.training for module in trainer.model.transformer.modules())
-    trained = [p for n, p in trainer.model.named_parameters() if is_mask_part(n)]
-    values = sum(p.numel() for p in trained)
-    assert f"Optimizer group 'rest': {len(trained)} tensors, {values} values" in caplog.text
-    assert "Optimizer group 'backbone'" not in caplog.text
-
-
-def test_two_steps(run, make_cfg, panoptic_set, scene, caplog):
-    panoptic_set("two_steps", [scene] * 4)
-    boxes, losses, _ = run("detr_panoptic_R50_boxes.yaml", "two_steps")
+@pytest.mark.parametrize("kind", ["panoptic", "instance"])
+def test_two_steps(run, make_cfg, request, kind, caplog):
+    if kind == "panoptic":
+        request.getfixturevalue("panoptic_set")("two_steps", [request.getfixturevalue("scene")] * 4)
+        names = ("detr_panoptic_R50_boxes.yaml", "detr_panoptic_R50_masks.yaml", "two_steps")
+    else:
+        dataset = request.getfixturevalue("instance_set")
+        names = ("detr_instance_R50_boxes.yaml", "detr_instance_R50.yaml", dataset)
+    boxes, losses, _ = run(names[0], names[2])
     assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0"} <= losses
     assert not losses & {"loss_mask", "loss_dice"}
     assert not any(is_mask_part(name) for name in boxes.model.state_dict())
     boxes_file = f"{boxes.cfg.OUTPUT_DIR}/model_final.pth"
+    saved = torch.load(boxes_file, weights_only=True)["model"]
     caplog.clear()
     caplog.set_level(logging.INFO)
-    masks, *rest = run("detr_panoptic_R50_masks.yaml", "two_steps", MODEL__WEIGHTS=boxes_file)
-    check_mask_stage(masks, *rest, boxes_file, caplog)
+    masks, losses, before = run(names[1], names[2], MODEL__WEIGHTS=boxes_file)
 
-    # What comes out is a whole panoptic model.
-    cfg = make_cfg("whole", MODEL__RESNETS__NORM=masks.cfg.MODEL.RESNETS.NORM)
-    whole = build_model(cfg)
-    file = f"{masks.cfg.OUTPUT_DIR}/model_final.pth"
-    PanopticTrainer.build_checkpointer(cfg, whole).load(file, complete=True)
+    assert losses == {"loss_mask", "loss_dice"}
     for name, value in masks.model.state_dict().items():
-        assert torch.equal(whole.state_dict()[name], value), name
-    assert 0 <= PanopticTrainer.test(cfg, whole)["panoptic_seg"]["PQ"] <= 100
+        if not is_mask_part(name):
+            assert torch.equal(value, saved[name]) and torch.equal(value, before[name]), name
+    # Group norms' and convolutions' every parameter has learnt something.
+    trained = {n: p for n, p in masks.model.named_parameters() if p.requires_grad}
+    for name, parameter in masks.model.named_parameters():
+        assert (name in trained) == is_mask_part(name), name
+        assert (parameter.grad is not None) == is_mask_part(name), name
+        assert torch.equal(parameter.detach(), before[name]) != is_mask_part(name), name
+    # Dropout is on in the frozen detector, as in official DETR.
+    assert all(module.training for module in masks.model.transformer.modules())
+    values = sum(p.numel() for p in trained.values())
+    assert caplog.text.count("Trained at rate") == 1
+    assert f": {len(trained)} tensors, {values} values" in caplog.text
 
-
-@pytest.fixture
-def instance_set(tmp_path):
-    """A registered COCO instance set: two images with two polygons each, ids with gaps."""
-    (tmp_path / "images").mkdir()
-    images, annotations = [], []
-    for number in range(2):
-        Image.new("RGB", (40, 32), (60 + 90 * number, 80, 120)).save(
-            tmp_path / "images" / f"{number}.png"
-        )
-        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 40})
-        for category, x in ((4, 4.0), (9, 22.0)):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": category,
-                    "bbox": [x, 6.0, 12.0, 16.0],
-                    "area": 192.0,
-                    "iscrowd": 0,
-                    "segmentation": [[x, 6.0, x + 12, 6.0, x + 12, 22.0, x, 22.0]],
-                }
-            )
-    categories = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "instances.json").write_text(json.dumps({"info": {}, **content}))
-    name = "recipe_instances"
-    register_coco_instances(
-        name,
-        {"thing_classes": ["left", "right"], "thing_dataset_id_to_contiguous_id": {4: 0, 9: 1}},
-        str(tmp_path / "instances.json"),
-        str(tmp_path / "images"),
-    )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def test_instance_segmentation_in_two_steps(run, instance_set, caplog):
-    boxes, losses, _ = run("detr_instance_R50_boxes.yaml", instance_set)
-    assert not losses & {"loss_mask", "loss_dice"}
-    assert boxes.model.num_classes == 2
-    boxes_file = f"{boxes.cfg.OUTPUT_DIR}/model_final.pth"
-    caplog.clear()
-    caplog.set_level(logging.INFO)
-    masks, *rest = run("detr_instance_R50.yaml", instance_set, MODEL__WEIGHTS=boxes_file)
-    check_mask_stage(masks, *rest, boxes_file, caplog)
-    assert set(PanopticTrainer.test(masks.cfg, masks.model)) <= {"bbox", "segm"}
+    if kind == "panoptic":
+        # What comes out is a whole panoptic model.
+        cfg = make_cfg("whole", MODEL__RESNETS__NORM=masks.cfg.MODEL.RESNETS.NORM)
+        whole = build_model(cfg)
+        file = f"{masks.cfg.OUTPUT_DIR}/model_final.pth"
+        PanopticTrainer.build_checkpointer(cfg, whole).load(file, complete=True)
+        for name, value in masks.model.state_dict().items():
+            assert torch.equal(whole.state_dict()[name], value), name
+        assert 0 <= PanopticTrainer.test(cfg, whole)["panoptic_seg"]["PQ"] <= 100
+    else:
+        assert masks.model.num_classes == 2
+        assert set(PanopticTrainer.test(masks.cfg, masks.model)) <= {"bbox", "segm"}

@@ -1,4 +1,5 @@
-"""Several processes and machines, on the CPU: two machines are two torchrun agents on loopback."""
+"""tools/train_net.py by one process, by several and on several machines, on the CPU: two machines
+are two torchrun agents on loopback."""
 
 import json
 import os
@@ -23,7 +24,9 @@ LONG = 900
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    paths = make_shapes(tmp_path_factory.mktemp("shapes"), "few", IMAGES, size=32, seed=0)
+    """Config entries, with weights that see something in every image."""
+    folder = tmp_path_factory.mktemp("shapes")
+    paths = make_shapes(folder, "few", IMAGES, size=32, seed=0)
     item = {"name": "few_shapes", **vars(paths)}
     opts = ["DATASETS.REGISTER", [item], "DATASETS.TRAIN", ("few_shapes",)]
     opts += ["DATASETS.TEST", ("few_shapes",), "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 6]
@@ -31,16 +34,23 @@ def options(tmp_path_factory):
     opts += ["SOLVER.CHECKPOINT_PERIOD", 1, "MODEL.RESNETS.NORM", "FrozenBN"]
     opts += ["MODEL.DETR.DROPOUT", 0.0, "MODEL.DETR.TEST.SCORE_THRESH", 0.0]
     opts += ["MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True]
-    opts += ["MODEL.DETR.TEST.BATCH_SIZE", 1, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", 0]
-    opts += ["MODEL.DETR.TEST.OVERLAP_THRESH", 0.0]
-    yield [str(value) for value in opts]
-    if "few_shapes" in DatasetCatalog.list():
-        DatasetCatalog.remove("few_shapes")
-        MetadataCatalog.remove("few_shapes")
+    opts += ["MODEL.DETR.TEST.MIN_SEGMENT_AREA", 0, "MODEL.DETR.TEST.OVERLAP_THRESH", 0.0]
+    opts = [str(value) for value in opts]
+    cfg = setup_cfg("shapes/tiny.yaml", [*opts, "OUTPUT_DIR", str(folder)])
+    torch.manual_seed(0)
+    model = PanopticTrainer.build_model(cfg)
+    with torch.no_grad():
+        model.class_embed.bias[-1] = -20
+        model.class_embed.weight.mul_(40)
+        model.query_embed.weight.mul_(3)
+    PanopticTrainer.build_checkpointer(cfg, model).save("start")
+    yield [*opts, "MODEL.WEIGHTS", str(folder / "start.pth")]
+    DatasetCatalog.remove("few_shapes")
+    MetadataCatalog.remove("few_shapes")
 
 
-def start(launcher, script, flags, options, output):
-    command = [sys.executable, *launcher, *script, "--config-file", "shapes/tiny.yaml", *flags]
+def start(launcher, script, flags, options, output, config="shapes/tiny.yaml"):
+    command = [sys.executable, *launcher, *script, "--config-file", config, *flags]
     return subprocess.Popen(
         [*map(str, command), *options, "OUTPUT_DIR", str(output)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
@@ -69,29 +79,70 @@ def free_port():
         return s.getsockname()[1]
 
 
-def predictions(output):
-    content = json.loads((output / "inference" / "few_shapes" / "predictions.json").read_text())
-    return sorted(content["annotations"], key=lambda a: a["image_id"])
+def results(output):
+    """Panoptic predictions and instances of the last evaluation, by image."""
+    folder = output / "inference" / "few_shapes"
+    content = json.loads((folder / "predictions.json").read_text())
+    instances = json.loads((folder / "coco_instances_results.json").read_text())
+    return (
+        sorted(content["annotations"], key=lambda a: a["image_id"]),
+        sorted(instances, key=lambda r: (r["image_id"], json.dumps(r))),
+    )
 
 
 @pytest.fixture(scope="module")
 def one(options, tmp_path_factory):
-    """A training by one process."""
+    """A training by one process, and its log."""
     output = tmp_path_factory.mktemp("one") / "out"
-    finish(start([], [TRAIN_NET], [], options, output))
-    return output
+    (log,) = finish(start([], [TRAIN_NET], [], options, output))
+    return output, log
 
 
-def check_like_one(one, output):
-    """The same training, up to rounding, which AdamW makes large where a gradient is almost 0."""
+def check_like_one(one, output, options):
+    """The same training, up to rounding, which AdamW makes large where a gradient is almost 0; and
+    the same evaluation as by one process: nothing is lost, and nothing counts twice."""
     first, second = (
         torch.load(folder / "model_final.pth", weights_only=True)["model"]
-        for folder in (one, output)
+        for folder in (one[0], output)
     )
     far = sum((first[key] - second[key]).abs().sum() for key in first)
     assert far / sum(value.numel() for value in first.values()) < 1e-4
-    assert [a["image_id"] for a in predictions(output)] == list(range(1, IMAGES + 1))
     assert not list(output.rglob("*.jsonl"))
+    log = (output / "log.txt").read_text()
+    assert "were not predicted" not in log and "predicted twice" not in log
+    panoptic, instances = results(output)
+    assert [a["image_id"] for a in panoptic] == list(range(1, IMAGES + 1))
+    assert any(a["segments_info"] for a in panoptic)
+    again = output.parent / "again"
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(again)]
+    cfg = setup_cfg("shapes/tiny.yaml", [*options, *weights])
+    model = PanopticTrainer.build_model(cfg)
+    PanopticTrainer.build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
+    PanopticTrainer.test(cfg, model)
+    assert results(again) == (panoptic, instances)
+
+
+def test_trains_evaluates_and_writes_files(one):
+    output, log = one
+    names = {p.name for p in output.iterdir()}
+    assert names >= {"config.yaml", "metrics.json", "last_checkpoint", "model_final.pth"}
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    folder = output / "inference" / "few_shapes" / "panoptic"
+    assert len(list(folder.glob("*.png"))) == IMAGES
+    assert "Trained at rate" in log and "Panoptic Evaluation Results" in log
+
+
+def test_eval_only_gives_the_same_pq(one, command, tmp_path):
+    """With the config that the training wrote, as the docs do it."""
+    output, _ = one
+    rows = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    (pq,) = (row["panoptic_seg/PQ"] for row in rows if "panoptic_seg/PQ" in row)
+    words = ["train", "--config-file", output / "config.yaml", "--eval-only"]
+    words += ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    words += ["TEST.EXPECTED_RESULTS", [["panoptic_seg", "PQ", pq, 1e-6]]]
+    status, out, err = command(*words)
+    assert status == 0, err
+    assert "Results verification passed" in out
 
 
 def test_killed_worker_is_started_again_and_the_training_ends(one, options, tmp_path):
@@ -103,87 +154,29 @@ def test_killed_worker_is_started_again_and_the_training_ends(one, options, tmp_
     # it names that one: its exit code is 1, not -9.
     assert flag.exists() and "exitcode" in log
     assert "Starting training from iteration 2" in (output / "log.txt").read_text()
-    check_like_one(one, output)
+    check_like_one(one, output, options)
 
 
 @pytest.mark.slow
-def test_two_machines(one, options, tmp_path):
-    output = tmp_path / "out"
-    endpoint = f"127.0.0.1:{free_port()}"
-    launcher = torchrun(1, "--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint)
-    machines = [start(launcher, [TRAIN_NET], [], options, output) for _ in range(2)]
-    finish(*machines)
-    assert (output / "log.txt.rank1").exists()
-    check_like_one(one, output)
-
-
-@pytest.mark.slow
-def test_killed_worker_of_one_of_two_machines(one, options, tmp_path, monkeypatch):
-    """The machines count the restarts differently."""
+@pytest.mark.parametrize("dies", [False, True])
+def test_two_machines(one, options, tmp_path, monkeypatch, dies):
+    """A worker of one of them is killed, so that they count the restarts differently."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     output, flag = tmp_path / "out", tmp_path / "died"
-    endpoint = f"127.0.0.1:{free_port()}"
-    launcher = torchrun(1, "--nnodes", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint)
-    launcher += ["--max-restarts", "2"]
-    script = [Path(__file__).with_name("dying_worker.py"), flag, 1, 2]
+    launcher = torchrun(1, "--nnodes", "2", "--rdzv_backend", "c10d")
+    launcher += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "2"]
+    script = [Path(__file__).with_name("dying_worker.py"), flag, 1, 2] if dies else [TRAIN_NET]
     finish(*[start(launcher, script, [], options, output) for _ in range(2)])
-    assert flag.exists()
-    assert "Starting training from iteration 2" in (output / "log.txt").read_text()
-    check_like_one(one, output)
-
-
-@pytest.fixture(scope="module")
-def evaluated(options, tmp_path_factory):
-    """Weights that see something in every image, and their evaluation by one process."""
-    output = tmp_path_factory.mktemp("evaluated") / "out"
-    cfg = setup_cfg("shapes/tiny.yaml", [*options, "OUTPUT_DIR", str(output)])
-    torch.manual_seed(0)
-    model = PanopticTrainer.build_model(cfg)
-    with torch.no_grad():
-        model.class_embed.bias[-1] = -20
-        model.class_embed.weight.mul_(40)
-        model.query_embed.weight.mul_(3)
-    PanopticTrainer.build_checkpointer(cfg, model).save("model_final")
-    PanopticTrainer.test(cfg, model)
-    return output
-
-
-@pytest.mark.parametrize(
-    "how", ["torchrun", pytest.param("launch on two machines", marks=pytest.mark.slow)]
-)
-def test_evaluation_loses_nothing_and_counts_nothing_twice(evaluated, options, tmp_path, how):
-    """7 images in 2 processes: the same weights give the same predictions and results."""
-    output = tmp_path / "out"
-    opts = [*options, "MODEL.WEIGHTS", str(evaluated / "model_final.pth")]
-    if how == "torchrun":
-        launcher = torchrun(2, "--standalone")
-        finish(start(launcher, [TRAIN_NET], ["--eval-only"], opts, output))
-    else:
-        flags = ["--num-gpus", 1, "--num-machines", 2]
-        flags += ["--dist-url", f"tcp://127.0.0.1:{free_port()}", "--eval-only"]
-        machines = [
-            start([], [TRAIN_NET], [*flags, "--machine-rank", r], opts, output) for r in (0, 1)
-        ]
-        finish(*machines)
-    found = predictions(output)
-    assert found == predictions(evaluated)
-    assert [a["image_id"] for a in found] == list(range(1, IMAGES + 1))
-    assert any(a["segments_info"] for a in found)
-    instances = [instance_results(folder) for folder in (evaluated, output)]
-    assert instances[0] == instances[1]
-    assert {r["image_id"] for r in instances[0]} == set(range(1, IMAGES + 1))
-    log = (output / "log.txt").read_text()
-    assert "were not predicted" not in log and "predicted twice" not in log
-
-
-def instance_results(output):
-    path = output / "inference" / "few_shapes" / "coco_instances_results.json"
-    return sorted(json.loads(path.read_text()), key=lambda r: (r["image_id"], json.dumps(r)))
+    assert flag.exists() == dies and (output / "log.txt.rank1").exists()
+    check_like_one(one, output, options)
 
 
 @pytest.mark.slow
-def test_detectron2_launch_without_a_gpu(one, options, tmp_path):
+@pytest.mark.parametrize("machines", [1, 2])
+def test_detectron2_launch_without_a_gpu(one, options, tmp_path, machines):
     output = tmp_path / "out"
-    flags = ["--num-gpus", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
-    finish(start([], [TRAIN_NET], flags, options, output))
-    check_like_one(one, output)
+    flags = ["--num-gpus", 2 // machines, "--num-machines", machines]
+    flags += ["--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    ranks = [[*flags, "--machine-rank", rank] for rank in range(machines)]
+    finish(*[start([], [TRAIN_NET], rank, options, output) for rank in ranks])
+    check_like_one(one, output, options)

@@ -1,75 +1,144 @@
-"""What is seen of the data before a training starts."""
+"""What an iteration draws depends on its number alone; what is seen of the data before training."""
 
+import itertools
 import json
+import random
 import shutil
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.engine.train_loader import check_labels
+from detr_panoptic_d2.engine import PanopticTrainer, build_train_loader
+from detr_panoptic_d2.engine.reproducible import PositionBatchSampler, SeededDataset
 from detr_panoptic_d2.errors import UserError
 
-
-@pytest.fixture
-def make_cfg(tmp_path):
-    def make(train, test=(), *opts):
-        names = ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test), "MODEL.DEVICE", "cpu"]
-        return setup_cfg("shapes/tiny.yaml", [*names, "OUTPUT_DIR", str(tmp_path / "out"), *opts])
-
-    return make
+WIDE = [True, False, True, False, True, True, False]
 
 
-def test_photographs_in_the_place_of_panoptic_pngs(panoptic_set, scene, make_cfg):
-    root = panoptic_set("swapped", [scene] * 3)
+def make_sampler(start=0, wide=(False,) * 7, batch_size=3):
+    sampler = PositionBatchSampler(
+        lambda seed: TrainingSampler(7, seed=seed), batch_size, seed=5, wide=wide
+    )
+    sampler.start = start
+    return sampler
+
+
+def batches(count, **options):
+    return list(itertools.islice(make_sampler(**options), count))
+
+
+@pytest.mark.parametrize("wide", [WIDE, [False] * 7])
+def test_starts_anywhere(wide):
+    whole = batches(20, wide=wide)
+    for start in (1, 7, 13):
+        assert batches(20 - start, start=start, wide=wide) == whole[start:]
+    assert all(len({wide[index] for _, _, index in batch}) == 1 for batch in whole)
+
+
+def test_every_image_once_per_epoch_and_processes_share_the_batch(monkeypatch):
+    indices = [index for batch in batches(7) for _, _, index in batch]
+    assert all(sorted(indices[7 * epoch :][:7]) == list(range(7)) for epoch in range(3))
+    whole, parts = batches(4, batch_size=4), []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        parts.append(batches(4, batch_size=2))
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert sorted(first + second) == sorted(batch)
+
+
+class NoisyMapper:
+    """Draws of every kind; turns image 3 down."""
+
+    def __call__(self, d):
+        noise = random.random(), np.random.rand(), torch.rand(1).item()
+        return {**d, "noise": noise} if d["index"] != 3 else None
+
+
+def items(workers, start, count):
+    loader = torch.utils.data.DataLoader(
+        SeededDataset(DatasetFromList([{"index": i} for i in range(7)]), NoisyMapper()),
+        batch_sampler=make_sampler(start, batch_size=2),
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    return list(itertools.islice(loader, count))
+
+
+def test_augmentation_depends_on_the_position_only():
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    whole = items(0, 0, 8)
+    assert states == (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    assert items(2, 0, 8) == whole
+    assert items(2, 3, 5) == whole[3:]
+    assert all(d["index"] != 3 for batch in whole for d in batch)
+    assert len({d["noise"] for batch in whole for d in batch}) == 16
+
+
+@pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_detectron2_samplers_and_one_of_the_users_own(make_cfg, name):
+    cfg = make_cfg("out", DATALOADER__SAMPLER_TRAIN=name, DATALOADER__REPEAT_THRESHOLD=1.0)
+    first, second = (list(itertools.islice(build_train_loader(cfg, dict), 3)) for _ in range(2))
+    assert first == second
+    assert all(set(d) >= {"file_name", "segments_info"} for batch in first for d in batch)
+    (batch,) = itertools.islice(build_train_loader(cfg, dict, lambda seed: itertools.repeat(2)), 1)
+    assert {d["image_id"] for d in batch} == {2}
+
+
+def test_batch_that_the_processes_cannot_share(make_cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
+    with pytest.raises(UserError, match="IMS_PER_BATCH is 2, .* multiple of 4"):
+        build_train_loader(make_cfg("out"), dict)
+
+
+def photographs(root, scene):
     for png in (root / "panoptic").iterdir():
         shutil.copy(root / "images" / png.name, png)
-    with pytest.raises(UserError, match=r"000\.png' is no panoptic PNG.*panoptic_root"):
-        PanopticTrainer(make_cfg(("swapped",)))
 
 
-def test_panoptic_pngs_of_another_set(panoptic_set, scene, make_cfg):
-    root = panoptic_set("mixed_up", [scene] * 3)
+def other_ids(root, scene):
     for png in (root / "panoptic").iterdir():
         Image.fromarray(id2rgb(scene[0] + 500)).save(png)
-    with pytest.raises(UserError, match=r"almost nothing labelled.*panoptic_root.*000\.png"):
-        PanopticTrainer(make_cfg(("mixed_up",)))
 
 
-def test_a_set_without_segments(panoptic_set, make_cfg):
-    void = (np.zeros((32, 40), dtype=np.int64), {})
-    panoptic_set("all_void", [void, void])
-    with pytest.raises(UserError, match=r"all_void.*none of 2 images has a segment"):
-        PanopticTrainer(make_cfg(("all_void",)))
-
-
-def test_small_segments_and_lost_entries_are_no_fault(panoptic_set, scene, make_cfg):
-    ids = np.zeros((64, 64), dtype=np.int64)
-    ids[:2, :2] = 5
-    root = panoptic_set("small", [(ids, {5: 10}), scene, scene])
+def no_segments(root, scene):
     content = json.loads((root / "panoptic.json").read_text())
     for entry in content["annotations"]:
-        entry["segments_info"] += [{"id": 90 + i, "category_id": 10} for i in range(9)]
+        entry["segments_info"] = []
     (root / "panoptic.json").write_text(json.dumps(content))
-    DatasetCatalog.get("small")
-    check_labels(make_cfg(("small",)), get_detection_dataset_dicts(("small",)))
 
 
-def test_more_segments_than_queries(panoptic_set, scene, make_cfg, caplog):
-    panoptic_set("many", [scene])
-    cfg = make_cfg(("many",), (), "MODEL.DETR.NUM_OBJECT_QUERIES", "4")
-    check_labels(cfg, get_detection_dataset_dicts(("many",)))
-    assert "NUM_OBJECT_QUERIES is 4, but 1 of 1 images" in caplog.text
-    assert "Set it to 5 or more" in caplog.text
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (photographs, r"000\.png' is no panoptic PNG.*panoptic_root"),
+        (other_ids, r"almost nothing labelled.*panoptic_root.*000\.png"),
+        (no_segments, "swapped.*none of 3 images has a segment"),
+    ],
+)
+def test_data_without_labels(panoptic_set, scene, make_cfg, spoil, message):
+    spoil(panoptic_set("swapped", [scene] * 3), scene)
+    with pytest.raises(UserError, match=message):
+        PanopticTrainer(make_cfg("out", DATASETS__TRAIN="('swapped',)"))
 
 
-def test_images_that_are_trained_and_tested_on(panoptic_set, scene, make_cfg, caplog):
-    for name in ("first", "second"):
-        panoptic_set(name, [scene, scene])
-    PanopticTrainer(make_cfg(("first",), ("second",)))
-    assert "are in DATASETS.TRAIN" not in caplog.text
-    PanopticTrainer(make_cfg(("first", "second"), ("second",)))
-    assert "2 of 2 images of DATASETS.TEST ('second',) are in DATASETS.TRAIN" in caplog.text
+def test_warnings_about_the_data(panoptic_set, scene, make_cfg, caplog):
+    panoptic_set("other", [scene, scene])
+    entries = {"DATASETS__TRAIN": "('other',)", "MODEL__DETR__NUM_OBJECT_QUERIES": 5}
+    build_train_loader(make_cfg("out", **entries), dict)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    entries |= {"DATASETS__TEST": "('other',)", "MODEL__DETR__NUM_OBJECT_QUERIES": 4}
+    build_train_loader(make_cfg("out", **entries), dict)
+    assert "NUM_OBJECT_QUERIES is 4, but images have up to 5 segments" in caplog.text
+    assert "2 of 2 images of DATASETS.TEST are in DATASETS.TRAIN" in caplog.text
