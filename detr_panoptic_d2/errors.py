@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(ValueError):
@@ -28,6 +29,22 @@ def check_value(key: str, value: object, valid: bool, allowed: str) -> None:
     """
     if not valid:
         raise UserError(f"{key} is {value!r}, but must be {allowed}.")
+
+
+def look_up(key: str, name: str, registry: Any) -> Any:
+    """What is registered under the name that a config key holds.
+
+    Args:
+        key: full name of the key.
+        name: its value.
+        registry: one of Detectron2's or of this package's.
+
+    Raises:
+        UserError: nothing is; the message lists the names there are.
+    """
+    names = ", ".join(sorted(item[0] for item in registry))
+    check_value(key, name, name in registry, f"one of {names}")
+    return registry.get(name)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from detr_panoptic_d2.config import get_config_file, list_config_files
 from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference, Frame
+from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference
+from detr_panoptic_d2.modeling.structures import Frame
 
 # Classes 0 and 1 are things, 2 and 3 are stuff.
 THINGS, SKY, GROUND = [0, 1], 2, 3

@@ -78,7 +78,7 @@ def huggingface_checkpoint(
         "id2label": {str(i): label for i, label in labels.items()},
         "label2id": {label: i for i, label in labels.items()},
     }
-    heads = model.transformer.decoder.layers[0].self_attn.nheads
+    heads = model.transformer.decoder.layers[0].self_attn.num_heads
     for stack, layers in (("encoder", "ENC_LAYERS"), ("decoder", "DEC_LAYERS")):
         config[f"{stack}_layers"] = shape[f"MODEL.DETR.{layers}"]
         config[f"{stack}_attention_heads"] = heads

@@ -93,7 +93,7 @@ def differences(model: Any, model_state: State, about: Mapping[str, Any]) -> lis
                 f"The weights are those of a model {what}: set MODEL.RESNETS.RES5_DILATION to "
                 f"{1 if dilated else 2}"
             )
-        if about["heads"] not in (None, model.transformer.decoder.layers[0].self_attn.nheads):
+        if about["heads"] not in (None, model.transformer.decoder.layers[0].self_attn.num_heads):
             found.append(
                 f"The weights are those of a model with {about['heads']} attention heads: set "
                 "MODEL.DETR.NHEADS to it"

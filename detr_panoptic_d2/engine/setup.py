@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import merged_cfg, resolve_config_file
 from ..data.metadata import num_classes
 from ..data.register import register_from_config
-from ..errors import check_value, quiet_console
+from ..errors import check_value, look_up, quiet_console
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             classes than the model.
     """
     cfg = merged_cfg(config_file, opts)
-    name, known = cfg.MODEL.BACKBONE.NAME, sorted(name for name, _ in BACKBONE_REGISTRY)
-    check_value("MODEL.BACKBONE.NAME", name, name in known, f"one of {', '.join(known)}")
+    look_up("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.info("No GPU was found: running on the CPU (MODEL.DEVICE cpu).")
         cfg.MODEL.DEVICE = "cpu"

@@ -1,7 +1,7 @@
 """DETR's set loss.
 
 Shapes: L decoder layers (the last one counts, the others are auxiliary), B images, N queries,
-K classes, P matched pairs.
+K classes, P matched pairs; h x w the grid of mask logits, H x W the canvas of padded images.
 """
 
 import torch
@@ -9,10 +9,14 @@ from detectron2.config import configurable
 from detectron2.utils import comm
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import check_value
-from .mask_loss import mask_loss_sums
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
+
+# Full-resolution pixels of masks per step. On a CPU its buffers should stay in the cache; on a GPU
+# they should be worth a kernel.
+_PIXELS_PER_STEP = {"cpu": 2**17, "cuda": 2**22}
 
 
 class SetCriterion(nn.Module):
@@ -81,8 +85,7 @@ class SetCriterion(nn.Module):
         Args:
             pred_logits: L x B x N x (K + 1).
             pred_boxes: L x B x N x 4, (cx, cy, w, h) relative.
-            targets: the ground truth.
-            matches: what :class:`HungarianMatcher` made of them.
+            targets, matches: the ground truth, and what :class:`HungarianMatcher` made of it.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer; ``loss_ce_0`` and so on
@@ -104,10 +107,10 @@ class SetCriterion(nn.Module):
         losses = {"loss_ce": loss_ce.view(layers, -1).sum(1) / _process_mean(divisor)}
 
         boxes = pred_boxes.float()[pairs]
-        truth = targets.boxes[matches.image, matches.target]
+        target_boxes = targets.boxes[matches.image, matches.target]
         num_boxes = self.num_boxes(targets, boxes)
-        losses["loss_bbox"] = (boxes - truth).abs().sum((1, 2)) / num_boxes
-        losses["loss_giou"] = (1 - generalized_iou(boxes, truth)).sum(1) / num_boxes
+        losses["loss_bbox"] = (boxes - target_boxes).abs().sum((1, 2)) / num_boxes
+        losses["loss_giou"] = (1 - generalized_iou(boxes, target_boxes)).sum(1) / num_boxes
         named = {}
         for name, loss in losses.items():
             loss = loss * self.weights[name]
@@ -125,15 +128,11 @@ class SetCriterion(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Weighted focal and dice losses of the last layer's matched masks.
 
-        Logits are upsampled to the padded canvas and the padding counts as background, as in the
-        official code.
-
         Args:
             mask_logits: P x h x w.
             target_masks: per image T x H_i x W_i bool; None where T is 0.
             canvas: (H, W) of the padded images.
-            targets: the ground truth.
-            matches: what :class:`HungarianMatcher` made of them.
+            targets, matches: see :meth:`box_losses`.
         """
         rows_per_image = matches.target[-1].split(matches.counts)
         matched = [
@@ -150,20 +149,13 @@ class SetCriterion(nn.Module):
         }
 
     @torch.no_grad()
-    def metrics(
+    def class_error(
         self, pred_logits: torch.Tensor, targets: Targets, matches: Matches
-    ) -> dict[str, torch.Tensor]:
-        """``class_error`` (percent) of the matched queries and ``cardinality_error`` (objects
-        per image too many or missing) of the last layer, as official DETR logs them."""
-        predicted = pred_logits[-1].argmax(-1)
-        truth = targets.labels[matches.image, matches.target[-1]]
-        hit = predicted[matches.image, matches.query[-1]] == truth
-        counts = torch.as_tensor(targets.counts, device=predicted.device)
-        objects = (predicted != self.num_classes).sum(1)
-        return {
-            "class_error": 100 * (1 - hit.float().sum() / max(1, len(hit))),
-            "cardinality_error": (objects - counts).abs().float().mean(),
-        }
+    ) -> torch.Tensor:
+        """Percent of the last layer's matched queries with a wrong class, as official DETR logs."""
+        predicted = pred_logits[-1].argmax(-1)[matches.image, matches.query[-1]]
+        wrong = predicted != targets.labels[matches.image, matches.target[-1]]
+        return 100 * wrong.float().sum() / max(1, len(wrong))
 
     def num_boxes(self, targets: Targets, like: torch.Tensor) -> torch.Tensor:
         """Targets per process, at least 1."""
@@ -179,6 +171,59 @@ def _process_mean(value: torch.Tensor) -> torch.Tensor:
     return value / comm.get_world_size()
 
 
-def zero_of(parameters) -> torch.Tensor:
-    """A zero that depends on every parameter, so that distributed training sees each of them."""
-    return sum(p.sum() * 0 for p in parameters)
+def mask_loss_sums(
+    mask_logits: torch.Tensor,
+    target_masks: list[torch.Tensor],
+    canvas: tuple[int, int],
+    alpha: float = 0.25,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over masks of the focal loss (mean over pixels) and of the dice loss.
+
+    Focal loss: Lin et al. 2017, eq. 5, with gamma 2. Dice loss: Milletari et al. 2016, with DETR's
+    smoothing of 1. Both on logits that are upsampled bilinearly to the canvas, whose padding counts
+    as background, as in the official code. A few masks are taken at a time, and what was made at
+    full resolution is computed again in the backward pass instead of kept.
+
+    Args:
+        mask_logits: P x h x w.
+        target_masks: P bool masks, each of its own image's size, none larger than the canvas.
+        canvas: (H, W).
+        alpha: weight of the foreground in the focal loss; 1 - alpha of the background.
+
+    Returns:
+        two float32 scalars.
+    """
+    device = mask_logits.device
+    # A sum over no masks is 0 and still depends on the logits.
+    focal = dice = mask_logits.float().sum() * 0
+    pixels = _PIXELS_PER_STEP.get(device.type, _PIXELS_PER_STEP["cuda"])
+    step = max(1, pixels // (canvas[0] * canvas[1]))
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, len(target_masks), step):
+            part = slice(start, start + step)
+            sums = checkpoint(
+                _losses, mask_logits[part], target_masks[part], canvas, alpha, use_reentrant=False
+            )
+            focal, dice = focal + sums[0], dice + sums[1]
+    return focal, dice
+
+
+def _losses(mask_logits, target_masks, canvas, alpha):
+    """Both losses of a few masks, summed."""
+    logits = F.interpolate(
+        mask_logits[:, None].float(), size=canvas, mode="bilinear", align_corners=False
+    )[:, 0]
+    target = torch.zeros_like(logits)
+    for padded, mask in zip(target, target_masks, strict=True):
+        padded[: mask.shape[0], : mask.shape[1]] = mask
+    probability = logits.sigmoid()
+    ce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    # The probability given to the wrong side, and alpha or 1 - alpha.
+    wrong = (probability - target).abs()
+    weight = (1 - alpha) + (2 * alpha - 1) * target
+    focal = (weight * wrong.square() * ce).mean((1, 2)).sum()
+
+    overlap = (probability * target).sum((1, 2))
+    size = probability.sum((1, 2)) + target.sum((1, 2))
+    dice = (1 - (2 * overlap + 1) / (size + 1)).sum()
+    return focal, dice

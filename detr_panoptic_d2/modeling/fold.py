@@ -1,9 +1,4 @@
-"""Batch norms folded into convolutions, for inference.
-
-A convolution :math:`y = Wx + b` followed by a batch norm with fixed statistics is the convolution
-:math:`sWx + s(b - \\mu) + \\beta` with :math:`s = \\gamma / \\sqrt{\\sigma^2 + \\epsilon}`
-(Jacob et al., "Quantization and Training of Neural Networks", arXiv 1712.05877, section 3.2).
-"""
+"""Batch norms folded into convolutions, for inference (Jacob et al. 2017, section 3.2)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +8,8 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
@@ -34,38 +31,32 @@ def fold_batch_norms(module: nn.Module) -> None:
             convolutions are in ``channels_last`` memory format.
     """
     module.requires_grad_(False)
-    # A module at two places must not be folded twice, or with the norm of one place only.
+    # A convolution at two places must not be folded twice.
     uses = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
-    children: list[Any] = list(module.modules())
-    for child in children:
-        if type(child) is Conv2d and _is_fixed(child.norm):
-            _fold(child, child.norm)
-            child.norm = None
     for parent in list(module.modules()):
-        for conv_name, norm_name in list(_conv_norm_pairs(parent)):
-            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-            if uses[id(conv)] == 1 and _is_plain(conv) and _is_fixed(norm):
+        for conv, owner, name in list(_conv_norm_pairs(parent)):
+            norm: Any = getattr(owner, name)
+            if uses[id(conv)] == 1 and _is_fixed(norm):
                 _fold(conv, norm)
-                setattr(parent, norm_name, nn.Identity())
+                setattr(owner, name, None if owner is conv else nn.Identity())
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             child.to(memory_format=torch.channels_last)
 
 
-def _conv_norm_pairs(parent: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of children of which the first is applied directly before the second."""
+def _conv_norm_pairs(parent: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
+    """Convolutions whose output goes straight into a norm, and where that is: owner and name."""
     names = list(parent._modules)
-    if type(parent) is nn.Sequential:
-        yield from zip(names, names[1:], strict=False)
+    pairs: list[tuple[str, str]] = []
+    if type(parent) in (nn.Sequential, IntermediateLayerGetter):
+        pairs = list(zip(names, names[1:], strict=False))
     elif type(parent) in (BasicBlock, Bottleneck):
-        yield from ((name, f"bn{name[4:]}") for name in names if name.startswith("conv"))
-
-
-def _is_plain(conv: nn.Module) -> bool:
-    """Whether nothing but the convolution itself happens in this module."""
-    if type(conv) is Conv2d:
-        return conv.norm is None and conv.activation is None
-    return type(conv) is nn.Conv2d
+        pairs = [(name, f"bn{name[4:]}") for name in names if name.startswith("conv")]
+    elif type(parent) is Conv2d:
+        yield parent, parent, "norm"
+    for conv_name, norm_name in pairs:
+        if type(conv := parent._modules[conv_name]) is nn.Conv2d:
+            yield conv, parent, norm_name
 
 
 def _is_fixed(norm: Any) -> bool:
@@ -77,15 +68,9 @@ def _is_fixed(norm: Any) -> bool:
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
     """Multiply the norm into the convolution, in float64, in place."""
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    scale = (variance + norm.eps).rsqrt()
-    shift = -mean * scale
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-        shift = norm.bias.double() - mean * scale
-    if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale
-    weight = conv.weight.double() * scale.reshape(-1, 1, 1, 1)
     dtype = conv.weight.dtype
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    w, b, mean, variance, gamma, beta = (None if t is None else t.double() for t in tensors)
+    weight, bias = fuse_conv_bn_weights(w, b, mean, variance, norm.eps, gamma, beta)  # type: ignore[arg-type]
     conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError, check_value
+from ..errors import check_value, look_up
 
 MASK_HEAD_REGISTRY = Registry("MASK_HEAD")
 MASK_HEAD_REGISTRY.__doc__ = """
@@ -33,15 +33,10 @@ def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``.
 
     Raises:
-        UserError: if no such head is registered; the message lists those that are.
+        UserError: there is no such head.
     """
     name = cfg.MODEL.DETR.MASK_HEAD.NAME
-    if name not in MASK_HEAD_REGISTRY:
-        known = ", ".join(sorted(k for k, _ in MASK_HEAD_REGISTRY))
-        raise UserError(
-            f"MODEL.DETR.MASK_HEAD.NAME is {name!r}, but the registered mask heads are: {known}"
-        )
-    return MASK_HEAD_REGISTRY.get(name)(cfg, input_shape)
+    return look_up("MODEL.DETR.MASK_HEAD.NAME", name, MASK_HEAD_REGISTRY)(cfg, input_shape)
 
 
 class BoxAttentionMap(nn.Module):
@@ -136,13 +131,13 @@ class MaskHeadSmallConv(nn.Module):
 
     @torch.no_grad()
     def _scale_attention_weights(self, nheads: int, cells: float) -> None:
-        """Let the first convolution see the attention maps at the start as well as the image.
+        """Give both halves of the first convolution's output the same variance at the start.
 
         The maps of a query sum to 1, so their values are about 1 / (M h w); those of src_proj have
-        mean square 1/3 (``nn.Conv2d``'s own initialisation on features of size 1). With weights of
-        one size the two halves' outputs have variances in the ratio M / (M h w)^2 : C / 3, which is
-        1 : 2 10^8 for R50; times h w sqrt(C M / 3) they are equal. Without it all masks of an image
-        are the same for a long time, and no gradient tells the queries apart.
+        mean square 1/3 (``nn.Conv2d``'s own initialisation on features of size 1). With equal
+        weights the variances are in the ratio M / (M h w)^2 : C / 3, 1 : 2 10^8 for R50; with
+        h w sqrt(C M / 3) times larger ones for the maps they are equal. Otherwise all masks of an
+        image are the same for a long time, and no gradient tells the queries apart.
         """
         self.lay1.weight[:, self.hidden_dim :] *= cells * math.sqrt(self.hidden_dim * nheads / 3)
 

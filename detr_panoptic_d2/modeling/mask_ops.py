@@ -5,66 +5,34 @@ Everything stays on the device of the masks; pixels are never looped over.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torchvision.ops import box_convert
+
+from .structures import Frame
 
 # Values of upsampled mask logits held at one time: on a CPU few, so that no large blocks of memory
 # are asked of the system; on a GPU enough to be worth a kernel.
 _VALUES_PER_STRIP = {"cpu": 2**22, "cuda": 2**25}
 
 
-class Frame(NamedTuple):
-    """Where an image lies on the mask grid, all as (height, width) in pixels.
+def _taps(frame: Frame, grid: Sequence[int], dimension: int, device: torch.device):
+    """Grid cells and weights of which the output's rows (0) or columns (1) are made.
 
-    Attributes:
-        canvas: size of the padded network input, which the mask grid covers.
-        image: size of the image on the canvas, without padding.
-        output: size that results are wanted in.
-    """
-
-    canvas: tuple[int, int]
-    image: tuple[int, int]
-    output: tuple[int, int]
-
-
-def _source_pixels(size: int, image: int, device: torch.device) -> torch.Tensor:
-    """For each of ``size`` output pixels the nearest of ``image`` network-input pixels."""
-    centre = (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (image / size)
-    return centre.floor().clamp(max=image - 1)
-
-
-def _bilinear_taps(pixels: torch.Tensor, canvas: int, grid: int):
-    """Grid cells and weights that bilinear upsampling from ``grid`` to ``canvas`` cells
-    (``align_corners=False``) uses at the given canvas pixels.
+    The official code upsamples logits bilinearly to the network input and takes the nearest of its
+    pixels for each output pixel; here only those pixels are computed, and padding is left out.
 
     Returns:
-        lower cell, upper cell (int64) and weight of the upper one (float32), like ``pixels``.
+        lower cell, upper cell (int64) and weight of the upper one (float32), one per row or column.
     """
-    position = ((pixels + 0.5) * (grid / canvas) - 0.5).clamp(min=0)
-    lower = position.floor().clamp(max=grid - 1)
-    upper = (lower + 1).clamp(max=grid - 1)
+    canvas, image, output = (size[dimension] for size in frame)
+    centre = (torch.arange(output, device=device, dtype=torch.float64) + 0.5) * (image / output)
+    pixel = centre.floor().clamp(max=image - 1)
+    position = ((pixel + 0.5) * (grid[dimension] / canvas) - 0.5).clamp(min=0)
+    lower = position.floor().clamp(max=grid[dimension] - 1)
+    upper = (lower + 1).clamp(max=grid[dimension] - 1)
     return lower.long(), upper.long(), (position - lower).float()
-
-
-def output_taps(frame: Frame, grid: Sequence[int], device: torch.device):
-    """Taps of output rows and of output columns on a mask grid of size ``grid``.
-
-    The official code upsamples logits to the network input and takes the nearest of its pixels
-    for each output pixel; here only those pixels are computed, and padding is cropped away.
-    """
-    return [_taps(frame, grid, dimension, device) for dimension in (0, 1)]
-
-
-def _taps(frame: Frame, grid: Sequence[int], dimension: int, device: torch.device):
-    pixels = _source_pixels(frame.output[dimension], frame.image[dimension], device)
-    return _bilinear_taps(pixels, frame.canvas[dimension], grid[dimension])
-
-
-def _strip_values(device: torch.device) -> int:
-    return _VALUES_PER_STRIP.get(device.type, _VALUES_PER_STRIP["cuda"])
 
 
 def resize_strips(mask_logits: torch.Tensor, frame: Frame):
@@ -77,12 +45,14 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
     Yields:
         (slice of output rows, Q x rows x W float32 logits).
     """
-    grid = mask_logits.shape[-2:]
+    grid, device = mask_logits.shape[-2:], mask_logits.device
     # Row numbers on the host, because slices that are made of them should not wait for a GPU.
     first, last, _ = _taps(frame, grid, 0, torch.device("cpu"))
-    (top, bottom, weight), (left, right, weight_x) = output_taps(frame, grid, mask_logits.device)
+    top, bottom, weight = _taps(frame, grid, 0, device)
+    left, right, weight_x = _taps(frame, grid, 1, device)
     height, width = frame.output
-    step = max(1, _strip_values(mask_logits.device) // (max(1, len(mask_logits)) * width))
+    values = _VALUES_PER_STRIP.get(device.type, _VALUES_PER_STRIP["cuda"])
+    step = max(1, values // (max(1, len(mask_logits)) * width))
     for start in range(0, height, step):
         part = slice(start, min(height, start + step))
         low, high = int(first[start]), int(last[part.stop - 1]) + 1
@@ -95,57 +65,27 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
 
 
 def argmax_at_output(
-    mask_logits: torch.Tensor, frame: Frame, segments: list[list[int]] | None = None
-) -> tuple[torch.Tensor, list[int] | None]:
+    mask_logits: torch.Tensor, frame: Frame, queries: list[int] | None = None
+) -> torch.Tensor:
     """The query of greatest logit at every output pixel. (A softmax would not change it.)
 
     Args:
         mask_logits: Q x h x w, Q > 0.
         frame: sizes of canvas, image and output.
-        segments: if given, the queries of each segment; the area of each segment's own mask
-            (where any of its queries has a logit of at least 0) is then counted as well.
+        queries: those that take part, ascending; None: all.
 
     Returns:
-        H x W int64 query indices, and the own area of each segment or None.
+        H x W int64 query indices.
     """
     owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
-    own_area = torch.zeros((), dtype=torch.int64, device=mask_logits.device)
+    chosen = None
+    if queries is not None and len(queries) < len(mask_logits):
+        chosen = torch.as_tensor(queries, device=mask_logits.device)
+        mask_logits = mask_logits[chosen]
     for part, strip in resize_strips(mask_logits, frame):
         # On a CPU ``argmax`` over the first dimension takes seven times as long.
         owner[part] = strip.max(0).indices
-        if segments is not None:
-            inside = strip >= 0
-            own_area = own_area + torch.stack(
-                [inside[queries].any(0).sum() for queries in segments]
-            )
-    return owner, None if segments is None else own_area.tolist()
-
-
-def reassign(
-    mask_logits: torch.Tensor, frame: Frame, owner: torch.Tensor, lost: list[int], alive: list[int]
-) -> None:
-    """Give the pixels of lost queries to the best living query; changes ``owner`` in place.
-
-    Args:
-        mask_logits: Q x h x w.
-        frame: sizes of canvas, image and output.
-        owner: H x W query indices.
-        lost, alive: query indices.
-    """
-    device = owner.device
-    gone = torch.zeros(len(mask_logits), dtype=torch.bool, device=device)
-    gone[lost] = True
-    living = torch.as_tensor(alive, device=device)
-    rows, columns = output_taps(frame, mask_logits.shape[-2:], device)
-    y, x = gone[owner].nonzero(as_tuple=True)
-    step = max(1, _strip_values(device) // (4 * len(alive)))
-    logits = mask_logits[living].float()
-    for yy, xx in zip(y.split(step), x.split(step), strict=True):
-        top, bottom, weight_y = (t[yy] for t in rows)
-        left, right, weight_x = (t[xx] for t in columns)
-        upper = torch.lerp(logits[:, top, left], logits[:, top, right], weight_x)
-        lower = torch.lerp(logits[:, bottom, left], logits[:, bottom, right], weight_x)
-        owner[yy, xx] = living[torch.lerp(upper, lower, weight_y).argmax(0)]
+    return owner if chosen is None else chosen[owner]
 
 
 def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:

@@ -131,9 +131,9 @@ class HungarianMatcher(nn.Module):
         layers, _, num_queries = pred_logits.shape[:3]
         labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
         cost_class = -pred_logits.softmax(-1).gather(-1, labels)
-        boxes, truth = pred_boxes[..., :, None, :], targets.boxes[:, None]
-        cost_bbox = (boxes - truth).abs().sum(-1)
-        cost_giou = -generalized_iou(boxes, truth)
+        boxes, target_boxes = pred_boxes[..., :, None, :], targets.boxes[:, None]
+        cost_bbox = (boxes - target_boxes).abs().sum(-1)
+        cost_giou = -generalized_iou(boxes, target_boxes)
         return (
             self.cost_class * cost_class + self.cost_bbox * cost_bbox + self.cost_giou * cost_giou
         )

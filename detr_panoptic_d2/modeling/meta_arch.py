@@ -4,7 +4,6 @@ Shapes: B images, N queries, K classes, C hidden channels, L decoder layers, P (
 pairs whose masks are wanted; h x w is the size of res5.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,18 +19,15 @@ from ..checkpoint.names import adapt_state_dict
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..errors import UserError, check_value
 from .backbone import check_backbone
-from .box_head import BoxHead
-from .criterion import SetCriterion, zero_of
+from .criterion import SetCriterion
 from .fold import fold_batch_norms
 from .mask_head import BoxAttentionMap, build_mask_head
-from .mask_ops import Frame, semantic_scores, target_masks, to_instances
+from .mask_ops import semantic_scores, target_masks, to_instances
 from .matcher import Targets
 from .panoptic_inference import build_panoptic_inference
 from .position_encoding import PositionEmbeddingSine
-from .structures import Detections, Selection
-from .transformer import Transformer
-
-__all__ = ["PanopticDETR"]
+from .structures import Detections, Frame, Selection
+from .transformer import BoxHead, Transformer
 
 
 @META_ARCH_REGISTRY.register()
@@ -75,14 +71,11 @@ class PanopticDETR(nn.Module):
     ):
         """
         Args:
-            backbone: a backbone with outputs res2 to res5.
-            transformer: encoder and decoder.
+            backbone: with outputs res2 to res5.
             mask_head: predicts masks of (image, query) pairs; None for boxes alone.
-            criterion: the losses.
             panoptic_inference: the rule from queries to segments.
             num_classes: K, things and stuff.
-            hidden_dim, nheads: C and the number of attention heads.
-            num_queries: N.
+            hidden_dim, nheads, num_queries: C, the number of attention heads, N.
             thing_ids: contiguous class ids that are things.
             pixel_mean, pixel_std: per channel, in the scale of the input.
             deep_supervision: losses after every decoder layer.
@@ -95,7 +88,6 @@ class PanopticDETR(nn.Module):
                 they choose the rows of a checkpoint's class head. None: not known.
         """
         super().__init__()
-        check_backbone(backbone)
         if mask_head is None and (panoptic_on or semantic_on or freeze_detector):
             raise UserError(
                 "MODEL.MASK_ON is False, so there are no masks: set MODEL.DETR.TEST.PANOPTIC_ON, "
@@ -104,12 +96,9 @@ class PanopticDETR(nn.Module):
             )
         key = "MODEL.DETR.NUM_OBJECT_QUERIES"
         check_value(key, num_queries, num_queries >= 1, "a whole number from 1 on")
-        if len(pixel_mean) != len(pixel_std) or min(pixel_std, default=0) <= 0:
-            raise UserError(
-                f"MODEL.PIXEL_MEAN is {list(pixel_mean)} and MODEL.PIXEL_STD is {list(pixel_std)}: "
-                "one number per channel of INPUT.FORMAT is needed in each, and those of PIXEL_STD "
-                "must be above 0."
-            )
+        valid = len(pixel_std) == len(pixel_mean) and min(pixel_std, default=0) > 0
+        allowed = f"{len(pixel_mean)} numbers above 0, as many as MODEL.PIXEL_MEAN has"
+        check_value("MODEL.PIXEL_STD", list(pixel_std), valid, allowed)
         self.backbone = backbone
         self.position_embedding = PositionEmbeddingSine(hidden_dim)
         channels = backbone.output_shape()["res5"].channels
@@ -125,8 +114,7 @@ class PanopticDETR(nn.Module):
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
         self.freeze_detector = freeze_detector
-        self.panoptic_on, self.instance_on = panoptic_on, instance_on
-        self.semantic_on = semantic_on
+        self.panoptic_on, self.instance_on, self.semantic_on = panoptic_on, instance_on, semantic_on
         self.max_instances = max_instances
         self.pad_mixed_sizes = pad_mixed_sizes
         self.dataset_ids, self.class_names = dataset_ids, class_names
@@ -135,7 +123,6 @@ class PanopticDETR(nn.Module):
         self.register_buffer("is_thing", is_thing, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self._folded = False
         if freeze_detector:
             for name, p in self.named_parameters():
                 p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
@@ -155,19 +142,18 @@ class PanopticDETR(nn.Module):
             )
         metadata = MetadataCatalog.get(names[0])
         ids = dataset_ids(metadata)
-        if detr.NUM_CLASSES not in (-1, len(ids)):
-            raise UserError(
-                f"MODEL.DETR.NUM_CLASSES is {detr.NUM_CLASSES}, but data set '{names[0]}' has "
-                f"{len(ids)} classes, things and stuff together. Set it to {len(ids)}, or to -1 to "
-                "take the data set's."
-            )
+        allowed = f"{len(ids)}, the number of classes of '{names[0]}', or -1 to take that number"
+        check_value(
+            "MODEL.DETR.NUM_CLASSES", detr.NUM_CLASSES, detr.NUM_CLASSES in (-1, len(ids)), allowed
+        )
         thing_ids = thing_class_ids(metadata)
+        transformer, mask_head = Transformer(cfg), None
+        if cfg.MODEL.MASK_ON:
+            mask_head = build_mask_head(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
-            "transformer": Transformer(cfg),
-            "mask_head": build_mask_head(cfg, backbone.output_shape())
-            if cfg.MODEL.MASK_ON
-            else None,
+            "transformer": transformer,
+            "mask_head": mask_head,
             "criterion": SetCriterion(cfg, len(ids)),
             "panoptic_inference": build_panoptic_inference(cfg, thing_ids),
             "num_classes": len(ids),
@@ -199,11 +185,9 @@ class PanopticDETR(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def compile_parts(self, **options) -> None:
-        """Compile backbone, transformer and mask head, in training and at inference.
+        """Compile backbone, transformer and mask head, with options of ``torch.compile``.
 
-        Args:
-            options: for ``torch.compile``; with ``dynamic=True`` a change of the image size does
-                not compile anew.
+        With ``dynamic=True`` a change of the image size does not compile anew.
         """
         for module in (self.backbone, self.transformer, self.mask_head):
             if module is not None:
@@ -215,20 +199,8 @@ class PanopticDETR(nn.Module):
         Outputs stay the same up to rounding. Load the weights before: afterwards the model can
         neither be trained nor read or write checkpoints.
         """
-        self.eval()
-        fold_batch_norms(self.backbone)
-        self._folded = True
+        fold_batch_norms(self.eval().backbone)
         return self
-
-    def train(self, mode: bool = True) -> "PanopticDETR":
-        """As in ``nn.Module``.
-
-        Raises:
-            RuntimeError: the model is folded.
-        """
-        if mode and self._folded:
-            raise RuntimeError("A model cannot be trained after fold_for_inference().")
-        return super().train(mode)
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """
@@ -245,21 +217,17 @@ class PanopticDETR(nn.Module):
         """
         if self.training:
             return self.losses(batched_inputs)
+        # Images that go through the network together.
+        groups: dict[Any, list[int]] = {}
+        for i, x in enumerate(batched_inputs):
+            size = None if self.pad_mixed_sizes else tuple(x["image"].shape[-2:])
+            groups.setdefault(size, []).append(i)
         results: list[dict] = [{}] * len(batched_inputs)
-        for indices in self._batches(batched_inputs):
+        for indices in groups.values():
             part = self.inference([batched_inputs[i] for i in indices])
             for i, result in zip(indices, part, strict=True):
                 results[i] = result
         return results
-
-    def _batches(self, batched_inputs):
-        """Indices of the images that go through the network together."""
-        if self.pad_mixed_sizes:
-            return [list(range(len(batched_inputs)))] if batched_inputs else []
-        by_size = {}
-        for i, x in enumerate(batched_inputs):
-            by_size.setdefault(tuple(x["image"].shape[-2:]), []).append(i)
-        return list(by_size.values())
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one canvas."""
@@ -306,29 +274,19 @@ class PanopticDETR(nn.Module):
 
         Args:
             detections: of the whole batch.
-            image_index, query_index: P indices, grouped by image; best on the host, so that the
-                GPU need not be waited for.
+            image_index, query_index: P indices.
 
         Returns:
             P x H2 x W2 at the resolution of res2.
         """
         if self.bbox_attention is None or self.mask_head is None:
             raise RuntimeError("There are no masks: the model was built with MODEL.MASK_ON False.")
-        batch = detections.src_proj.shape[0]
-        counts = torch.bincount(image_index, minlength=batch)
-        slot = torch.arange(len(image_index), device=counts.device)
-        slot = slot - (counts.cumsum(0) - counts)[image_index]
-        wanted = query_index.new_zeros(batch, int(counts.max()))
-        wanted[image_index, slot] = query_index
-        image_index, slot, wanted = (
-            t.to(self.device, non_blocking=True) for t in (image_index, slot, wanted)
-        )
-        hs = detections.hs[-1]
-        queries = hs.gather(1, wanted[..., None].expand(-1, -1, hs.shape[-1]))
-        attention = self.bbox_attention(queries, detections.memory, detections.padding)
+        image_index = image_index.to(self.device, non_blocking=True)
+        query_index = query_index.to(self.device, non_blocking=True)
+        attention = self.bbox_attention(detections.hs[-1], detections.memory, detections.padding)
         return self.mask_head(
             detections.src_proj,
-            attention[image_index, slot],
+            attention[image_index, query_index],
             image_index,
             [detections.features[name] for name in ("res4", "res3", "res2")],
         )
@@ -347,19 +305,19 @@ class PanopticDETR(nn.Module):
                 self.criterion.box_losses(out.pred_logits, out.pred_boxes, targets, matches)
             )
         if self.mask_head is not None:
-            if len(matches.image):
-                masks = self.predict_masks(out, matches.image, matches.query[-1])
-            else:
-                masks = out.src_proj.new_zeros((0, 1, 1))
+            masks = self.predict_masks(out, matches.image, matches.query[-1])
             annotated = [target_masks(x) if len(x) else None for x in instances]
             canvas = tuple(images.tensor.shape[-2:])
             losses.update(self.criterion.mask_losses(masks, annotated, canvas, targets, matches))
         if not len(matches.image):
+            # A gradient of 0 for every parameter: distributed training waits for each of them.
             first = next(iter(losses))
-            losses[first] = losses[first] + zero_of(p for p in self.parameters() if p.requires_grad)
+            losses[first] = losses[first] + sum(
+                p.sum() * 0 for p in self.parameters() if p.requires_grad
+            )
         if has_event_storage() and get_event_storage().iter % 20 == 0:
-            metrics = self.criterion.metrics(out.pred_logits, targets, matches)
-            get_event_storage().put_scalars(**{k: float(v) for k, v in metrics.items()})
+            error = self.criterion.class_error(out.pred_logits, targets, matches)
+            get_event_storage().put_scalar("class_error", float(error))
         return losses
 
     @torch.no_grad()
@@ -418,10 +376,9 @@ class PanopticDETR(nn.Module):
         Returns:
             one dict per image, see :meth:`forward`.
         """
-        counts = selection.wanted.sum(1).tolist()
-        masks: Sequence[Any] = [None] * len(frames)
+        masks: Any = [None] * len(frames)
         if mask_logits is not None:
-            masks = mask_logits.split(counts)
+            masks = mask_logits.split(selection.wanted.sum(1).tolist())
         results = []
         for i, frame in enumerate(frames):
             scores, labels = selection.scores[i], selection.labels[i]

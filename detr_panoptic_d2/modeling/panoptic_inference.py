@@ -8,15 +8,9 @@ from detectron2.config import configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ..errors import UserError, check_value
-from .mask_ops import Frame, argmax_at_output, reassign
-
-__all__ = [
-    "PANOPTIC_INFERENCE_REGISTRY",
-    "DETRPanopticInference",
-    "OfficialPanopticInference",
-    "build_panoptic_inference",
-]
+from ..errors import check_value, look_up
+from .mask_ops import argmax_at_output, masks_at_output
+from .structures import Frame
 
 PANOPTIC_INFERENCE_REGISTRY = Registry("PANOPTIC_INFERENCE")
 PANOPTIC_INFERENCE_REGISTRY.__doc__ = """
@@ -30,17 +24,10 @@ def build_panoptic_inference(cfg, thing_ids: list[int]) -> nn.Module:
     """Build the panoptic inference named by ``cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE``.
 
     Raises:
-        UserError: it is not registered; the message lists those that are.
+        UserError: there is no such rule.
     """
-    name = cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE
-    known = ", ".join(sorted(k for k, _ in PANOPTIC_INFERENCE_REGISTRY))
-    check_value(
-        "MODEL.DETR.TEST.PANOPTIC_INFERENCE",
-        name,
-        name in PANOPTIC_INFERENCE_REGISTRY,
-        f"a registered one: {known}",
-    )
-    return PANOPTIC_INFERENCE_REGISTRY.get(name)(cfg, thing_ids)
+    key, name = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE
+    return look_up(key, name, PANOPTIC_INFERENCE_REGISTRY)(cfg, thing_ids)
 
 
 @PANOPTIC_INFERENCE_REGISTRY.register()
@@ -71,9 +58,8 @@ class DETRPanopticInference(nn.Module):
         super().__init__()
         for key, value in (("SCORE_THRESH", score_thresh), ("OVERLAP_THRESH", overlap_thresh)):
             check_value(f"MODEL.DETR.TEST.{key}", value, 0 <= value <= 1, "a number from 0 to 1")
-        check_value(
-            "MODEL.DETR.TEST.MIN_SEGMENT_AREA", min_segment_area, min_segment_area >= 0, "0 or more"
-        )
+        key = "MODEL.DETR.TEST.MIN_SEGMENT_AREA"
+        check_value(key, min_segment_area, min_segment_area >= 0, "0 or more")
         self.thing_ids = frozenset(thing_ids)
         self.score_thresh = score_thresh
         self.min_segment_area = min_segment_area
@@ -110,71 +96,62 @@ class DETRPanopticInference(nn.Module):
             ``isthing``, ``category_id`` (contiguous), ``area`` (pixels of the map) and ``score``
             (the best of the segment's queries).
         """
-        empty = torch.zeros(frame.output, dtype=torch.int32, device=mask_logits.device)
-        score_list, classes = scores.tolist(), labels.tolist()
-        if not classes:
-            return empty, []
-        segments = self._segments(classes)
-        owner, own_area = argmax_at_output(
-            mask_logits, frame, segments if self.overlap_thresh > 0 else None
-        )
-        areas = self._filter(mask_logits, frame, owner, own_area, segments, score_list)
-        table = torch.zeros(len(classes), dtype=torch.int32)
+        classes = labels.tolist()
+        segments: list[dict] = []
+        stuff: dict[int, dict] = {}
+        for query, (category, score) in enumerate(zip(classes, scores.tolist(), strict=True)):
+            if category in stuff:
+                stuff[category]["queries"].append(query)
+                stuff[category]["score"] = max(score, stuff[category]["score"])
+                continue
+            segments.append({"category_id": category, "score": score, "queries": [query]})
+            if category not in self.thing_ids:
+                stuff[category] = segments[-1]
+        owner, segments = self._assign(mask_logits, frame, segments)
+        table = torch.zeros(1 + len(classes), dtype=torch.int32)
         info: list[dict] = []
-        for i, area in areas.items():
-            queries = segments[i]
-            category = classes[queries[0]]
+        for segment in segments:
+            table[segment["queries"]] = len(info) + 1
             info.append(
                 {
                     "id": len(info) + 1,
-                    "isthing": category in self.thing_ids,
-                    "category_id": category,
-                    "area": area,
-                    "score": max(score_list[q] for q in queries),
+                    "isthing": segment["category_id"] in self.thing_ids,
+                    **{key: segment[key] for key in ("category_id", "area", "score")},
                 }
             )
-            table[queries] = len(info)
         return table.to(owner.device)[owner], info
 
-    def _segments(self, labels: list[int]) -> list[list[int]]:
-        """The queries of each segment: one for a thing, all of its class for stuff."""
-        segments: list[list[int]] = []
-        stuff: dict[int, list[int]] = {}
-        for query, label in enumerate(labels):
-            if label in stuff:
-                stuff[label].append(query)
-                continue
-            segments.append([query])
-            if label not in self.thing_ids:
-                stuff[label] = segments[-1]
-        return segments
+    def _assign(self, mask_logits, frame, segments) -> tuple[torch.Tensor, list[dict]]:
+        """Give each pixel to a query, and drop segments until all that are left pass.
 
-    def _filter(self, mask_logits, frame, owner, own_area, segments, scores) -> dict[int, int]:
-        """Drop segments until all that are left pass; changes ``owner`` (and, in other rules,
-        ``segments``) in place.
+        Args:
+            segments: their ``queries`` and ``score``.
 
         Returns:
-            areas of the segments that are left, by index in ``segments``.
+            H x W query indices (-1: void), and the segments that are left with their ``area``.
         """
-        alive = dict(enumerate(segments))
-        while alive:
-            won = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()
-            areas = {i: sum(won[q] for q in queries) for i, queries in alive.items()}
-            dropped = self._failing(areas, own_area, segments, scores)
-            if not dropped:
-                return areas
-            lost = [q for i in dropped for q in alive.pop(i)]
-            if alive and any(won[q] for q in lost):
-                reassign(mask_logits, frame, owner, lost, sorted(sum(alive.values(), [])))
-        return {}
+        if not segments:
+            return torch.full(frame.output, -1, device=mask_logits.device), []
+        if self.overlap_thresh > 0:
+            masks = masks_at_output(mask_logits, frame)
+            for segment in segments:
+                segment["own_area"] = int(masks[segment["queries"]].any(0).sum())
+        owner = _share_out(mask_logits, frame, segments)
+        while dropped := self._failing(segments):
+            segments = [segment for segment in segments if segment not in dropped]
+            if not segments:
+                return torch.full_like(owner, -1), []
+            if any(segment["area"] for segment in dropped):
+                owner = _share_out(mask_logits, frame, segments)
+        return owner, segments
 
-    def _failing(self, areas, own_area, segments, scores) -> list[int]:
-        small = [i for i, area in areas.items() if area <= self.min_segment_area]
-        if small or own_area is None:
+    def _failing(self, segments: list[dict]) -> list[dict]:
+        small = [s for s in segments if s["area"] <= self.min_segment_area]
+        if small or not self.overlap_thresh:
             return small
         # One at a time, the least certain first: of two copies of an object one survives.
-        weak = [i for i, area in areas.items() if area < self.overlap_thresh * own_area[i]]
-        return sorted(weak, key=lambda i: max(scores[q] for q in segments[i]))[:1]
+        weak = [s for s in segments if s["area"] < self.overlap_thresh * s["own_area"]]
+        return sorted(weak, key=lambda s: s["score"])[:1]
 
 
 @PANOPTIC_INFERENCE_REGISTRY.register()
@@ -187,24 +164,22 @@ class OfficialPanopticInference(DETRPanopticInference):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.overlap_thresh > 0:
-            raise UserError(
-                f"MODEL.DETR.TEST.OVERLAP_THRESH is {self.overlap_thresh}, but "
-                "OfficialPanopticInference has no such rule: set it to 0, or "
-                "MODEL.DETR.TEST.PANOPTIC_INFERENCE to DETRPanopticInference."
-            )
+        key, value = "MODEL.DETR.TEST.OVERLAP_THRESH", self.overlap_thresh
+        check_value(key, value, value == 0, "0 under OfficialPanopticInference")
 
-    def _filter(self, mask_logits, frame, owner, own_area, segments, scores) -> dict[int, int]:
-        won = torch.bincount(owner.flatten(), minlength=len(scores)).tolist()
-        areas = [sum(won[q] for q in queries) for queries in segments]
-        # From here on one query per segment, so there is nothing to merge.
-        segments[:] = [
-            queries[:1]
-            for queries, area in zip(segments, areas, strict=True)
-            if area > self.min_segment_area
-        ]
-        left = [queries[0] for queries in segments]
-        lost = [q for q in range(len(scores)) if q not in left]
-        if left and any(won[q] for q in lost):
-            reassign(mask_logits, frame, owner, lost, left)
-        return super()._filter(mask_logits, frame, owner, own_area, segments, scores)
+    def _assign(self, mask_logits, frame, segments) -> tuple[torch.Tensor, list[dict]]:
+        if segments:
+            _share_out(mask_logits, frame, segments)
+        left = [s for s in segments if s["area"] > self.min_segment_area]
+        left = [{**s, "queries": s["queries"][:1]} for s in left]
+        return super()._assign(mask_logits, frame, left)
+
+
+def _share_out(mask_logits, frame, segments: list[dict]) -> torch.Tensor:
+    """Each pixel to the query of greatest logit; sets the ``area`` of each segment."""
+    queries = sorted(query for segment in segments for query in segment["queries"])
+    owner = argmax_at_output(mask_logits, frame, queries)
+    won = torch.bincount(owner.flatten(), minlength=len(mask_logits)).tolist()
+    for segment in segments:
+        segment["area"] = sum(won[query] for query in segment["queries"])
+    return owner

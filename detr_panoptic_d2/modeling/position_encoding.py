@@ -8,8 +8,6 @@ import math
 import torch
 from torch import nn
 
-from ..errors import UserError
-
 
 class PositionEmbeddingSine(nn.Module):
     """Two-dimensional sine encoding: the first half of the channels encodes y, the second x.
@@ -22,14 +20,10 @@ class PositionEmbeddingSine(nn.Module):
     def __init__(self, num_channels: int, temperature: float = 10000.0):
         """
         Args:
-            num_channels: C, the transformer's width; a multiple of 4.
+            num_channels: C, a multiple of 4.
             temperature: base of the geometric progression of wavelengths.
         """
         super().__init__()
-        if num_channels % 4:
-            raise UserError(
-                f"MODEL.DETR.HIDDEN_DIM is {num_channels}, but must be a multiple of 4."
-            )
         self.num_channels = num_channels
         self.temperature = temperature
 

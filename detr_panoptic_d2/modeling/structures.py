@@ -50,3 +50,17 @@ class Selection(NamedTuple):
     def wanted(self) -> torch.Tensor:
         """B x N bool: the queries whose masks are needed."""
         return self.panoptic | self.instance
+
+
+class Frame(NamedTuple):
+    """Where an image lies on the mask grid, all as (height, width) in pixels.
+
+    Attributes:
+        canvas: size of the padded network input, which the mask grid covers.
+        image: size of the image on the canvas, without padding.
+        output: size that results are wanted in.
+    """
+
+    canvas: tuple[int, int]
+    image: tuple[int, int]
+    output: tuple[int, int]

@@ -1,6 +1,6 @@
-"""DETR's transformer (Carion et al. 2020, section 3.2 and appendix A.3), batch first.
+"""DETR's transformer and box head (Carion et al. 2020, section 3.2 and appendix A.3), batch first.
 
-Shapes: B images, S = H * W cells of res5, N queries, C channels, M heads, L decoder layers.
+Shapes: B images, S = H * W cells of res5, N queries, C channels, L decoder layers.
 """
 
 from typing import Any
@@ -11,133 +11,50 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError, check_value
+from ..errors import check_value
 
 
-class MultiheadAttention(nn.Module):
-    """Multi-head attention with the parameters of ``nn.MultiheadAttention``, batch first.
-
-    The attention matrix is never formed: see :meth:`attention_weights` for a look at it.
-    """
-
-    def __init__(self, hidden_dim: int, nheads: int, dropout: float):
-        super().__init__()
-        if hidden_dim % nheads:
-            raise UserError(
-                f"MODEL.DETR.HIDDEN_DIM is {hidden_dim}, but must be a multiple of "
-                f"MODEL.DETR.NHEADS, which is {nheads}."
-            )
-        self.nheads = nheads
-        self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
-        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        key_padding: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """
-        Args:
-            query: B x T x C.
-            key, value: B x S x C.
-            key_padding: B x S bool, True on keys to ignore; None if there are none.
-
-        Returns:
-            B x T x C.
-        """
-        q, k = self._project_query_key(query, key)
-        v = self._heads(value, 2)
-        mask = None if key_padding is None else ~key_padding[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
-
-    @torch.no_grad()
-    def attention_weights(
-        self, query: torch.Tensor, key: torch.Tensor, key_padding: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The weights B x M x T x S that :meth:`forward` applies to the values (no dropout)."""
-        q, k = self._project_query_key(query, key)
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if key_padding is None:
-            return logits.softmax(-1)
-        padding = key_padding[:, None, None, :]
-        logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-        return logits.softmax(-1).masked_fill(padding, 0)
-
-    def _project_query_key(self, query, key):
-        if query is key:
-            c = query.shape[-1]
-            qk = F.linear(query, self.in_proj_weight[: 2 * c], self.in_proj_bias[: 2 * c])
-            q, k = qk.chunk(2, dim=-1)
-            return self._split(q), self._split(k)
-        return self._heads(query, 0), self._heads(key, 1)
-
-    def _heads(self, x, part):
-        c = x.shape[-1]
-        rows = slice(part * c, (part + 1) * c)
-        return self._split(F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows]))
-
-    def _split(self, x):
-        return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    """Mixin: the two linear layers of a transformer block."""
-
-    def _feed_forward(self, x):
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
-
-
-class TransformerEncoderLayer(FeedForward):
+class TransformerEncoderLayer(nn.Module):
     """Self-attention and feed-forward, with the norm after (DETR) or before each."""
+
+    attentions: tuple[str, ...] = ("self_attn",)
 
     def __init__(
         self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
     ):
         super().__init__()
-        self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
+        for name in self.attentions:
+            attention = nn.MultiheadAttention(hidden_dim, nheads, dropout, batch_first=True)
+            self.add_module(name, attention)
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
-        self.norm1 = nn.LayerNorm(hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        for i in range(1, len(self.attentions) + 2):
+            self.add_module(f"norm{i}", nn.LayerNorm(hidden_dim))
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
     def forward(self, src, pos, padding):
         """src, pos: B x S x C; padding: B x S bool or None. Returns B x S x C."""
+        src = self._residual(src, self.norm1, lambda x: self._self_attention(x, pos, padding))
+        return self._residual(src, self.norm2, self._feed_forward)
+
+    def _residual(self, x, norm, block):
         if self.pre_norm:
-            x = self.norm1(src)
-            q = x + pos
-            src = src + self.dropout(self.self_attn(q, q, x, padding))
-            return src + self.dropout(self._feed_forward(self.norm2(src)))
-        q = src + pos
-        src = self.norm1(src + self.dropout(self.self_attn(q, q, src, padding)))
-        return self.norm2(src + self.dropout(self._feed_forward(src)))
+            return x + self.dropout(block(norm(x)))
+        return norm(x + self.dropout(block(x)))
+
+    def _self_attention(self, x, pos, padding=None):
+        q = x + pos
+        return self.self_attn(q, q, x, padding, need_weights=False)[0]
+
+    def _feed_forward(self, x):
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
-class TransformerDecoderLayer(FeedForward):
+class TransformerDecoderLayer(TransformerEncoderLayer):
     """Self-attention of the queries, cross-attention to the memory, feed-forward."""
 
-    def __init__(
-        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
-    ):
-        super().__init__()
-        self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
-        self.multihead_attn = MultiheadAttention(hidden_dim, nheads, dropout)
-        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
-        self.norm1 = nn.LayerNorm(hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
-        self.norm3 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.pre_norm = pre_norm
+    attentions = ("self_attn", "multihead_attn")
 
     def forward(self, tgt, query_pos, memory, key, padding):
         """
@@ -150,18 +67,14 @@ class TransformerDecoderLayer(FeedForward):
         Returns:
             B x N x C.
         """
-        if self.pre_norm:
-            x = self.norm1(tgt)
+
+        def cross_attention(x):
             q = x + query_pos
-            tgt = tgt + self.dropout(self.self_attn(q, q, x))
-            q = self.norm2(tgt) + query_pos
-            tgt = tgt + self.dropout(self.multihead_attn(q, key, memory, padding))
-            return tgt + self.dropout(self._feed_forward(self.norm3(tgt)))
-        q = tgt + query_pos
-        tgt = self.norm1(tgt + self.dropout(self.self_attn(q, q, tgt)))
-        q = tgt + query_pos
-        tgt = self.norm2(tgt + self.dropout(self.multihead_attn(q, key, memory, padding)))
-        return self.norm3(tgt + self.dropout(self._feed_forward(tgt)))
+            return self.multihead_attn(q, key, memory, padding, need_weights=False)[0]
+
+        tgt = self._residual(tgt, self.norm1, lambda x: self._self_attention(x, query_pos))
+        tgt = self._residual(tgt, self.norm2, cross_attention)
+        return self._residual(tgt, self.norm3, self._feed_forward)
 
 
 class TransformerEncoder(nn.Module):
@@ -197,16 +110,7 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, query_pos, memory, pos, padding, return_intermediate: bool):
-        """
-        Args:
-            query_pos: B x N x C.
-            memory, pos: B x S x C.
-            padding: B x S bool or None.
-            return_intermediate: the outputs of all layers, or only of the last.
-
-        Returns:
-            hs: L x B x N x C, or 1 x B x N x C.
-        """
+        """Queries B x N x C and memory, pos B x S x C to hs L (or 1) x B x N x C."""
         tgt = torch.zeros_like(query_pos)
         key = memory + pos
         outputs = []
@@ -235,7 +139,7 @@ class Transformer(nn.Module):
         """
         Args:
             hidden_dim: C.
-            nheads: M.
+            nheads: number of attention heads.
             enc_layers, dec_layers: number of layers; ``dec_layers`` is L.
             dim_feedforward: width of the feed-forward blocks.
             dropout: probability, also on the attention weights.
@@ -243,11 +147,14 @@ class Transformer(nn.Module):
             checkpoint_encoder: recompute the encoder's activations in the backward pass.
         """
         super().__init__()
-        prefix = "MODEL.DETR"
-        check_value(f"{prefix}.ENC_LAYERS", enc_layers, enc_layers >= 0, "0 or more")
-        check_value(f"{prefix}.DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more")
-        check_value(f"{prefix}.DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1")
-        check_value(f"{prefix}.DIM_FEEDFORWARD", dim_feedforward, dim_feedforward >= 1, "1 or more")
+        fits = nheads >= 1 and hidden_dim % nheads == 0 and hidden_dim % 4 == 0
+        allowed = f"a multiple of 4 and of MODEL.DETR.NHEADS, which is {nheads}"
+        check_value("MODEL.DETR.HIDDEN_DIM", hidden_dim, fits, allowed)
+        check_value("MODEL.DETR.ENC_LAYERS", enc_layers, enc_layers >= 0, "0 or more")
+        check_value("MODEL.DETR.DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more")
+        check_value("MODEL.DETR.DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1")
+        key = "MODEL.DETR.DIM_FEEDFORWARD"
+        check_value(key, dim_feedforward, dim_feedforward >= 1, "1 or more")
         layer: dict[str, Any] = dict(
             nheads=nheads, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm
         )
@@ -293,12 +200,29 @@ class Transformer(nn.Module):
             hs: L x B x N x C (1 x B x N x C without intermediate outputs).
             memory: B x C x H x W, the encoded image.
         """
-        batch = src.shape[0]
         size = src.shape[-2:]
         src = src.flatten(2).transpose(1, 2)
         pos = pos.flatten(2).transpose(1, 2).to(src.dtype)
-        padding = None if padding is None else padding.flatten(1)
+        if padding is not None:
+            padding = padding.flatten(1)
+            # The softmax over an image of nothing but padding would be NaN.
+            padding = padding & ~padding.all(1, keepdim=True)
         memory = self.encoder(src, pos, padding)
-        query_pos = query_embed[None].expand(batch, -1, -1)
+        query_pos = query_embed[None].expand(src.shape[0], -1, -1)
         hs = self.decoder(query_pos, memory, pos, padding, return_intermediate)
         return hs, memory.transpose(1, 2).unflatten(2, size)
+
+
+class BoxHead(nn.Module):
+    """The three-layer perceptron that predicts boxes (Carion et al. 2020, section 3.2)."""
+
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+        widths = [hidden_dim, hidden_dim, 4]
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, width) for width in widths)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) decoder outputs to (..., 4): (cx, cy, w, h) in [0, 1]."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x).sigmoid()

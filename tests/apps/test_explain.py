@@ -67,13 +67,13 @@ def test_attention_weights_are_those_that_were_applied(tiny_model, make_input):
     handle = layer.register_forward_hook(lambda module, args, output: calls.append((args, output)))
     recording = record(model, images(make_input))
     handle.remove()
-    ((_, _, value, *_), output) = calls[0]
+    ((_, _, value, *_), (output, _)) = calls[0]
     call = recording.decoder[-1]
     for i in range(2):
         weights = call.weights(i, torch.arange(call.query.shape[1]))
         c = value.shape[-1]
         v = value[i] @ layer.in_proj_weight[2 * c :].T + layer.in_proj_bias[2 * c :]
-        heads = v.unflatten(-1, (layer.nheads, -1)).transpose(0, 1)
+        heads = v.unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
         out = layer.out_proj((weights @ heads).transpose(0, 1).flatten(1))
         torch.testing.assert_close(out, output[i], rtol=1e-4, atol=1e-5)
         padding = recording.detections.padding[i].flatten()

@@ -19,7 +19,7 @@ VALUES = [
     ("MODEL.DETR 3", "Type mismatch.*vs. 3.*config key: MODEL.DETR"),
     (
         "MODEL.DETR.MASK_HEAD.NAME BigHead",
-        "MODEL.DETR.MASK_HEAD.NAME.*'BigHead'.*registered mask heads are: MaskHeadSmallConv",
+        "MODEL.DETR.MASK_HEAD.NAME.*'BigHead'.*one of MaskHeadSmallConv",
     ),
     (
         "MODEL.DETR.TEST.PANOPTIC_INFERENCE Best",

@@ -13,7 +13,7 @@ from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export import DetectorGraph, check_exportable, export_model, runtime
 from detr_panoptic_d2.modeling import panoptic_inference
-from detr_panoptic_d2.modeling.mask_ops import Frame
+from detr_panoptic_d2.modeling.structures import Frame
 
 for package in ("onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package, reason="needs the extra 'export'")

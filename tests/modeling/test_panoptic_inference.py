@@ -14,10 +14,10 @@ from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling.panoptic_inference import (
     PANOPTIC_INFERENCE_REGISTRY,
     DETRPanopticInference,
-    Frame,
     OfficialPanopticInference,
     build_panoptic_inference,
 )
+from detr_panoptic_d2.modeling.structures import Frame
 
 # Classes 0 and 1 are things, 2 and 3 are stuff; 4 is no-object.
 THINGS = [0, 1]
@@ -263,7 +263,7 @@ def test_official_rule_has_no_overlap_threshold(cfg):
     cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE = "OfficialPanopticInference"
     assert isinstance(build_panoptic_inference(cfg, [0]), OfficialPanopticInference)
     cfg.MODEL.DETR.TEST.OVERLAP_THRESH = 0.5
-    with pytest.raises(UserError, match="OVERLAP_THRESH is 0.5.*DETRPanopticInference"):
+    with pytest.raises(UserError, match="OVERLAP_THRESH is 0.5.*OfficialPanopticInference"):
         build_panoptic_inference(cfg, [0])
 
 

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference, Frame
+from detr_panoptic_d2.modeling.panoptic_inference import DETRPanopticInference
+from detr_panoptic_d2.modeling.structures import Frame
 
 FUZZ = settings(
     max_examples=150,

@@ -1,12 +1,8 @@
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from detr_panoptic_d2.modeling import Transformer
-from detr_panoptic_d2.modeling.transformer import (
-    MultiheadAttention,
-)
 
 DIM, HEADS, FEEDFORWARD = 16, 4, 24
 GRID, QUERIES = (3, 5), 6
@@ -28,12 +24,6 @@ def make_transformer(pre_norm=False, **kwargs):
     return randomise(transformer.double())
 
 
-def torch_attention(ours):
-    theirs = nn.MultiheadAttention(DIM, HEADS, batch_first=True).double()
-    theirs.load_state_dict(ours.state_dict())
-    return theirs
-
-
 @pytest.fixture
 def inputs():
     """src, padding (of the second of two images), query_embed, pos."""
@@ -46,125 +36,55 @@ def inputs():
     return src, padding, queries, pos
 
 
-@pytest.fixture
-def tokens(inputs):
-    """Cells B x S x C, their positions, padding B x S, queries B x N x C."""
-    src, padding, queries, pos = inputs
-    cells, pos = (x.flatten(2).transpose(1, 2).contiguous() for x in (src, pos))
-    generator = torch.Generator().manual_seed(5)
-    queries = queries + torch.randn(2, QUERIES, DIM, generator=generator, dtype=torch.float64)
-    return cells, pos, padding.flatten(1), queries
-
-
-def plain_block(layer, x, norm, sublayer, pre_norm):
-    """Residual block around a sublayer, norm before or after; the norms are ``nn.LayerNorm``."""
-    norm = getattr(layer, norm)
-    return x + sublayer(norm(x)) if pre_norm else norm(x + sublayer(x))
+def plain_attention(a, query, key, value, padding=None):
+    """The formula head by head, with the parameters of an ``nn.MultiheadAttention``."""
+    weights, biases = a.in_proj_weight.chunk(3), a.in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(x, w, b).chunk(HEADS, dim=-1)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    heads = []
+    for m in range(HEADS):
+        scores = q[m] @ k[m].transpose(1, 2) / (DIM / HEADS) ** 0.5
+        if padding is not None:
+            scores = scores.masked_fill(padding[:, None], float("-inf"))
+        heads.append(scores.softmax(-1) @ v[m])
+    return a.out_proj(torch.cat(heads, dim=-1))
 
 
 def plain_transformer(t, src, padding, query_embed, pos, pre_norm):
-    """DETR's transformer out of ``nn.MultiheadAttention``. Returns hs of all layers and memory."""
+    """DETR's transformer as in the paper. Returns hs of all layers and memory."""
     x, pos = (a.flatten(2).transpose(1, 2) for a in (src, pos))
     mask = None if padding is None else padding.flatten(1)
+
+    def block(layer, number, x, sublayer):
+        norm = getattr(layer, f"norm{number}")
+        return x + sublayer(norm(x)) if pre_norm else norm(x + sublayer(x))
 
     def feed_forward(layer):
         return lambda y: layer.linear2(F.relu(layer.linear1(y)))
 
+    def attend(attention, where, key=None, value=None, mask=None):
+        def sublayer(y):
+            q = y + where
+            return plain_attention(
+                attention, q, q if key is None else key, y if value is None else value, mask
+            )
+
+        return sublayer
+
     for layer in t.encoder.layers:
-        attention = torch_attention(layer.self_attn)
-        x = plain_block(
-            layer,
-            x,
-            "norm1",
-            lambda y, a=attention: a(y + pos, y + pos, y, key_padding_mask=mask)[0],
-            pre_norm,
-        )
-        x = plain_block(layer, x, "norm2", feed_forward(layer), pre_norm)
+        x = block(layer, 1, x, attend(layer.self_attn, pos, mask=mask))
+        x = block(layer, 2, x, feed_forward(layer))
     memory = t.encoder.norm(x) if pre_norm else x
     where = query_embed[None].repeat(len(src), 1, 1)
     x, outputs = torch.zeros_like(where), []
     for layer in t.decoder.layers:
-        own, cross = torch_attention(layer.self_attn), torch_attention(layer.multihead_attn)
-        x = plain_block(layer, x, "norm1", lambda y, a=own: a(y + where, y + where, y)[0], pre_norm)
-        x = plain_block(
-            layer,
-            x,
-            "norm2",
-            lambda y, a=cross: a(y + where, memory + pos, memory, key_padding_mask=mask)[0],
-            pre_norm,
-        )
-        x = plain_block(layer, x, "norm3", feed_forward(layer), pre_norm)
+        x = block(layer, 1, x, attend(layer.self_attn, where))
+        x = block(layer, 2, x, attend(layer.multihead_attn, where, memory + pos, memory, mask))
+        x = block(layer, 3, x, feed_forward(layer))
         outputs.append(t.decoder.norm(x))
     return torch.stack(outputs), memory.transpose(1, 2).reshape(src.shape)
-
-
-# Attention
-
-
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("kind", ["self", "cross"])
-def test_attention_equals_torch_with_gradients(tokens, kind, padded):
-    cells, pos, padding, queries = tokens
-    padding = padding if padded else None
-    ours = randomise(MultiheadAttention(DIM, HEADS, dropout=0.0).double())
-    key = cells + pos
-    query = key if kind == "self" else queries
-    theirs = torch_attention(ours)
-    expected, expected_weights = theirs(
-        query, key, cells, key_padding_mask=padding, average_attn_weights=False
-    )
-    out = ours(query, key, cells, padding)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(ours.attention_weights(query, key, padding), expected_weights)
-    for a in (ours, theirs):
-        a.zero_grad()
-    out.square().sum().backward()
-    expected.square().sum().backward()
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def test_attention_weights_are_those_that_forward_applies(tokens):
-    cells, pos, padding, queries = tokens
-    attention = randomise(MultiheadAttention(DIM, HEADS, dropout=0.5).double()).eval()
-    weights = attention.attention_weights(queries, cells + pos, padding)
-    assert weights.shape == (2, HEADS, QUERIES, cells.shape[1])
-    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    assert weights.masked_select(padding[:, None, None]).eq(0).all()
-    value = F.linear(cells, attention.in_proj_weight[2 * DIM :], attention.in_proj_bias[2 * DIM :])
-    heads = [
-        weights[:, m] @ value[..., m * DIM // HEADS : (m + 1) * DIM // HEADS] for m in range(HEADS)
-    ]
-    out = attention.out_proj(torch.cat(heads, -1))
-    torch.testing.assert_close(attention(queries, cells + pos, cells, padding), out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_attention_over_nothing_but_padding_is_finite(tokens, dtype):
-    """Trap 13: the softmax of a row of -inf is NaN."""
-    cells, _, padding, queries = tokens
-    cells, queries = cells.to(dtype), queries.to(dtype).requires_grad_()
-    padding = padding.clone()
-    padding[1] = True
-    attention = randomise(MultiheadAttention(DIM, HEADS, dropout=0.0).to(dtype))
-    out = attention(queries, cells, cells, padding)
-    assert out.isfinite().all()
-    out.sum().backward()
-    assert queries.grad.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in attention.parameters())
-    alone = attention(queries[:1], cells[:1], cells[:1], padding[:1])
-    torch.testing.assert_close(out[:1], alone)
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="HIDDEN_DIM is 16.*NHEADS, which is 5"):
-        MultiheadAttention(16, 5, 0.0)
-
-
-# Layers
-
-
-# The whole
 
 
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post", "pre"])
@@ -241,6 +161,7 @@ def test_dropout_acts_in_training_only(inputs):
     torch.testing.assert_close(out, expected)
 
 
-def test_a_decoder_without_layers_is_refused():
-    with pytest.raises(ValueError, match="DEC_LAYERS.*0"):
-        Transformer(hidden_dim=DIM, nheads=HEADS, dec_layers=0)
+@pytest.mark.parametrize("hidden_dim, nheads", [(16, 5), (6, 2), (16, 0)])
+def test_heads_and_four_must_divide_the_width(hidden_dim, nheads):
+    with pytest.raises(ValueError, match=f"HIDDEN_DIM is {hidden_dim}.*NHEADS, which is {nheads}"):
+        Transformer(hidden_dim=hidden_dim, nheads=nheads)

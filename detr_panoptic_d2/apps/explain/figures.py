@@ -176,7 +176,7 @@ def draw_mask_head(look: Look) -> np.ndarray:
 
 def draw_result(look: Look) -> np.ndarray:
     """The query that wins each pixel, and the panoptic result."""
-    owner = argmax_at_output(look.image.mask_logits, look.image.frame)[0]
+    owner = argmax_at_output(look.image.mask_logits, look.image.frame)
     colors = [default_color(k) for k in range(len(look.titles))]
     names = [title.rpartition(" ")[0] for title in look.titles]
     queries = Metadata(stuff_classes=names, stuff_colors=colors)

@@ -17,10 +17,8 @@ from torch import nn
 from torchvision.ops import box_convert
 
 from ...errors import UserError
-from ...modeling.mask_ops import Frame
 from ...modeling.meta_arch import PanopticDETR
-from ...modeling.structures import Detections
-from ...modeling.transformer import MultiheadAttention
+from ...modeling.structures import Detections, Frame
 
 # Queries that are looked at where none of an image is kept: those of best score.
 _BEST = 5
@@ -36,7 +34,7 @@ class AttentionCall(NamedTuple):
         padding: B x S bool, or None.
     """
 
-    module: MultiheadAttention
+    module: nn.MultiheadAttention
     query: torch.Tensor
     key: torch.Tensor
     padding: torch.Tensor | None
@@ -46,7 +44,8 @@ class AttentionCall(NamedTuple):
         one = slice(image, image + 1)
         padding = None if self.padding is None else self.padding[one]
         rows = rows.to(self.query.device)
-        return self.module.attention_weights(self.query[one, rows], self.key[one], padding)[0]
+        query, key = self.query[one, rows], self.key[one]
+        return self.module(query, key, key, padding, average_attn_weights=False)[1][0]
 
 
 class ImageRecord(NamedTuple):

@@ -19,8 +19,9 @@ from ...data.dataset_mapper import read_image
 from ...data.metadata import thing_class_ids
 from ...engine import Predictor
 from ...errors import UserError
-from ...modeling.mask_ops import Frame, argmax_at_output
+from ...modeling.mask_ops import argmax_at_output
 from ...modeling.panoptic_inference import build_panoptic_inference
+from ...modeling.structures import Frame
 from ...visualization.draw import draw_panoptic
 from ...visualization.panels import enlarge
 
@@ -95,7 +96,7 @@ class Analysis(NamedTuple):
         ids, segments = rule(masks, self.scores[kept], self.labels[kept], self.frame)
         queries = []
         if segments:
-            owner = kept[argmax_at_output(masks, self.frame)[0].cpu()]
+            owner = kept[argmax_at_output(masks, self.frame).cpu()]
             for segment in segments:
                 won = torch.bincount(owner[ids.cpu() == segment["id"]], minlength=len(self.labels))
                 won = won * (self.labels == segment["category_id"])

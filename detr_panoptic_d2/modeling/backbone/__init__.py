@@ -3,22 +3,16 @@
 Every builder takes ``(cfg, input_shape)`` as Detectron2's own do. Only the builders see ``cfg``.
 """
 
-from .levels import LEVELS, check_backbone
-from .renamed import RenamedBackbone, build_renamed_backbone
-from .resnet import build_detr_resnet_backbone, build_narrow_resnet_backbone, narrow_resnet
-from .timm_backbone import TimmBackbone, build_timm_backbone
-from .torchvision_backbone import TorchvisionResNet, build_torchvision_backbone
+from .adapter import LEVELS, RenamedBackbone, check_backbone
+from .resnet import narrow_resnet
+from .timm_backbone import TimmBackbone
+from .torchvision_backbone import TorchvisionResNet
 
 __all__ = [
     "LEVELS",
     "RenamedBackbone",
     "TimmBackbone",
     "TorchvisionResNet",
-    "build_detr_resnet_backbone",
-    "build_narrow_resnet_backbone",
-    "build_renamed_backbone",
-    "build_timm_backbone",
-    "build_torchvision_backbone",
     "check_backbone",
     "narrow_resnet",
 ]

@@ -14,8 +14,8 @@ from detectron2.modeling.backbone.resnet import (
     build_resnet_backbone,
 )
 
-from ...errors import UserError
-from .levels import LEVELS, is_dilated
+from ...errors import UserError, check_value
+from .adapter import LEVELS, is_dilated
 
 
 @BACKBONE_REGISTRY.register()
@@ -79,20 +79,17 @@ def narrow_resnet(
             f"{prefix}.WIDTHS {list(widths)} and {prefix}.BLOCKS {list(blocks)} must each be four "
             "positive numbers"
         )
-    if stem_stride not in (2, 4):
-        raise UserError(f"{prefix}.STEM_STRIDE is {stem_stride}: it must be 2 or 4")
-    if norm == "GN" and any(width % 32 for width in widths):
-        raise UserError(
-            f"{prefix}.WIDTHS {list(widths)} must be multiples of 32 under MODEL.RESNETS.NORM GN"
-        )
+    check_value(f"{prefix}.STEM_STRIDE", stem_stride, stem_stride in (2, 4), "2 or 4")
+    valid = norm != "GN" or all(width % 32 == 0 for width in widths)
+    allowed = "multiples of 32 under MODEL.RESNETS.NORM GN"
+    check_value(f"{prefix}.WIDTHS", list(widths), valid, allowed)
     strides = (1, 2, 2, 1 if dilated else 2)
     stages = []
     channels = widths[0]
     for width, count, stride in zip(widths, blocks, strides, strict=True):
-        if stride != 1 and width == channels:
-            raise UserError(
-                f"{prefix}.WIDTHS {list(widths)}: a basic block with a stride must change its width"
-            )
+        # A basic block of Detectron2 has a shortcut for its stride only where the width changes.
+        valid = stride == 1 or width != channels
+        check_value(f"{prefix}.WIDTHS", list(widths), valid, "another number at each stride")
         stages.append(
             ResNet.make_stage(
                 BasicBlock,

@@ -1,0 +1,135 @@
+"""The four levels of DETR's panoptic head, and networks of other kinds that are given them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import nn
+
+from ...errors import UserError, check_value, look_up
+
+LEVELS = ("res2", "res3", "res4", "res5")
+
+
+def check_backbone(backbone: Backbone) -> None:
+    """Check that a backbone returns the four levels of DETR's panoptic head.
+
+    Raises:
+        UserError: if one of ``res2`` .. ``res5`` is missing from ``output_shape()``.
+    """
+    names = list(backbone.output_shape())
+    missing = [level for level in LEVELS if level not in names]
+    if missing:
+        raise UserError(
+            f"{type(backbone).__name__} returns {names} but {missing} are needed: for a ResNet set "
+            f"MODEL.RESNETS.OUT_FEATURES to {list(LEVELS)}; for another four-level backbone set "
+            "MODEL.BACKBONE.NAME to build_renamed_backbone"
+        )
+
+
+def is_dilated(cfg: CfgNode) -> bool:
+    """Whether ``res5`` keeps the stride of ``res4`` (DC5)."""
+    dilation = cfg.MODEL.RESNETS.RES5_DILATION
+    check_value("MODEL.RESNETS.RES5_DILATION", dilation, dilation in (1, 2), "1 or 2")
+    return dilation == 2
+
+
+class AdaptedBackbone(Backbone):
+    """A network whose parameters appear under ``body.`` and whose levels are ``LEVELS``."""
+
+    body: Any
+
+    def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self._out_features = list(LEVELS)
+        self._out_feature_channels = dict(zip(LEVELS, channels, strict=True))
+        self._out_feature_strides = dict(zip(LEVELS, strides, strict=True))
+
+    def freeze(
+        self,
+        stages: Sequence[nn.Module],
+        freeze_at: int,
+        norm: str,
+        freeze_norm: Callable[[nn.Module], nn.Module],
+        synchronise: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm,
+    ) -> None:
+        """Freeze the first parameters, and fix or synchronise batch norms.
+
+        Args:
+            stages: the modules that yield ``res2`` to ``res5``.
+            freeze_at: 0 freezes nothing, 1 what comes before ``res2``, 2 ``res2`` as well, ...
+            norm: ``"FrozenBN"`` fixes all batch norms, ``"BN"`` those of frozen parameters only;
+                ``"SyncBN"`` synchronises the others.
+            freeze_norm, synchronise: make a fixed norm of one, synchronised ones of all.
+        """
+        allowed = f"FrozenBN, BN or SyncBN with {type(self).__name__}"
+        check_value("MODEL.RESNETS.NORM", norm, norm in ("FrozenBN", "BN", "SyncBN"), allowed)
+        parameters = list(self.body.parameters())
+        position = {id(parameter): i for i, parameter in enumerate(parameters)}
+        end = 0
+        if freeze_at == 1:
+            end = min(position[id(p)] for p in stages[0].parameters())
+        elif freeze_at > 1:
+            end = 1 + max(position[id(p)] for p in stages[min(freeze_at, 5) - 2].parameters())
+        for parameter in parameters[:end]:
+            parameter.requires_grad_(False)
+        for name, module in list(self.body.named_modules()):
+            if not isinstance(module, nn.BatchNorm2d):
+                continue
+            if norm == "FrozenBN" or not any(p.requires_grad for p in module.parameters()):
+                parent, _, child = name.rpartition(".")
+                setattr(self.body.get_submodule(parent), child, freeze_norm(module))
+        if norm == "SyncBN":
+            self.body = synchronise(self.body)
+
+
+class RenamedBackbone(AdaptedBackbone):
+    """Another Detectron2 backbone whose four levels are called ``res2`` to ``res5``.
+
+    Args:
+        backbone: the backbone to wrap.
+        features: names of its four levels, finest first.
+
+    Raises:
+        UserError: there are not four of them, or one is missing, or they are out of order.
+    """
+
+    def __init__(self, *, backbone: Backbone, features: Sequence[str]) -> None:
+        shapes = backbone.output_shape()
+        chosen = [shapes[name] for name in features if name in shapes]
+        strides = [shape.stride for shape in chosen]
+        valid = len(set(features)) == len(chosen) == 4 and strides == sorted(strides)
+        allowed = f"four of the levels of {type(backbone).__name__}, {list(shapes)}, finest first"
+        check_value("MODEL.DETR.BACKBONE.FEATURES", list(features), valid, allowed)
+        super().__init__(backbone, [shape.channels for shape in chosen], strides)
+        self._names = dict(zip(LEVELS, features, strict=True))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images B x C x H x W to the wrapped backbone's levels as ``res2`` .. ``res5``."""
+        outputs = self.body(images)
+        return {level: outputs[name] for level, name in self._names.items()}
+
+    @property
+    def size_divisibility(self) -> int:
+        """That of the wrapped backbone."""
+        return self.body.size_divisibility
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Those of the wrapped backbone."""
+        return self.body.padding_constraints
+
+
+@BACKBONE_REGISTRY.register()
+def build_renamed_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RenamedBackbone:
+    """Detectron2's backbone ``MODEL.DETR.BACKBONE.MODEL_NAME`` with its levels renamed."""
+    key, name = "MODEL.DETR.BACKBONE.MODEL_NAME", cfg.MODEL.DETR.BACKBONE.MODEL_NAME
+    check_value(key, name, name != "build_renamed_backbone", "the name of the backbone to wrap")
+    return RenamedBackbone(
+        backbone=look_up(key, name, BACKBONE_REGISTRY)(cfg, input_shape),
+        features=cfg.MODEL.DETR.BACKBONE.FEATURES,
+    )
