@@ -38,7 +38,7 @@ VALUES = [
     (f"{RENAMED} build_resnet_backbone", "(?=.*MODEL.DETR.BACKBONE.FEATURES)(?=.*p2)(?=.*res4)"),
     (
         "MODEL.DETR.HIDDEN_DIM 32 MODEL.DETR.NHEADS 5",
-        "MODEL.DETR.HIDDEN_DIM is 32.*multiple of MODEL.DETR.NHEADS, which is 5",
+        "MODEL.DETR.HIDDEN_DIM is 32.*MODEL.DETR.NHEADS, which is 5",
     ),
     ("MODEL.DETR.HIDDEN_DIM 40", "MODEL.DETR.HIDDEN_DIM is 40.*multiple of 16"),
     ("MODEL.DETR.NUM_OBJECT_QUERIES 0", "NUM_OBJECT_QUERIES is 0.*from 1 on"),
