@@ -18,15 +18,7 @@ from ..checkpoint.atomic import atomic_file
 from ..errors import UserError
 from .masks import ids_to_labels, label_boxes_and_areas
 from .palette import default_color
-from .panoptic_check import (
-    FATAL,
-    KINDS,
-    AnnotatedImage,
-    Finding,
-    Report,
-    check_categories,
-    check_panoptic_json,
-)
+from .panoptic_check import Finding, Report, check_categories, check_panoptic_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +40,8 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
         FileNotFoundError: the json, or the first image or PNG, is missing.
         UserError: the json is not in the format.
     """
-    dicts = panoptic_dicts(
-        read_panoptic_json(panoptic_json), image_root, panoptic_root, panoptic_json
-    )
+    content = read_panoptic_json(panoptic_json)
+    dicts = panoptic_dicts(content, image_root, panoptic_root, panoptic_json)
     for key in ("file_name", "pan_seg_file_name"):
         if not PathManager.isfile(dicts[0][key]):
             raise FileNotFoundError(f"'{dicts[0][key]}', named by '{panoptic_json}', is missing.")
@@ -60,43 +51,34 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
 def panoptic_dicts(
     content: dict, image_root: str, panoptic_root: str, panoptic_json: str
 ) -> list[dict]:
-    """Check the content of a json and make the dataset dicts, as :func:`load_panoptic_json`.
-
-    Args:
-        content: of the json.
-        image_root: folder of the images.
-        panoptic_root: folder of the panoptic PNGs.
-        panoptic_json: what to name in errors.
-
-    Raises:
-        UserError: the content is not in the format.
-    """
-    metadata = panoptic_metadata(content.get("categories"), panoptic_json)
-    report = _raise_if_fatal(panoptic_json)
-    images = check_panoptic_json(content, image_root, panoptic_root, report).images
-    if not images:
+    """Check the content of a json and make the dataset dicts of :func:`load_panoptic_json`."""
+    report = _raise_error_of(panoptic_json)
+    categories, images, annotated = check_panoptic_json(content, image_root, panoptic_root, report)
+    if not annotated:
         raise UserError(f"'{panoptic_json}' has no annotations.")
-    if without := len(content["images"]) - len(images):
+    if without := len(images) - len(annotated):
         logger.info(f"{without} images of '{panoptic_json}' have no annotation and are left out.")
-    return [_dataset_dict(image, metadata) for image in images]
-
-
-def _dataset_dict(image: AnnotatedImage, metadata: dict[str, Any]) -> dict:
-    things = metadata["thing_dataset_id_to_contiguous_id"]
-    stuff = metadata["stuff_dataset_id_to_contiguous_id"]
-    segments = []
-    for _, segment in image.segments:
-        is_thing = segment["category_id"] in things
-        contiguous_id = (things if is_thing else stuff)[segment["category_id"]]
-        segments.append({**segment, "category_id": contiguous_id, "isthing": is_thing})
-    sizes = {side: image.image[side] for side in ("height", "width") if side in image.image}
-    return {
-        "file_name": image.image_path,
-        **sizes,
-        "image_id": image.image["id"],
-        "pan_seg_file_name": image.png_path,
-        "segments_info": segments,
-    }
+    contiguous = {category_id: i for i, category_id in enumerate(categories)}
+    dicts = []
+    for one in annotated:
+        segments = [
+            {
+                **segment,
+                "category_id": contiguous[segment["category_id"]],
+                "isthing": bool(categories[segment["category_id"]]["isthing"]),
+            }
+            for _, segment in one.segments
+        ]
+        dicts.append(
+            {
+                "file_name": one.image_path,
+                **{side: one.image[side] for side in ("height", "width") if side in one.image},
+                "image_id": one.image["id"],
+                "pan_seg_file_name": one.png_path,
+                "segments_info": segments,
+            }
+        )
+    return dicts
 
 
 def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
@@ -112,19 +94,14 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     Raises:
         UserError: the list is missing or empty, or an entry is incomplete or a duplicate.
     """
-    if (
-        not isinstance(categories, list)
-        or not categories
-        or not all(isinstance(category, dict) for category in categories)
-    ):
-        raise UserError(f"'{source}' has no list 'categories' of mappings with at least one class.")
-    checked = check_categories(categories, _raise_if_fatal(source))
+    checked = check_categories(categories, _raise_error_of(source))
+    if not checked:
+        raise UserError(f"'{source}' has no classes in 'categories'.")
     ids: dict[bool, dict[int, int]] = {True: {}, False: {}}
-    names, colors = [], []
     for contiguous_id, (dataset_id, category) in enumerate(checked.items()):
         ids[bool(category["isthing"])][dataset_id] = contiguous_id
-        names.append(category["name"])
-        colors.append(list(category.get("color") or default_color(contiguous_id)))
+    names = [category["name"] for category in checked.values()]
+    colors = [list(c.get("color") or default_color(i)) for i, c in enumerate(checked.values())]
     return {
         "thing_dataset_id_to_contiguous_id": ids[True],
         "stuff_dataset_id_to_contiguous_id": ids[False],
@@ -135,10 +112,9 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     }
 
 
-def _raise_if_fatal(source: str) -> Report:
+def _raise_error_of(source: str) -> Report:
     def report(finding: Finding) -> None:
-        if KINDS[finding.kind][0] == FATAL:
-            raise UserError(f"'{source}': {finding.where}: {finding.detail}.")
+        raise UserError(f"'{source}': {finding.where}: {finding.detail}.")
 
     return report
 

@@ -41,7 +41,7 @@ AT_REGISTRATION = {
     ),
     "out of the PNG folder": (
         lambda s: s.content["annotations"][1].update(file_name="a/../../x.png"),
-        ["panoptic.json", "annotation of image 1", "'a/../../x.png'", "leads out of"],
+        ["panoptic.json", "annotations: entry 1, image_id 1", "'a/../../x.png'", "leads out of"],
     ),
 }
 

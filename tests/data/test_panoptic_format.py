@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data.panoptic_check import FATAL, KINDS, check_panoptic_json
+from detr_panoptic_d2.data.panoptic_check import check_panoptic_json
 from detr_panoptic_d2.data.panoptic_json import (
     complete_segments,
     load_panoptic_json,
@@ -86,14 +86,15 @@ def test_what_is_usable_goes_on_after_findings(small_set):
     content["annotations"][1]["segments_info"][0]["id"] = 0
     findings = []
     usable = check_panoptic_json(content, "images", "panoptic", findings.append)
-    assert [f.kind for f in findings] == ["bad-category", "bad-image-entry", "bad-segment"]
-    assert all(KINDS[f.kind][0] == FATAL and f.fix is None for f in findings)
-    assert list(usable.categories) == [50, 4, 9]
-    assert [len(image.segments) for image in usable.images] == [2, 1]
-    assert [(image.image_index, image.annotation_index) for image in usable.images] == [
-        (0, 0),
-        (1, 1),
+    assert [(f.kind, f.where, f.fix) for f in findings] == [
+        ("bad-entry", "categories", None),
+        ("bad-entry", "images", None),
+        ("bad-entry", "b.tif", None),
     ]
+    assert list(usable.categories) == [50, 4, 9] and list(usable.images) == [10, 11]
+    assert [len(one.segments) for one in usable.annotated] == [2, 1]
+    assert usable.annotated[1].place == ("images", 1)
+    assert usable.annotated[1].segments[0][0] == ("annotations", 1, "segments_info", 1)
 
 
 @pytest.mark.parametrize(

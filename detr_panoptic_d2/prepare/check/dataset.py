@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,6 @@ from pathlib import Path
 from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding, PanopticContent, check_panoptic_json
 from ...data.panoptic_json import read_panoptic_json
-from ...errors import UserError
 from ..parallel import map_images
 from .findings import apply_fixes, capped, is_error, only_sure_fixes
 from .images import ImageResult, check_image
@@ -84,7 +83,7 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
 
     Raises:
         FileNotFoundError: the json or a folder is missing.
-        UserError: the json is no COCO panoptic json at all.
+        UserError: it is no json, or no mapping.
     """
     for key in ("image_root", "panoptic_root"):
         if not os.path.isdir(getattr(paths, key)):
@@ -94,10 +93,9 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     content = read_panoptic_json(paths.panoptic_json)
     findings: list[Finding] = []
     usable = check_panoptic_json(content, paths.image_root, paths.panoptic_root, findings.append)
-    if no_list := next((f for f in findings if f.kind == "not-panoptic"), None):
-        raise UserError(f"'{paths.panoptic_json}': {no_list.detail}.")
+    findings += _in_the_json_as_a_whole(usable)
     results = map_images(
-        check_image, usable.images, workers=workers, description=f"Checking {paths.name}"
+        check_image, usable.annotated, workers=workers, description=f"Checking {paths.name}"
     )
     return _report(paths, usable, capped(findings), results)
 
@@ -146,6 +144,22 @@ def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
     return result
 
 
+def _in_the_json_as_a_whole(usable: PanopticContent) -> list[Finding]:
+    """Names and PNGs that are there twice, and images without annotation."""
+    names = Counter(category["name"] for category in usable.categories.values())
+    pngs = Counter(one.png_path for one in usable.annotated)
+    annotated = {one.image["id"] for one in usable.annotated}
+    return [
+        *(Finding("category-name", "categories", name) for name, n in names.items() if n > 1),
+        *(Finding("shared-png", "annotations", png) for png, n in pngs.items() if n > 1),
+        *(
+            Finding("no-annotation", image["file_name"], f"image {image_id!r}")
+            for image_id, image in usable.images.items()
+            if image_id not in annotated
+        ),
+    ]
+
+
 def _report(
     paths: DatasetPaths,
     usable: PanopticContent,
@@ -153,11 +167,16 @@ def _report(
     results: list[ImageResult],
 ) -> Report:
     digests: dict[str, list[str]] = defaultdict(list)
-    for task, result in zip(usable.images, results, strict=True):
+    for task, result in zip(usable.annotated, results, strict=True):
         findings += result.findings
         name = task.image["file_name"]
-        if result.digest and name not in digests[result.digest]:
+        if result.digest:
             digests[result.digest].append(name)
+        stuff = [c for c, _, _ in result.segments if not usable.categories[c]["isthing"]]
+        for category_id, number in Counter(stuff).items():
+            if number > 1:
+                detail = f"'{usable.categories[category_id]['name']}' has {number} segments"
+                findings.append(Finding("split-stuff", name, detail))
     for names in digests.values():
         for name in names[1:]:
             findings.append(Finding("duplicate-image", name, f"the same file as '{names[0]}'"))
@@ -171,7 +190,7 @@ def _report(
         findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
     most = max((sum(not crowd for _, crowd, _ in r.segments) for r in results), default=0)
     void = 1 - labelled / pixels if pixels else 1.0
-    sure = only_sure_fixes(findings, sum(len(image.segments) for image in usable.images))
+    sure = only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
     unsure = sum(f.fix is not None for f in findings) - sum(f.fix is not None for f in sure)
     return Report(paths, sure, classes, len(results), most, void, dict(digests), unsure)
 
@@ -184,10 +203,7 @@ def _count_classes(categories: dict[int, dict], results: list[ImageResult]) -> l
     for result in results:
         seen = set()
         for category_id, crowd, area in result.segments:
-            # An unknown category may be anything.
-            count = counts.get(category_id) if type(category_id) is int else None
-            if count is None:
-                continue
+            count = counts[category_id]
             if crowd:
                 count.crowds += 1
             else:

@@ -5,12 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...data import panoptic_check
-from ...data.panoptic_check import ERROR, FATAL, WARNING, Finding
+from ...data.panoptic_check import Finding
+
+# Error: training or evaluation would stop or go wrong.
+ERROR, WARNING = "error", "warning"
 
 # What can be wrong, as (severity, text for many of them): in the json, and in the files.
 KINDS = {
-    **panoptic_check.KINDS,
+    "bad-entry": (ERROR, "entries that are incomplete or wrong: the json is refused"),
+    "repeated-entry": (ERROR, "entries that repeat another one exactly: the json is refused"),
+    "category-name": (ERROR, "categories of the same name"),
+    "shared-png": (ERROR, "images that share a panoptic PNG"),
+    "wrong-crowd": (ERROR, "segments without 'iscrowd', which the evaluation needs"),
     "missing-image": (ERROR, "images that are not there"),
     "unreadable-image": (ERROR, "images that cannot be read to their end"),
     "wrong-size": (ERROR, "images of another size than the json says"),
@@ -27,6 +33,9 @@ KINDS = {
     "nothing-labelled": (WARNING, "images without a labelled pixel"),
     "exif-rotated": (WARNING, "images that are turned by their EXIF orientation"),
     "unused-class": (WARNING, "classes without a segment"),
+    "split-stuff": (WARNING, "stuff classes with several segments in one image"),
+    "no-annotation": (WARNING, "images without annotation (left out of training)"),
+    "duplicate-image": (WARNING, "images that are there more than once"),
 }
 # Of one kind in one image; the rest is a number. Findings with a fix are all kept.
 MOST_PER_IMAGE = 20
@@ -38,7 +47,7 @@ _CONTRADICTING = ("segment-without-pixels", "wrong-area")
 
 def is_error(finding: Finding) -> bool:
     """Whether training or evaluation would stop or go wrong."""
-    return KINDS[finding.kind][0] in (FATAL, ERROR)
+    return KINDS[finding.kind][0] == ERROR
 
 
 def capped(findings: Iterable[Finding]) -> list[Finding]:

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,7 +30,7 @@ class ImageResult:
 
     size: tuple[int, int] | None = None
     digest: str | None = None
-    segments: list[tuple[Any, int, int]] = field(default_factory=list)
+    segments: list[tuple[int, int, int]] = field(default_factory=list)
     labelled: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -61,7 +60,7 @@ def check_image(task: AnnotatedImage) -> ImageResult:
         result.add("png-size", name, detail)
     elif result.size is not None and None not in listed and listed != result.size:
         height, width = result.size
-        fix = Fix(("images", task.image_index), {"height": height, "width": width})
+        fix = Fix(task.place, {"height": height, "width": width})
         detail = f"json {_describe(listed)}, image and PNG {_describe(result.size)}"
         result.add("wrong-size", name, detail, fix)
     _check_segments(task, name, ids, result)
@@ -106,14 +105,15 @@ def _check_segments(task: AnnotatedImage, name: str, ids: np.ndarray, result: Im
         result.add("nothing-labelled", name, "all of it is void")
     boxes[:, 2:] += 1 - boxes[:, :2]
     boxes = boxes.astype(int).tolist()
-    for (index, segment), tight, area in zip(task.segments, boxes, areas.tolist(), strict=True):
-        place = ("annotations", task.annotation_index, "segments_info", index)
+    for (place, segment), tight, area in zip(task.segments, boxes, areas.tolist(), strict=True):
         what = f"segment {segment['id']}"
         if area == 0:
             result.add("segment-without-pixels", name, what, Fix(place, None))
             continue
         crowd = segment.get("iscrowd", 0)
-        result.segments.append((segment.get("category_id"), crowd, area))
+        result.segments.append((segment["category_id"], crowd, area))
+        if "iscrowd" not in segment:
+            result.add("wrong-crowd", name, f"{what} has no 'iscrowd'", Fix(place, {"iscrowd": 0}))
         if area == 1:
             result.add("one-pixel", name, what)
         if segment.get("area") != area:
