@@ -13,7 +13,7 @@ def test_data_training_table_picture_and_report(tmp_path):
     split = "('shapes_panoptic_tune',)"
     command = [sys.executable, "-m", "detr_panoptic_cli", "demo", "--output", "demo"]
     command += ["--config-file", "shapes/tiny.yaml", "MODEL.DEVICE", "cpu"]
-    command += ["DATASETS.TRAIN", split, "DATASETS.TEST", split]
+    command += ["DATASETS.TRAIN", split, "DATASETS.TEST", split, "VIS_PERIOD", "2"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -29,6 +29,11 @@ def test_data_training_table_picture_and_report(tmp_path):
     with Image.open(tmp_path / "demo" / "ground_truth_and_prediction.png") as picture:
         # Four rows of six pictures, twice their size to be legible.
         assert picture.width > 6 * 256 and picture.height > 4 * 256
-    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert "triangle" in page and "data:image" in page
     assert done.stdout.rstrip().endswith("report.html")
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    for text in (
+        *("Finished: 4 iterations.", "Results on shapes_panoptic_tune", "triangle", "model_best"),
+        *("Per iteration", "Most memory", "Total loss", "Learning rate", "after 4 iterations"),
+        *("MAX_ITER: 4", 'alt="Ground truth" src="data:image/jpeg'),
+    ):
+        assert text in page, text

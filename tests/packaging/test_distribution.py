@@ -17,7 +17,7 @@ PACKAGES = ("detr_panoptic_d2", "detr_panoptic_cli")
 # Import name -> name on PyPI, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by tools/install_detectron2.py.
-FROM_INSTALLER = {"detectron2", "panopticapi"}
+FROM_INSTALLER = {"detectron2", "panopticapi", "tensorboard"}
 # Imported where somebody asks for it; each is in an extra.
 OPTIONAL = {"timm", "cv2", "gradio", "onnx", "onnxruntime", "openvino", "nncf"}
 EXTRA_OF = {"cv2": "opencv-python-headless"}

@@ -1,0 +1,257 @@
+"""From the folder of a run to its page."""
+
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from ..._version import __version__
+from ...data.register import register_from_config
+from ...evaluation.panoptic import PER_IMAGE_FILE
+from ..page import Block, Section, data_uri, write_page
+from .chart import line_chart
+from .results import Evaluation, read_evaluation, result_blocks
+
+logger = logging.getLogger(__name__)
+
+# Lines of the log at its end.
+_LOG_LINES = 40
+# Detectron2 writes metrics every so many iterations.
+_PERIOD = 20
+_PQ = "panoptic_seg/PQ"
+
+
+class Run(NamedTuple):
+    """What a run left in its folder, whole or not.
+
+    Attributes:
+        folder: ``OUTPUT_DIR``.
+        series: by name of the metric, its values by iteration, in order.
+        config: of ``config.yaml``, {} if there is none.
+    """
+
+    folder: Path
+    series: dict[str, dict[int, float]]
+    config: dict[str, Any]
+
+    @property
+    def done(self) -> int:
+        """Iterations that are on record."""
+        return 1 + max(self.series.get("total_loss", {}), default=-1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.folder / "model_final.pth").is_file() or (
+            0 < self.config.get("SOLVER", {}).get("MAX_ITER", math.inf) <= self.done
+        )
+
+    def values(self, name: str) -> np.ndarray:
+        """The values of a metric; a NaN where there are none."""
+        return np.array(list(self.series.get(name, {}).values()) or [math.nan], dtype=float)
+
+    def text(self, name: str) -> str:
+        """Return a text file of the folder, "" if there is none."""
+        path = self.folder / name
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def seconds(self) -> float | None:
+        """Wall-clock time of the training over all its starts, by TensorBoard's events.
+
+        Each start has a file of events, which is made with the first metrics, after ``_PERIOD``
+        steps. None: there are none.
+        """
+        spans = []
+        for path in self.folder.glob("events.out.tfevents.*"):
+            times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+            if len(times) > 1:
+                first = _PERIOD * float(np.median(self.values("time")))
+                spans.append(max(times) - min(times) + first)
+        return sum(spans) if spans and self.done else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read what is there.
+
+    Lines of ``metrics.json`` that cannot be read, as a last one half written, are left out. Where
+    an iteration comes again, after a training was resumed, its last values count.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds nothing of a run.
+    """
+    if not any((folder / f).exists() for f in ("metrics.json", "config.yaml", "inference")):
+        raise FileNotFoundError(
+            f"'{folder}' is no folder of a run: it has no metrics.json, config.yaml or inference. "
+            "Give the OUTPUT_DIR of a run."
+        )
+    run = Run(folder, defaultdict(dict), {})
+    for line in run.text("metrics.json").splitlines():
+        try:
+            entry = json.loads(line)
+            iteration = entry.pop("iteration")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue
+        for name, value in entry.items():
+            run.series[name][iteration] = value
+    try:
+        config = yaml.safe_load(run.text("config.yaml"))
+    except yaml.YAMLError:
+        # Half written, or changed by hand; the page shows the text.
+        config = None
+    series = {name: dict(sorted(values.items())) for name, values in run.series.items()}
+    return Run(folder, series, config if isinstance(config, dict) else {})
+
+
+def write_report(output_dir: str | Path) -> Path:
+    """Write ``report.html`` into the folder of a run: finished, going on, or stopped.
+
+    The page holds all its pictures and needs no network. What is missing, a run that has not been
+    evaluated for one, is left out of it or said in it.
+
+    Args:
+        output_dir: ``OUTPUT_DIR`` of a training or an evaluation.
+
+    Returns:
+        Path: of the page, which appears only when it is whole.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds nothing of a run.
+    """
+    run = read_run(Path(output_dir))
+    top = state(run)
+    try:
+        items = run.config.get("DATASETS", {}).get("REGISTER") or []
+        register_from_config(CfgNode({"DATASETS": {"REGISTER": items}}))
+    except (OSError, ValueError) as error:
+        # Only the pictures need the data.
+        top.append({"note": str(error)})
+        logger.warning("%s", error)
+    folders = sorted(p.parent for p in run.folder.glob(f"inference/*/{PER_IMAGE_FILE}"))
+    evaluations = [read_evaluation(folder) for folder in folders]
+    sections = [
+        *(
+            Section(e.folder.name, f"Results on {e.folder.name}", result_blocks(e))
+            for e in evaluations
+        ),
+        Section("curves", "Curves", curves(run)),
+        Section("course", "During training", training_pictures(run.folder)),
+        Section("config", "Config", config(run)),
+    ]
+    path = run.folder / "report.html"
+    top += overview(run, evaluations)
+    write_page(path, run.folder.resolve().name, "run report", top, sections)
+    return path
+
+
+def state(run: Run) -> list[Block]:
+    """Say how far the run is; of one that has not come to its end, the end of its log."""
+    total = run.config.get("SOLVER", {}).get("MAX_ITER")
+    steps = f"{run.done} iterations" if run.finished else f"{run.done} of {total or '?'} iterations"
+    if not run.done:
+        kind, sentence = "evaluation", "No training step on record."
+    elif run.finished:
+        kind, sentence = "finished", f"Finished: {steps}."
+    else:
+        kind, sentence = "stopped", f"Not finished: {steps}."
+    signs = [run.folder / name for name in ("metrics.json", "log.txt", "config.yaml")]
+    last = max((p.stat().st_mtime for p in signs if p.is_file()), default=time.time())
+    blocks: list[Block] = [
+        {"text": f"{sentence} Last sign of life: {_when(last)}.", "id": "state", "class": kind}
+    ]
+    bad = [n for n in sorted(run.series) if "loss" in n and not np.isfinite(run.values(n)).all()]
+    if bad:
+        blocks.append({"note": f"Not finite at some time: {', '.join(bad)}."})
+    log = run.text("log.txt").splitlines()
+    if log and not run.finished and (run.done or not (run.folder / "inference").is_dir()):
+        end = {"pre": "\n".join(log[-_LOG_LINES:])}
+        blocks.append({"details": "The end of log.txt", "blocks": [end], "open": True})
+    return blocks
+
+
+def overview(run: Run, evaluations: list[Evaluation]) -> list[Block]:
+    """Return the numbers to see first, and all results that metrics.json has."""
+    seconds, batch = run.seconds(), run.config.get("SOLVER", {}).get("IMS_PER_BATCH", math.nan)
+    step, waiting = (np.median(run.values(name)) for name in ("time", "data_time"))
+    numbers = [
+        ("PQ", "{:.1f}", evaluations[0].pq if evaluations else run.values(_PQ)[-1]),
+        ("Loss", "{:.3g}", run.values("total_loss")[-1]),
+        ("Per iteration", "{:.3g} s", seconds / run.done if seconds else math.nan),
+        ("of which training step", "{:.3g} s", step),
+        ("of which waiting for data", "{:.3g} s", waiting),
+        ("Images per second in steps", "{:.3g}", batch / step),
+        ("Most memory", "{:.0f} MiB", run.values("max_memory_mib").max()),
+    ]
+    tiles = [(name, form.format(value)) for name, form, value in numbers if math.isfinite(value)]
+    if seconds:
+        tiles.append(("Training time", str(timedelta(seconds=round(seconds)))))
+    blocks: list[Block] = [{"tiles": tiles}]
+    if text := run.text("model_best.json"):
+        best = json.loads(text)
+        value, iterations = f"{best['metric']} {best['value']:.2f}", best["iteration"] + 1
+        blocks.append({"text": f"model_best.pth: {value}, after {iterations} iterations."})
+    pairs = [(n, f"{run.values(n)[-1]:.2f}") for n in run.series if "/" in n]
+    if pairs:
+        is_open = not evaluations
+        blocks.append({"details": "metrics.json", "blocks": [{"pairs": pairs}], "open": is_open})
+    elif not evaluations:
+        text = "There was no evaluation yet: TEST.EVAL_PERIOD iterations make one."
+        blocks.append({"text": text})
+    return blocks
+
+
+def curves(run: Run) -> list[Block]:
+    """Return losses, learning rate, PQ and time over the iterations."""
+    named = {
+        "Total loss": {"total": "total_loss"},
+        "Losses of the last layer, weighted": {
+            key: f"loss_{key}" for key in ("ce", "bbox", "giou", "mask", "dice")
+        },
+    }
+    for prefix in (name.removesuffix("PQ") for name in run.series if name.endswith(_PQ)):
+        groups = {"all": "PQ", "things": "PQ_th", "stuff": "PQ_st"}
+        dataset = prefix.removesuffix("panoptic_seg/").rstrip("/")
+        named[f"PQ {dataset}".rstrip()] = {name: prefix + end for name, end in groups.items()}
+    named["Learning rate"] = {"lr": "lr"}
+    named["Seconds per training step"] = {"all": "time", "waiting for data": "data_time"}
+    charts = []
+    for title, names in named.items():
+        series = {curve: run.series.get(name, {}) for curve, name in names.items()}
+        charts.append((title, line_chart(series, from_zero="oss" not in title)))
+    charts = [(title, svg) for title, svg in charts if svg]
+    return [{"charts": charts}] if charts else []
+
+
+def training_pictures(output_dir: Path) -> list[Block]:
+    """Return the first and the last picture of each image that the training's hook drew."""
+    pictures = []
+    for folder in sorted(p for p in output_dir.glob("pictures/*") if p.is_dir()):
+        files = sorted(folder.glob("iter_*.jpg"))
+        for path in dict.fromkeys(files[:1] + files[-1:]):
+            name = folder.name.partition("_")[2]
+            done = int(path.stem.removeprefix("iter_")) + 1
+            address = data_uri(path.read_bytes(), "jpeg")
+            pictures.append((f"{name}, after {done} iterations", address))
+    return [{"pictures": pictures, "class": "wide"}] if pictures else []
+
+
+def config(run: Run) -> list[Block]:
+    """Return the config as it is."""
+    made = f"Report by detr_panoptic_d2 {__version__}, {_when(time.time())}."
+    text = run.text("config.yaml")
+    return [
+        {"details": "config.yaml", "blocks": [{"pre": text}]} if text else {},
+        {"text": made, "class": "quiet"},
+    ]
+
+
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
