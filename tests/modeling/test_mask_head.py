@@ -8,14 +8,12 @@ from torch.nn import functional as F
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling import (
     MASK_HEAD_REGISTRY,
     BoxAttentionMap,
     MaskHeadSmallConv,
     build_mask_head,
 )
-from detr_panoptic_d2.modeling.mask_head import upsampled_conv
 
 # Sizes of res5, res4, res3, res2.
 PYRAMIDS = {
@@ -127,42 +125,19 @@ def attention_inputs():
     return queries, memory, padding
 
 
-def plain_box_attention(module, queries, memory, padding):
-    """Query by query and head by head; one softmax over all heads and cells."""
-    heads, dim = module.nheads, queries.shape[-1] // module.nheads
-    out = torch.zeros(*queries.shape[:2], heads, *memory.shape[-2:])
-    for b in range(len(queries)):
-        cells = memory[b].permute(1, 2, 0) @ module.k_linear.weight.T + module.k_linear.bias
-        for n, query in enumerate(queries[b]):
-            query = module.q_linear.weight @ query + module.q_linear.bias
-            scores = torch.stack(
-                [
-                    (cells[..., m * dim : (m + 1) * dim] * query[m * dim : (m + 1) * dim]).sum(-1)
-                    for m in range(heads)
-                ]
-            )
-            exponents = (scores / dim**0.5).exp()
-            if padding is not None:
-                exponents = exponents * ~padding[b]
-            out[b, n] = exponents / exponents.sum()
-    return out
-
-
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("heads", [1, 4])
-def test_box_attention_equals_the_plain_formula(attention_inputs, heads, padded):
+def test_box_attention_equals_the_plain_formula(attention_inputs, padded):
+    """Trap 8: one softmax over all heads and cells."""
     queries, memory, padding = attention_inputs
     padding = padding if padded else None
-    module = randomise(BoxAttentionMap(16, heads), scale=1.0)
+    module = randomise(BoxAttentionMap(16, 4), scale=2.0)
+    q = module.q_linear(queries).view(2, 5, 4, 4)
+    k = module.k_linear(memory.movedim(1, 3)).view(2, 3, 4, 4, 4)
+    exponents = (torch.einsum("bnmd,bhwmd->bnmhw", q, k) / 4**0.5).exp()
+    if padded:
+        exponents = exponents * ~padding[:, None, None]
     maps = module(queries, memory, padding)
-    assert maps.shape == (2, 5, heads, 3, 4)
-    torch.testing.assert_close(maps, plain_box_attention(module, queries, memory, padding))
-
-
-def test_box_attention_softmax_runs_over_heads_and_cells(attention_inputs):
-    """Trap 8."""
-    maps = randomise(BoxAttentionMap(16, 4), scale=2.0)(*attention_inputs)
-    torch.testing.assert_close(maps.sum((2, 3, 4)), torch.ones(2, 5))
+    torch.testing.assert_close(maps, exponents / exponents.sum((2, 3, 4), keepdim=True))
     assert maps.sum((3, 4)).std() > 0.01, "a softmax over cells gives all heads the same sum"
 
 
@@ -214,16 +189,6 @@ def test_gradients_equal_those_of_the_plain_head(width, pyramid, batch):
         return plain_head(head, WIDTHS[width][-1], *args)
 
     assert_same(gradients(head, head, *inputs), gradients(head, plain, *inputs))
-
-
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_the_order_of_the_pairs_is_that_of_the_masks(grad):
-    head, (src_proj, attention, index, fpn) = make_head(), make_inputs(batch="any order")
-    order = torch.tensor([3, 1, 4, 0, 2])
-    with torch.set_grad_enabled(grad):
-        masks = head(src_proj, attention, index, fpn)
-        permuted = head(src_proj, attention[order], index[order], fpn)
-    torch.testing.assert_close(permuted, masks[order], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("use_checkpoint", [False, True])
@@ -279,11 +244,6 @@ def test_autocast_keeps_close_and_gives_full_precision_gradients():
         assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any(), name
 
 
-def test_width_must_be_a_multiple_of_16():
-    with pytest.raises(ValueError, match="HIDDEN_DIM is 40.*16"):
-        MaskHeadSmallConv(hidden_dim=40, nheads=8, fpn_channels=[8, 8, 8])
-
-
 # Building by config
 
 
@@ -321,12 +281,6 @@ def test_a_new_first_convolution_sees_attention_as_well_as_image(size, hidden_di
     assert 1 / 8 < ratio < 8
 
 
-def test_an_unknown_name_lists_those_that_are_known(cfg, shapes):
-    cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadOfNobody"
-    with pytest.raises(UserError, match="MaskHeadOfNobody.*MaskHeadSmallConv"):
-        build_mask_head(cfg, shapes)
-
-
 def test_a_users_head_is_built_by_its_name(cfg, shapes, monkeypatch):
     # A copy of the table, so that the name is free again afterwards.
     monkeypatch.setattr(MASK_HEAD_REGISTRY, "_obj_map", dict(MASK_HEAD_REGISTRY._obj_map))
@@ -353,20 +307,3 @@ def test_a_users_head_is_built_by_its_name(cfg, shapes, monkeypatch):
     head = build_mask_head(cfg, shapes)
     assert type(head) is SumOfMaps
     assert head(*make_inputs("narrow")).shape == (4, *PYRAMIDS["odd"][-1])
-
-
-@pytest.mark.parametrize("small", [(5, 6), (1, 1), (4, 7)])
-@pytest.mark.parametrize("missing", [(0, 0), (1, 0), (0, 1), (1, 1), (3, -5)])
-def test_upsampled_convolution_equals_upsampling_and_convolution(small, missing):
-    generator = torch.Generator().manual_seed(0)
-    options = {"generator": generator, "dtype": torch.float64}
-    size = tuple(max(1, 2 * s - m) for s, m in zip(small, missing, strict=True))
-    x = torch.randn(2, 8, *small, **options).requires_grad_()
-    weight = torch.randn(4, 8, 3, 3, **options).requires_grad_()
-    expected = F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, padding=1)
-    found = upsampled_conv(x, size, weight)
-    torch.testing.assert_close(found, expected)
-    cotangent = torch.randn(found.shape, **options)
-    grads = (torch.autograd.grad(y, (x, weight), cotangent) for y in (found, expected))
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs)

@@ -13,13 +13,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from scipy.optimize import linear_sum_assignment
-from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import (
-    box_convert,
-    generalized_box_iou,
-    sigmoid_focal_loss,
-)
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.data.metadata import dataset_ids
@@ -47,9 +42,9 @@ GAINS = {
 }
 
 
-def build_theirs(depth=50, dilation=False, native=False):
+def build_theirs(dilation=False, native=False):
     """Hugging Face's model with random weights that matter: no two queries or pixels alike."""
-    options = {"use_timm_backbone": True, "backbone": f"resnet{depth}", "dilation": dilation}
+    options = {"use_timm_backbone": True, "backbone": "resnet50", "dilation": dilation}
     if native:
         config = transformers.ResNetConfig(out_features=STAGES)
         options = {"use_timm_backbone": False, "backbone": None, "backbone_config": config}
@@ -109,63 +104,11 @@ def build_ours(*options):
     return build_model(setup_cfg("detr_panoptic_R50.yaml", [*pairs, *options])).eval()
 
 
-def official_state(theirs):
-    """The weights under the names that official DETR's own modules give them."""
-    detr, state = theirs.detr, {}
-    weights = {name.replace("conv_encoder.", ""): x for name, x in detr.state_dict().items()}
-
-    def put(name, module):
-        state.update({f"{name}.{key}": x for key, x in module.state_dict().items()})
-
-    for name, tensor in weights.items():
-        if name.startswith("model.backbone.model."):
-            state["detr.backbone.0.body." + name.removeprefix("model.backbone.model.")] = tensor
-    for stack in ("encoder", "decoder"):
-        for i, layer in enumerate(getattr(detr.model, stack).layers):
-            prefix = f"detr.transformer.{stack}.layers.{i}"
-            put(f"{prefix}.linear1", layer.mlp.fc1)
-            put(f"{prefix}.linear2", layer.mlp.fc2)
-            norms = [layer.self_attn_layer_norm, layer.final_layer_norm]
-            attentions = {"self_attn": layer.self_attn}
-            if stack == "decoder":
-                norms.insert(1, layer.encoder_attn_layer_norm)
-                attentions["multihead_attn"] = layer.encoder_attn
-            for number, norm in enumerate(norms, start=1):
-                put(f"{prefix}.norm{number}", norm)
-            for name, attention in attentions.items():
-                joint = nn.MultiheadAttention(256, 8)
-                parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-                joint.in_proj_weight.data = torch.cat([part.weight.data for part in parts])
-                joint.in_proj_bias.data = torch.cat([part.bias.data for part in parts])
-                joint.out_proj.load_state_dict(attention.o_proj.state_dict())
-                put(f"{prefix}.{name}", joint)
-    put("detr.transformer.decoder.norm", detr.model.decoder.layernorm)
-    put("detr.input_proj", detr.model.input_projection)
-    put("detr.query_embed", detr.model.query_position_embeddings)
-    put("detr.class_embed", detr.class_labels_classifier)
-    put("detr.bbox_embed", detr.bbox_predictor)
-    put("bbox_attention.q_linear", theirs.bbox_attention.q_proj)
-    put("bbox_attention.k_linear", theirs.bbox_attention.k_proj)
-    head = theirs.mask_head
-    for i, block in enumerate([head.conv1, head.conv2, *(s.refine for s in head.fpn_stages)], 1):
-        put(f"mask_head.lay{i}", block.conv)
-        put(f"mask_head.gn{i}", block.norm)
-    for i, stage in enumerate(head.fpn_stages, 1):
-        put(f"mask_head.adapter{i}", stage.fpn_adapter)
-    put("mask_head.out_lay", head.output_conv)
-    return state
-
-
-def load(model, weights, folder):
-    path = folder / "weights.pth"
-    torch.save(weights, path)
-    PanopticCheckpointer(model).load(str(path))
-    path.unlink()
+def load(model, theirs, folder):
+    """The weights of a folder that ``save_pretrained`` wrote."""
+    theirs.save_pretrained(folder)
+    PanopticCheckpointer(model).load(str(folder))
     return model
-
-
-def load_official(model, theirs, folder):
-    return load(model, {"model": official_state(theirs)}, folder)
 
 
 @torch.no_grad()
@@ -236,7 +179,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def ours(theirs, tmp_path_factory):
-    return load_official(build_ours(), theirs, tmp_path_factory.mktemp("official"))
+    return load(build_ours(), theirs, tmp_path_factory.mktemp("theirs"))
 
 
 @pytest.fixture
@@ -296,32 +239,18 @@ def test_padded_batch_through_the_whole_model(
         assert_within_rounding(found.pred_boxes.tensor, rounded, exact)
 
 
-@pytest.mark.parametrize(
-    ("depth", "dilation", "backbone"),
-    [
-        (50, True, "build_detr_resnet_backbone"),
-        (50, True, "build_torchvision_backbone"),
-        (101, False, "build_detr_resnet_backbone"),
-    ],
-)
-def test_other_networks(depth, dilation, backbone, mixed_sizes, tmp_path, assert_same):
-    theirs = build_theirs(depth, dilation)
-    options = ["MODEL.BACKBONE.NAME", backbone, "MODEL.RESNETS.DEPTH", str(depth)]
-    options += ["MODEL.RESNETS.RES5_DILATION", "2" if dilation else "1"]
-    ours = load_official(build_ours(*options), theirs, tmp_path)
-    assert_same(ours, theirs, mixed_sizes)
-
-
-def test_from_pretrained_folder(theirs, one_image, tmp_path, assert_same):
-    theirs.save_pretrained(tmp_path)
-    ours = build_ours()
-    PanopticCheckpointer(ours).load(str(tmp_path))
-    assert_same(ours, theirs, one_image)
+@pytest.mark.parametrize("name", ["build_detr_resnet_backbone", "build_torchvision_backbone"])
+def test_dilated_network(name, mixed_sizes, tmp_path, assert_same):
+    theirs = build_theirs(dilation=True)
+    options = ["MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.RES5_DILATION", "2"]
+    assert_same(load(build_ours(*options), theirs, tmp_path), theirs, mixed_sizes)
 
 
 def test_hugging_face_own_resnet_and_state_dict(one_image, tmp_path, assert_same):
     theirs = build_theirs(native=True)
-    ours = load(build_ours(), theirs.state_dict(), tmp_path)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = build_ours()
+    PanopticCheckpointer(ours).load(str(tmp_path / "weights.pth"))
     assert_same(ours, theirs, one_image)
 
 
