@@ -47,4 +47,4 @@ def run(args: argparse.Namespace) -> int:
         predictor = Predictor(setup_cfg(args.config_file, args.opts))
     else:
         args.parser.error("give --config-file, or --exported")
-    return predict(predictor, paths, args.output, coco_json=args.json)
+    return int(bool(predict(predictor, paths, args.output, coco_json=args.json)))

@@ -9,6 +9,7 @@ S = h * w; Q queries of an image that are looked at, P of all images together.
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,14 +26,7 @@ _BEST = 5
 
 
 class AttentionCall(NamedTuple):
-    """The inputs of one call of an attention module, from which its weights can be worked out.
-
-    Attributes:
-        module: the module that was called.
-        query: B x T x C.
-        key: B x S x C.
-        padding: B x S bool, or None.
-    """
+    """A call of an attention module: query B x T x C, key B x S x C, padding B x S bool or None."""
 
     module: nn.MultiheadAttention
     query: torch.Tensor
@@ -85,7 +79,6 @@ class Recording(NamedTuple):
         position: B or 1 x C x h x w.
         encoder: the self-attention of each encoder layer.
         decoder: the cross-attention of each decoder layer.
-        step_channels: by name, channels of each step of the mask head.
         per_image: one record per image.
     """
 
@@ -94,39 +87,32 @@ class Recording(NamedTuple):
     position: torch.Tensor
     encoder: list[AttentionCall]
     decoder: list[AttentionCall]
-    step_channels: dict[str, int]
     per_image: list[ImageRecord]
 
     def shapes(self) -> list[tuple[str, str]]:
         """Names of the tensors in order, each with its shape, such as "2 x 128 x 6 x 8"."""
-        d, layers = self.detections, (len(self.encoder), len(self.decoder))
-        batch, cells = len(self.images), d.src_proj[0, 0].numel()
-        pairs = sum(len(one.queries) for one in self.per_image)
-        heads, queries = self.per_image[0].box_attention.shape[1], d.hs.shape[2]
+        d, first = self.detections, self.per_image[0]
+        batch, queries = len(self.images), d.hs.shape[2]
+        heads, *grid = first.box_attention.shape[1:]
+        cells, pairs = grid[0] * grid[1], sum(len(one.queries) for one in self.per_image)
         table = {
             "padded input": self.images.tensor.shape,
-            "padding mask": d.padding.shape if d.padding is not None else "none is needed",
+            "padding mask": () if d.padding is None else d.padding.shape,
             **{name: d.features[name].shape for name in ("res2", "res3", "res4", "res5")},
             "projected res5": d.src_proj.shape,
             "position encoding": self.position.shape,
-            f"encoder self-attention, {layers[0]} layers": (batch, heads, cells, cells),
+            f"encoder self-attention, each of {len(self.encoder)}": (batch, heads, cells, cells),
             "memory": d.memory.shape,
             "decoder output hs": d.hs.shape,
             "class logits": d.pred_logits.shape,
             "boxes": d.pred_boxes.shape,
-            f"decoder cross-attention, {layers[1]} layers": (batch, heads, queries, cells),
-            "box-attention maps": (pairs, *self.per_image[0].box_attention.shape[1:]),
+            f"decoder cross-attention, each of {len(self.decoder)}": (batch, heads, queries, cells),
+            "box-attention maps": (pairs, heads, *grid),
+            "mask logits": (pairs, *first.mask_logits.shape[1:]),
         }
-        for name, channels in self.step_channels.items():
-            step = self.per_image[0].steps[name]
-            table[f"mask head, {name}"] = (pairs, channels, *step.shape[1:])
-        table["mask logits"] = (pairs, *self.per_image[0].mask_logits.shape[1:])
         for i, one in enumerate(self.per_image):
             table[f"panoptic map of image {i + 1}"] = one.frame.output
-        return [
-            (name, size if isinstance(size, str) else " x ".join(str(int(n)) for n in size))
-            for name, size in table.items()
-        ]
+        return [(name, " x ".join(map(str, size)) or "none") for name, size in table.items()]
 
 
 @torch.no_grad()
@@ -152,7 +138,6 @@ def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recordi
         best = torch.zeros_like(keep).scatter_(1, best, True)
         wanted = torch.where(keep.any(1, keepdim=True), keep, best)
         masks = model.predict_masks(detections, *wanted.nonzero(as_tuple=True))
-    channels = seen.pop("channels")
     position, encoder, decoder = (seen.pop(key) for key in ("position", "encoder", "decoder"))
     of_pairs = {"masks": masks, **{name: torch.cat(parts) for name, parts in seen.items()}}
     counts = wanted.sum(1).tolist()
@@ -185,33 +170,21 @@ def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recordi
                 panoptic=panoptic,
             )
         )
-    step_channels = dict(zip(per_image[0].steps, channels, strict=True))
-    return Recording(images, detections, position[-1], encoder, decoder, step_channels, per_image)
+    return Recording(images, detections, position[-1], encoder, decoder, per_image)
 
 
 @contextmanager
 def _watched(model: PanopticDETR) -> Iterator[dict[str, list]]:
     """Collect what the steps do not return, by forward hooks, as long as the context lasts."""
-    seen: dict[str, list] = defaultdict(list, encoder=[], decoder=[], channels=[])
+    seen: dict[str, list] = defaultdict(list, encoder=[], decoder=[])
 
-    def attention(part: str):
-        def see(module, args, output):
-            query, key, _, *padding = args
-            seen[part].append(AttentionCall(module, query, key, *(padding or [None])))
+    def see_attention(part, module, args, output):
+        query, key, _, *padding = args
+        seen[part].append(AttentionCall(module, query, key, *(padding or [None])))
 
-        return see
-
-    def step(name: str):
-        def see(module, args, output):
-            # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
-            if name not in seen:
-                seen["channels"].append(output.shape[1])
-            seen[name].append(output.relu().mean(1).float())
-
-        return see
-
-    def box_attention(module, args, output):
-        seen["box_attention"].append(args[1])
+    def see_step(name, module, args, output):
+        # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
+        seen[name].append(output.relu().mean(1).float())
 
     with ExitStack() as stack:
 
@@ -219,12 +192,12 @@ def _watched(model: PanopticDETR) -> Iterator[dict[str, list]]:
             stack.callback(module.register_forward_hook(see).remove)
 
         watch(model.position_embedding, lambda _, args, out: seen["position"].append(out))
-        watch(model.mask_head, box_attention)
+        watch(model.mask_head, lambda _, args, out: seen["box_attention"].append(args[1]))
         for layer in model.transformer.encoder.layers:
-            watch(layer.self_attn, attention("encoder"))
+            watch(layer.self_attn, partial(see_attention, "encoder"))
         for layer in model.transformer.decoder.layers:
-            watch(layer.multihead_attn, attention("decoder"))
+            watch(layer.multihead_attn, partial(see_attention, "decoder"))
         for name, module in model.mask_head.named_children():
             if isinstance(module, nn.GroupNorm):
-                watch(module, step(name))
+                watch(module, partial(see_step, name))
         yield seen
