@@ -103,18 +103,20 @@ def _sets_of_config(config_file: str, opts: list[str]) -> list:
 
 def _check(paths, args: argparse.Namespace, logger):
     """Check a data set, fix it if that is wanted, and print the result."""
-    from detr_panoptic_d2.prepare.check.dataset import check_dataset, fix_dataset
+    from detr_panoptic_d2.prepare.check.dataset import check_dataset
+    from detr_panoptic_d2.prepare.check.findings import fix_json
+    from detr_panoptic_d2.prepare.check.report import describe
 
     report = check_dataset(paths, workers=args.workers)
     if args.fix:
-        count, backup = fix_dataset(report)
+        count, backup = fix_json(paths.panoptic_json, report.findings)
         if backup is None:
             logger.info("'%s': nothing that can be fixed.", paths.panoptic_json)
         else:
-            _show(report)
+            print(f"\n{describe(report)}\n")
             logger.info("%d fixed in '%s'; as it was: '%s'", count, paths.panoptic_json, backup)
             report = check_dataset(paths, workers=args.workers)
-    _show(report)
+    print(f"\n{describe(report)}\n")
     if report.unsure:
         logger.warning(
             "%d findings have no sure fix: their image has an error that cannot be fixed, or more "
@@ -123,16 +125,3 @@ def _check(paths, args: argparse.Namespace, logger):
             report.unsure,
         )
     return report
-
-
-def _show(report) -> None:
-    """Print what was found."""
-    from detr_panoptic_d2.prepare.check.report import class_table, findings_table
-
-    print(f"\n{report.paths.name} ({report.paths.panoptic_json})\n")
-    print(class_table(report))
-    print(
-        f"\n{report.num_images} images, {100 * report.void:.1f} % of the pixels void. At most "
-        f"{report.most_segments} segments in an image; MODEL.DETR.NUM_OBJECT_QUERIES must be at "
-        f"least that.\n\n{findings_table(report.findings)}\n"
-    )

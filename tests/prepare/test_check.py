@@ -1,3 +1,5 @@
+"""``detr-panoptic check``: what can be wrong in a set, what is fixed, and the command."""
+
 import copy
 import csv
 import json
@@ -6,32 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data import PanopticDatasetMapper, register_panoptic
+from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
-from detr_panoptic_d2.prepare.check.dataset import (
-    DatasetPaths,
-    check_dataset,
-    duplicates_between,
-    fix_dataset,
-)
-from detr_panoptic_d2.prepare.check.findings import KINDS, MOST_PER_IMAGE, is_error
-from detr_panoptic_d2.prepare.check.report import (
-    class_table,
-    findings_table,
-    plot_classes,
-    write_findings,
-)
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
+from detr_panoptic_d2.prepare.check.findings import KINDS, MOST_PER_IMAGE, fix_json, is_error
+from detr_panoptic_d2.prepare.check.report import describe
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
 
 @pytest.fixture
-def check(small_set):
-    """Save the small set and check it."""
+def check(clean):
+    """Save the set and check it."""
 
     def run(**options):
-        small_set.save()
-        return check_dataset(DatasetPaths("small", **small_set.paths), **options)
+        clean.save()
+        return check_dataset(DatasetPaths("small", **clean.paths), **options)
 
     return run
 
@@ -52,20 +44,9 @@ def clean(small_set):
     return small_set
 
 
-def kinds(report):
-    return sorted({f.kind for f in report.findings})
-
-
-def test_nothing_is_wrong(clean, check):
-    for workers in (1, 2):
-        report = check(workers=workers)
-        assert report.findings == [] and not report.has_errors
-        assert (report.num_images, report.most_segments) == (20, 2)
-        assert report.void == pytest.approx(16 / 96)
-        road, car = report.classes
-        assert (road.name, road.isthing, road.images) == ("road", False, 20)
-        assert (car.areas, car.crowds) == ([12] * 20, 0)
-    assert findings_table(report.findings) == "Nothing is wrong."
+def fix(report):
+    """Apply the fixes of a report: (number, backup)."""
+    return fix_json(report.paths.panoptic_json, report.findings)
 
 
 def segment(small_set, number=1):
@@ -239,11 +220,19 @@ def test_findings_and_fixes(clean, check, case):
     good = copy.deepcopy(clean.content)
     change(clean)
     report = check()
-    assert kinds(report) == expected
-    assert all(kind in findings_table(report.findings) for kind in expected)
-    _trains_without_errors(clean, report)
+    assert sorted({f.kind for f in report.findings}) == expected
+    assert all(kind in describe(report) for kind in expected)
+    try:
+        # What registration and mapper refuse is an error.
+        mapper = PanopticDatasetMapper(
+            augmentations=[], image_format="BGR", with_targets=True, with_masks=True
+        )
+        for item in load_panoptic_json(**clean.paths)[:2]:
+            mapper(item)
+    except (OSError, ValueError):
+        assert report.has_errors
     before = clean.panoptic_json.read_bytes()
-    count, backup = fix_dataset(report)
+    count, backup = fix(report)
     assert count == sum(f.fix is not None for f in report.findings) and report.unsure == 0
     if not count:
         assert backup is None and clean.panoptic_json.read_bytes() == before
@@ -253,26 +242,27 @@ def test_findings_and_fixes(clean, check, case):
     assert not any(f.fix for f in again.findings)
     if fixable:
         assert again.findings == []
-        register_panoptic("fixed", **clean.paths)
+        load_panoptic_json(**clean.paths)
         if "segment-without-pixels" not in expected:
             assert json.loads(clean.panoptic_json.read_text()) == good
-
-
-def _trains_without_errors(small_set, report):
-    """What registration and mapper refuse is an error."""
-    mapper = PanopticDatasetMapper(
-        augmentations=[], image_format="BGR", with_targets=True, with_masks=True
-    )
-    try:
-        for item in load_panoptic_json(**small_set.paths)[:2]:
-            mapper(item)
-    except (OSError, ValueError):
-        assert report.has_errors
 
 
 def test_every_kind_has_a_case():
     found = {kind for _, expected in CASES.values() for kind in expected.strip("+").split()}
     assert found | {"no-labels"} == set(KINDS)
+
+
+def test_nothing_is_wrong(clean, check):
+    segment(clean)["iscrowd"] = 1
+    for workers in (1, 2):
+        report = check(workers=workers)
+        assert report.findings == [] and not report.has_errors
+        printed = describe(report)
+        assert "20 images, 16.7 % of the pixels void. At most 2 segments" in printed
+        rows = [line.split() for line in printed.splitlines()[4:6]]
+        assert rows[0] == ["road", "stuff", "20", "20", "0", "68", "68", "68"]
+        assert rows[1] == ["car", "thing", "20", "19", "1", "12", "12", "12"]
+        assert printed.endswith("Nothing is wrong.")
 
 
 def test_several_fixes_at_once_and_no_backup_is_lost(clean, check):
@@ -284,40 +274,16 @@ def test_several_fixes_at_once_and_no_backup_is_lost(clean, check):
     clean.content["annotations"].append(copy.deepcopy(annotation(clean)))
     clean.content["images"].insert(1, dict(image(clean)))
     report = check()
-    assert fix_dataset(report)[1].name == "panoptic.json.bak"
+    assert fix(report)[1].name == "panoptic.json.bak"
     assert check_dataset(report.paths).findings == []
-    second = check()
-    assert fix_dataset(second)[1].name == "panoptic.json.bak1"
-
-
-def test_crowd_counts_apart(clean, check):
-    segment(clean)["iscrowd"] = 1
-    report = check()
-    assert report.findings == [] and report.most_segments == 2
-    assert (report.classes[1].crowds, len(report.classes[1].areas)) == (1, 19)
-
-
-def test_duplicates_between_sets(small_set, check):
-    report = check()
-    other = check_dataset(DatasetPaths("val", **small_set.paths))
-    assert duplicates_between([report, other]) == [
-        ("small: sub/a.png", "val: sub/a.png"),
-        ("small: b.tif", "val: b.tif"),
-    ]
-    assert duplicates_between([report]) == []
+    assert fix(check())[1].name == "panoptic.json.bak1"
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_no_panoptic_json(small_set, check, key):
-    small_set.content[key] = {"a": 1}
+def test_no_panoptic_json(clean, check, key):
+    clean.content[key] = {"a": 1}
     report = check()
     assert report.has_errors and f"'{key}' must be a list" in report.findings[0].detail
-
-
-def test_missing_folder(small_set):
-    paths = {**small_set.paths, "panoptic_root": "nowhere"}
-    with pytest.raises(FileNotFoundError, match="panoptic_root 'nowhere'"):
-        check_dataset(DatasetPaths("small", **paths))
 
 
 def test_photographs_as_pngs(clean, check):
@@ -327,9 +293,10 @@ def test_photographs_as_pngs(clean, check):
         picture = rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)
         Image.fromarray(picture).save(clean.panoptic_root / annotation["file_name"])
     report = check()
-    assert [f.kind for f in report.findings if is_error(f)] == ["unreadable-png"] * 20
-    assert "no panoptic PNG" in report.findings[0].detail
-    assert fix_dataset(report) == (0, None)
+    errors = [f for f in report.findings if is_error(f)]
+    assert [f.kind for f in errors] == ["unreadable-png"] * 20 + ["no-labels"]
+    assert "no panoptic PNG" in errors[0].detail
+    assert fix(report) == (0, None)
 
 
 def test_findings_of_an_image_are_capped(clean, check):
@@ -364,7 +331,7 @@ def test_what_is_not_sure_is_not_fixed(clean, check, change, fixed):
     before = copy.deepcopy(clean.content)
     report = check()
     assert report.has_errors and report.unsure > 0
-    assert fix_dataset(report)[0] == fixed
+    assert fix(report)[0] == fixed
     after = json.loads(clean.panoptic_json.read_text())
     # The missing crowd flag has nothing to do with the PNG.
     segment_of = after["annotations"][0]["segments_info"][1]
@@ -373,37 +340,125 @@ def test_what_is_not_sure_is_not_fixed(clean, check, change, fixed):
     assert after == before
 
 
-def test_a_set_without_labels_is_an_error(small_set, check):
-    small_set.ids[:] = 0
-    for index, annotation in enumerate(small_set.content["annotations"]):
-        small_set.save_ids(f"{index}.png")
-        annotation["segments_info"] = []
-    assert {"no-labels", "nothing-labelled"} <= set(kinds(check()))
-
-
-def test_report_files(small_set, check, tmp_path):
-    segment(small_set)["area"] = 1
-    report = check()
-    write_findings([report], tmp_path / "findings.csv")
-    rows = list(csv.DictReader((tmp_path / "findings.csv").read_text().splitlines()))
-    assert [(r["kind"], r["where"], r["fixable"]) for r in rows] == [
-        ("wrong-area", "sub/a.png", "True"),
-        ("unused-class", "category 'tree'", "False"),
-    ]
-    plot_classes(report, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as plot:
-        assert np.asarray(plot).std() > 0
-    assert [line.split()[0] for line in class_table(report).splitlines()[2:]] == [
-        "road",
-        "car",
-        "tree",
-    ]
-
-
 def test_real_sets_are_clean(sample_data):
     root = sample_data("coco_panoptic_sample")
     paths = root / "val2017", root / "panoptic_val2017", root / "panoptic_val2017.json"
-    assert kinds(check_dataset(DatasetPaths("coco", *map(str, paths)))) == ["unused-class"]
+    report = check_dataset(DatasetPaths("coco", *map(str, paths)))
+    assert {f.kind for f in report.findings} == {"unused-class"}
     root = sample_data("pennfudan_panoptic")
     paths = root / "val", root / "panoptic_val", root / "panoptic_val.json"
     assert check_dataset(DatasetPaths("penn", *map(str, paths)), workers=2).findings == []
+
+
+@pytest.fixture
+def sets(small_set, tmp_path):
+    """Two clean data sets, by name, and a config that names them."""
+    found = {"train": small_set, "val": type(small_set)(tmp_path / "val")}
+    for number, some in enumerate(found.values()):
+        some.content["categories"].pop()
+        for index, image in enumerate(some.content["images"]):
+            color = (index, number, 0)
+            Image.new("RGB", (12, 8), color).save(some.image_root / image["file_name"])
+        some.save()
+    items = [{"name": f"my_{name}", **some.paths} for name, some in found.items()]
+    datasets = {"REGISTER": items, "TRAIN": ["my_train"], "TEST": ["my_val"]}
+    return found, save_config(tmp_path / "mine.yaml", datasets)
+
+
+def save_config(path, datasets):
+    # JSON is YAML.
+    path.write_text(json.dumps({"DATASETS": datasets}))
+    return path
+
+
+@pytest.fixture
+def command(run_command):
+    """Return ``run(*arguments)``: (exit status, what was printed and logged)."""
+    return lambda *arguments: run_command("check", "--workers", "1", *arguments)
+
+
+def test_all_sets_of_a_config(sets, command, tmp_path):
+    status, printed = command("--config-file", sets[1], "--output", tmp_path / "checked")
+    assert status == 0
+    assert printed.count("Nothing is wrong.") == 2 and "my_train" in printed and "my_val" in printed
+    plots = tmp_path / "checked/my_train.png", tmp_path / "checked/my_val.png"
+    assert all(np.asarray(Image.open(plot)).std() > 0 for plot in plots)
+
+
+def paths_of(small_set, **changed):
+    paths = {**small_set.paths, **changed}
+    return [a for key, path in paths.items() for a in (f"--{key.replace('_', '-')}", path)]
+
+
+def test_exit_status_and_fix(sets, command, tmp_path):
+    val = sets[0]["val"]
+    good = json.loads(val.panoptic_json.read_text())
+    val.content["annotations"][1]["segments_info"][1]["area"] = 7
+    val.save()
+    status, printed = command(*paths_of(val), "--output", tmp_path / "checked")
+    assert status == 1 and "wrong-area" in printed
+    (row,) = csv.DictReader((tmp_path / "checked/findings.csv").read_text().splitlines())
+    assert (row["kind"], row["where"], row["fixable"]) == ("wrong-area", "b.tif", "True")
+    assert command(*paths_of(val), "--fix")[0] == 0
+    assert json.loads(val.panoptic_json.read_text()) == good
+    assert val.panoptic_json.with_name("panoptic.json.bak").is_file()
+    assert command(*paths_of(val), "--fix")[0] == 0
+    assert not val.panoptic_json.with_name("panoptic.json.bak1").exists()
+
+
+def test_swapped_folders(sets, command):
+    """All segments without a pixel: that is not put right by removing them."""
+    val = sets[0]["val"]
+    for image, name in zip(val.content["images"], ("0.png", "1.png"), strict=True):
+        image["file_name"] = name
+        Image.new("RGB", (12, 8), (9, 9, 9)).save(val.image_root / name)
+    val.save()
+    before = val.panoptic_json.read_bytes()
+    swapped = {"image_root": val.panoptic_root, "panoptic_root": val.image_root}
+    status, printed = command(*paths_of(val, **swapped), "--fix")
+    assert status == 1 and "nothing that can be fixed" in printed
+    assert "have no sure fix" in printed
+    assert val.panoptic_json.read_bytes() == before
+
+
+def test_warnings_are_no_failure(sets, command):
+    (train, val), config = sets[0].values(), sets[1]
+    val.content["annotations"][1]["segments_info"][1]["bbox"] = [0, 0, 1, 1]
+    val.save()
+    for image in val.content["images"]:
+        picture = (train.image_root / image["file_name"]).read_bytes()
+        (val.image_root / image["file_name"]).write_bytes(picture)
+    status, printed = command("--config-file", config)
+    assert status == 0 and "wrong-box" in printed
+    assert "in two sets: my_train: sub/a.png and my_val: sub/a.png" in printed
+
+
+def test_what_registration_refuses_is_still_checked(sets, command):
+    train = sets[0]["train"]
+    train.content["annotations"][0]["segments_info"][0]["category_id"] = 9
+    train.content["images"][1]["file_name"] = "../x.png"
+    train.save()
+    status, printed = command("--config-file", sets[1])
+    assert status == 1 and "bad-entry" in printed
+
+
+def test_no_check_is_possible(command, tmp_path):
+    item = {"name": "x", "image_rot": "y"}
+    for datasets, message in (
+        ({"TRAIN": [], "TEST": []}, "names no data set"),
+        ({"REGISTER": [item]}, r"unknown keys ['image_rot'] and lacks ['image_root', "),
+        ({"TEST": ["none"]}, "'none' is no panoptic data set"),
+    ):
+        config = save_config(tmp_path / "mine.yaml", datasets)
+        status, printed = command("--config-file", config)
+        assert status == 1 and message in printed and "Traceback" not in printed
+    status, printed = command("--config-file", tmp_path / "none.yaml")
+    assert status == 1 and "none.yaml" in printed
+    nowhere = {"image_root": "a", "panoptic_root": "b", "panoptic_json": "c.json"}
+    item = {"name": "x", **nowhere}
+    status, printed = command(
+        "--config-file", save_config(tmp_path / "b.yaml", {"REGISTER": [item]})
+    )
+    assert status == 1 and "image_root 'a' is no folder" in printed
+    for arguments in ([], ["--image-root", "x"], ["--config-file", "x", "--image-root", "x"]):
+        assert command(*arguments)[0] == 2

@@ -1,22 +1,32 @@
-"""Check a whole data set, and put right what is sure."""
+"""Look at every entry, image and PNG of a data set in COCO panoptic format."""
 
-import json
+import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from ...checkpoint.atomic import atomic_file
-from ...data.panoptic_check import Finding, PanopticContent, check_panoptic_json
+import numpy as np
+from PIL import ExifTags, Image
+
+from ...data.dataset_mapper import read_image
+from ...data.masks import ids_to_labels, label_boxes_and_areas
+from ...data.panoptic_check import (
+    AnnotatedImage,
+    Finding,
+    Fix,
+    PanopticContent,
+    check_panoptic_json,
+)
 from ...data.panoptic_json import read_panoptic_json
+from ...data.panoptic_png import read_panoptic_png
 from ..parallel import map_images
-from .findings import apply_fixes, capped, is_error, only_sure_fixes
-from .images import ImageResult, check_image
+from .findings import capped, is_error, only_sure_fixes
 
 
-@dataclass(frozen=True)
-class DatasetPaths:
+class DatasetPaths(NamedTuple):
     """A data set in COCO panoptic format, as ``register_panoptic`` takes it."""
 
     name: str
@@ -25,23 +35,35 @@ class DatasetPaths:
     panoptic_json: str
 
 
+class SegmentSize(NamedTuple):
+    """A segment that has pixels; ``area`` is their number."""
+
+    category_id: int
+    iscrowd: int
+    area: int
+
+
 @dataclass
-class ClassCount:
-    """A class in numbers.
+class ImageResult:
+    """What was seen of an image.
 
     Attributes:
-        name: of the class.
-        isthing: whether its objects are counted.
-        images: number of images that have it.
-        areas: pixels of each segment that is no crowd.
-        crowds: number of crowd segments.
+        name: as in the json.
+        size: (height, width), upright; None if it cannot be read.
+        digest: of the file.
+        segments: those that have pixels.
+        findings: what is wrong.
     """
 
     name: str
-    isthing: bool
-    images: int = 0
-    areas: list[int] = field(default_factory=list)
-    crowds: int = 0
+    size: tuple[int, int] | None = None
+    digest: str | None = None
+    segments: list[SegmentSize] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, kind: str, detail: str, fix: Fix | None = None) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(kind, self.name, detail, fix))
 
 
 @dataclass
@@ -51,22 +73,16 @@ class Report:
     Attributes:
         paths: of the data set.
         findings: errors and warnings.
-        classes: in the order of the json.
-        num_images: images that were looked at.
-        most_segments: the largest number of segments in an image, crowd left out.
-        void: share of the pixels that are void.
-        digests: image names by hash of the file.
-        unsure: findings whose fix is known, but not sure.
+        categories: by id, in the order of the json.
+        images: those that were looked at.
+        unsure: number of findings whose fix is known, but not sure.
     """
 
     paths: DatasetPaths
     findings: list[Finding]
-    classes: list[ClassCount] = field(default_factory=list)
-    num_images: int = 0
-    most_segments: int = 0
-    void: float = 0.0
-    digests: dict[str, list[str]] = field(default_factory=dict)
-    unsure: int = 0
+    categories: dict[int, dict]
+    images: list[ImageResult]
+    unsure: int
 
     @property
     def has_errors(self) -> bool:
@@ -93,121 +109,118 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     content = read_panoptic_json(paths.panoptic_json)
     findings: list[Finding] = []
     usable = check_panoptic_json(content, paths.image_root, paths.panoptic_root, findings.append)
-    findings += _in_the_json_as_a_whole(usable)
-    results = map_images(
+    images = map_images(
         check_image, usable.annotated, workers=workers, description=f"Checking {paths.name}"
     )
-    return _report(paths, usable, capped(findings), results)
+    findings = capped(findings)
+    for image in images:
+        findings += image.findings
+    findings += _of_the_whole(usable, images)
+    if not any(image.segments for image in images):
+        findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
+    sure = only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
+    unsure = sum(old.fix != new.fix for old, new in zip(findings, sure, strict=True))
+    return Report(paths, sure, usable.categories, images, unsure)
 
 
-def fix_dataset(report: Report) -> tuple[int, Path | None]:
-    """Apply the fixes of a report to the json, after a copy of it beside it.
-
-    Args:
-        report: of a check after which the json has not changed.
-
-    Returns:
-        (int, Path | None): number of fixes, and the copy (``*.bak``, ``*.bak1``, ...); no copy
-        if there is nothing to fix.
-    """
-    if not any(finding.fix for finding in report.findings):
-        return 0, None
-    path = Path(report.paths.panoptic_json)
-    old = path.read_bytes()
-    content = json.loads(old)
-    count = apply_fixes(content, report.findings)
-    backup, number = path.with_name(f"{path.name}.bak"), 0
-    while backup.exists():
-        number += 1
-        backup = path.with_name(f"{path.name}.bak{number}")
-    with atomic_file(backup, "wb") as f:
-        f.write(old)
-    with atomic_file(path) as f:
-        json.dump(content, f)
-    return count, backup
-
-
-def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
-    """Find image files that are in two data sets, such as training and validation.
-
-    Returns:
-        list[tuple[str, str]]: ``set: image`` of both.
-    """
-    seen: dict[str, tuple[int, str]] = {}
-    result = []
-    for index, report in enumerate(reports):
-        for digest, names in report.digests.items():
-            here = f"{report.paths.name}: {names[0]}"
-            other, there = seen.setdefault(digest, (index, here))
-            if other != index:
-                result.append((there, here))
+def check_image(task: AnnotatedImage) -> ImageResult:
+    """Read an image and its PNG whole and compare them with the json."""
+    result = ImageResult(task.image["file_name"])
+    try:
+        result.digest = hashlib.sha256(Path(task.image_path).read_bytes()).hexdigest()
+        result.size = read_image(task.image_path, "RGB").shape[:2]
+        with Image.open(task.image_path) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation in range(2, 9):
+            detail = f"orientation {orientation}; training turns it, other programs may not"
+            result.add("exif-rotated", detail)
+    except FileNotFoundError:
+        result.add("missing-image", task.image_path)
+    except (OSError, ValueError) as error:
+        result.add("unreadable-image", str(error))
+    try:
+        ids = read_panoptic_png(task.png_path)
+    except FileNotFoundError:
+        result.add("missing-png", task.png_path)
+        return result
+    except (OSError, ValueError) as error:
+        result.add("unreadable-png", str(error))
+        return result
+    listed = (task.image.get("height"), task.image.get("width"))
+    if result.size is not None and ids.shape != result.size:
+        detail = f"(height, width) of the PNG {ids.shape}, of the upright image {result.size}"
+        result.add("png-size", detail)
+    elif result.size is not None and None not in listed and listed != result.size:
+        fix = Fix(task.place, dict(zip(("height", "width"), result.size, strict=True)))
+        result.add("wrong-size", f"(height, width) in the json {listed}, found {result.size}", fix)
+    _check_segments(task, ids, result)
+    result.findings = capped(result.findings)
     return result
 
 
-def _in_the_json_as_a_whole(usable: PanopticContent) -> list[Finding]:
-    """Names and PNGs that are there twice, and images without annotation."""
+def _check_segments(task: AnnotatedImage, ids: np.ndarray, result: ImageResult) -> None:
+    labels, unnamed = ids_to_labels(ids, [segment["id"] for _, segment in task.segments])
+    boxes, areas = label_boxes_and_areas(labels, len(task.segments))
+    for segment_id in unnamed.tolist():
+        result.add("id-without-entry", f"id {segment_id}")
+    if not areas.any():
+        result.add("nothing-labelled", "all of it is void")
+    boxes[:, 2:] += 1 - boxes[:, :2]
+    boxes = boxes.astype(int).tolist()
+    for (place, segment), tight, area in zip(task.segments, boxes, areas.tolist(), strict=True):
+        what = f"segment {segment['id']}"
+        if area == 0:
+            result.add("segment-without-pixels", what, Fix(place, None))
+            continue
+        result.segments.append(SegmentSize(segment["category_id"], segment.get("iscrowd", 0), area))
+        if "iscrowd" not in segment:
+            result.add("wrong-crowd", f"{what} has no 'iscrowd'", Fix(place, {"iscrowd": 0}))
+        if area == 1:
+            result.add("one-pixel", what)
+        if segment.get("area") != area:
+            kind = "no-area" if segment.get("area") is None else "wrong-area"
+            detail = f"{what}: area {segment.get('area')!r}, the PNG has {area}"
+            result.add(kind, detail, Fix(place, {"area": area}))
+        if "bbox" in segment and segment["bbox"] != tight:
+            detail = f"{what}: bbox {segment['bbox']!r}, the PNG has {tight}"
+            result.add("wrong-box", detail, Fix(place, {"bbox": tight}))
+
+
+def _of_the_whole(usable: PanopticContent, images: list[ImageResult]) -> list[Finding]:
+    """Findings that one image does not tell."""
+    found: list[Finding] = []
     names = Counter(category["name"] for category in usable.categories.values())
+    found += [Finding("category-name", "categories", name) for name, n in names.items() if n > 1]
     pngs = Counter(one.png_path for one in usable.annotated)
+    found += [Finding("shared-png", "annotations", png) for png, n in pngs.items() if n > 1]
     annotated = {one.image["id"] for one in usable.annotated}
-    return [
-        *(Finding("category-name", "categories", name) for name, n in names.items() if n > 1),
-        *(Finding("shared-png", "annotations", png) for png, n in pngs.items() if n > 1),
-        *(
-            Finding("no-annotation", image["file_name"], f"image {image_id!r}")
-            for image_id, image in usable.images.items()
-            if image_id not in annotated
-        ),
-    ]
+    for image_id, entry in usable.images.items():
+        if image_id not in annotated:
+            found.append(Finding("no-annotation", entry["file_name"], f"image {image_id!r}"))
+    first: dict[str, ImageResult] = {}
+    used = set()
+    for image in images:
+        if image.digest and first.setdefault(image.digest, image) is not image:
+            detail = f"the same file as '{first[image.digest].name}'"
+            found.append(Finding("duplicate-image", image.name, detail))
+        for category_id, number in Counter(s.category_id for s in image.segments).items():
+            used.add(category_id)
+            category = usable.categories[category_id]
+            if number > 1 and not category["isthing"]:
+                detail = f"'{category['name']}' has {number} segments"
+                found.append(Finding("split-stuff", image.name, detail))
+    for category_id, category in usable.categories.items():
+        if category_id not in used:
+            found.append(Finding("unused-class", f"category '{category['name']}'", "no segment"))
+    return found
 
 
-def _report(
-    paths: DatasetPaths,
-    usable: PanopticContent,
-    findings: list[Finding],
-    results: list[ImageResult],
-) -> Report:
-    digests: dict[str, list[str]] = defaultdict(list)
-    for task, result in zip(usable.annotated, results, strict=True):
-        findings += result.findings
-        name = task.image["file_name"]
-        if result.digest:
-            digests[result.digest].append(name)
-        stuff = [c for c, _, _ in result.segments if not usable.categories[c]["isthing"]]
-        for category_id, number in Counter(stuff).items():
-            if number > 1:
-                detail = f"'{usable.categories[category_id]['name']}' has {number} segments"
-                findings.append(Finding("split-stuff", name, detail))
-    for names in digests.values():
-        for name in names[1:]:
-            findings.append(Finding("duplicate-image", name, f"the same file as '{names[0]}'"))
-    classes = _count_classes(usable.categories, results)
-    for count in classes:
-        if not count.areas and not count.crowds:
-            findings.append(Finding("unused-class", f"category '{count.name}'", "no segment"))
-    pixels = sum(r.size[0] * r.size[1] for r in results if r.size)
-    labelled = sum(r.labelled or 0 for r in results if r.size)
-    if any(r.labelled is not None for r in results) and not any(r.labelled for r in results):
-        findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
-    most = max((sum(not crowd for _, crowd, _ in r.segments) for r in results), default=0)
-    void = 1 - labelled / pixels if pixels else 1.0
-    sure = only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
-    unsure = sum(f.fix is not None for f in findings) - sum(f.fix is not None for f in sure)
-    return Report(paths, sure, classes, len(results), most, void, dict(digests), unsure)
-
-
-def _count_classes(categories: dict[int, dict], results: list[ImageResult]) -> list[ClassCount]:
-    counts = {
-        category_id: ClassCount(category["name"], bool(category["isthing"]))
-        for category_id, category in categories.items()
-    }
-    for result in results:
-        seen = set()
-        for category_id, crowd, area in result.segments:
-            count = counts[category_id]
-            if crowd:
-                count.crowds += 1
-            else:
-                count.areas.append(area)
-            count.images += category_id not in seen
-            seen.add(category_id)
-    return list(counts.values())
+def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
+    """Find image files that are in two data sets: ``set: image`` of both."""
+    seen: dict[str, str] = {}
+    result = []
+    for report in reports:
+        here = {i.digest: f"{report.paths.name}: {i.name}" for i in report.images if i.digest}
+        result += [(seen[digest], place) for digest, place in here.items() if digest in seen]
+        seen = here | seen
+    return result

@@ -1,16 +1,18 @@
-"""Kinds of findings, how many of them are kept, and which fixes are sure."""
+"""What can be wrong, how many findings of a kind are kept, and which fixes are sure."""
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding
 
 # Error: training or evaluation would stop or go wrong.
 ERROR, WARNING = "error", "warning"
-
-# What can be wrong, as (severity, text for many of them): in the json, and in the files.
 KINDS = {
     "bad-entry": (ERROR, "entries that are incomplete or wrong: the json is refused"),
     "repeated-entry": (ERROR, "entries that repeat another one exactly: the json is refused"),
@@ -39,9 +41,8 @@ KINDS = {
 }
 # Of one kind in one image; the rest is a number. Findings with a fix are all kept.
 MOST_PER_IMAGE = 20
-# Fixes that take the PNG for right.
-_FROM_PIXELS = ("segment-without-pixels", "wrong-area", "no-area", "wrong-box", "wrong-size")
-# Of these, what contradicts the json; in more than a tenth of the segments it is never sure.
+# Fixes that take the PNG for right, and those of them that contradict the json.
+_FROM_PNG = ("segment-without-pixels", "wrong-area", "no-area", "wrong-box", "wrong-size")
 _CONTRADICTING = ("segment-without-pixels", "wrong-area")
 
 
@@ -52,11 +53,11 @@ def is_error(finding: Finding) -> bool:
 
 def capped(findings: Iterable[Finding]) -> list[Finding]:
     """Keep ``MOST_PER_IMAGE`` findings of a kind and place; one more says how many there were."""
-    kept, counts = [], Counter()
+    kept = []
+    counts: Counter[tuple[str, str]] = Counter()
     for finding in findings:
-        key = (finding.kind, finding.where)
-        counts[key] += 1
-        if counts[key] <= MOST_PER_IMAGE or finding.fix is not None:
+        counts[finding.kind, finding.where] += 1
+        if counts[finding.kind, finding.where] <= MOST_PER_IMAGE or finding.fix is not None:
             kept.append(finding)
     for (kind, where), count in counts.items():
         if count > MOST_PER_IMAGE:
@@ -71,40 +72,49 @@ def only_sure_fixes(findings: Sequence[Finding], num_segments: int) -> list[Find
       wrong.
     - If more than a tenth of the segments would be removed or get another area than they have,
       nothing is taken from any PNG: they are not those of the json.
-
-    Args:
-        findings: all of a data set.
-        num_segments: of the data set.
     """
-    fixable = [f for f in findings if f.fix is not None]
-    contradictions = sum(f.kind in _CONTRADICTING for f in fixable)
+    contradictions = sum(f.fix is not None and f.kind in _CONTRADICTING for f in findings)
     doubt = contradictions > max(1, num_segments // 10)
     broken = {f.where for f in findings if f.fix is None and is_error(f)}
     return [
-        replace(f, fix=None) if f.kind in _FROM_PIXELS and (doubt or f.where in broken) else f
+        replace(f, fix=None) if f.kind in _FROM_PNG and (doubt or f.where in broken) else f
         for f in findings
     ]
 
 
-def apply_fixes(content: dict, findings: Sequence[Finding]) -> int:
-    """Change the content of a json in place.
+def fix_json(path: str | os.PathLike, findings: Sequence[Finding]) -> tuple[int, Path | None]:
+    """Apply fixes to a json, after a copy of it beside it.
 
     Args:
-        content: of the json that was checked.
+        path: of a json that has not changed since the check.
         findings: of the check.
 
     Returns:
-        int: number of fixes.
+        (int, Path | None): number of fixes, and the copy (``*.bak``, ``*.bak1``, ...); no copy
+        if there is nothing to fix.
     """
     fixes = [finding.fix for finding in findings if finding.fix is not None]
+    if not fixes:
+        return 0, None
+    path = Path(path)
+    old = path.read_bytes()
+    content = json.loads(old)
     for place, change in fixes:
         if change is not None:
             _follow(content, place).update(change)
-    removed = {place for place, change in fixes if change is None}
     # From the end of each list, so that the other indices stay right; what is deeper first.
+    removed = {place for place, change in fixes if change is None}
     for place in sorted(removed, key=lambda p: (len(p), p[-1]), reverse=True):
         del _follow(content, place[:-1])[place[-1]]
-    return len(fixes)
+    backup, number = path.with_name(f"{path.name}.bak"), 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak{number}")
+    with atomic_file(backup, "wb") as f:
+        f.write(old)
+    with atomic_file(path) as f:
+        json.dump(content, f)
+    return len(fixes), backup
 
 
 def _follow(content: Any, place: tuple[str | int, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,43 +11,58 @@ from tabulate import tabulate
 
 from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding
-from .dataset import ClassCount, Report
-from .findings import KINDS, is_error
-
-# COCO's limits of small and large objects, in pixels.
-_SMALL, _LARGE = 32**2, 96**2
+from .dataset import Report
+from .findings import KINDS
 
 
-def findings_table(findings: Sequence[Finding]) -> str:
+def describe(report: Report) -> str:
+    """Return tables of the classes and of the findings, and what the images have in common."""
+    rows = []
+    for category, areas, crowds, images in _by_class(report):
+        sizes = [min(areas), int(np.median(areas)), max(areas)] if areas else ["-"] * 3
+        kind = "thing" if category["isthing"] else "stuff"
+        rows.append([category["name"], kind, images, len(areas), crowds, *sizes])
+    headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
+    most = max((sum(not s.iscrowd for s in i.segments) for i in report.images), default=0)
+    pixels = sum(np.prod(image.size) for image in report.images if image.size)
+    labelled = sum(s.area for image in report.images if image.size for s in image.segments)
+    return (
+        f"{report.paths.name} ({report.paths.panoptic_json})\n\n"
+        f"{tabulate(rows, headers=headers)}\n\n"
+        f"{len(report.images)} images, {100 * (1 - labelled / max(pixels, 1)):.1f} % of the pixels "
+        f"void. At most {most} segments in an image; MODEL.DETR.NUM_OBJECT_QUERIES must be at "
+        f"least that.\n\n{_findings_table(report.findings)}"
+    )
+
+
+def _findings_table(findings: Sequence[Finding]) -> str:
     """Return a table with a line per kind: number, an example, and how many can be fixed."""
-    by_kind: dict[str, list[Finding]] = {kind: [] for kind in KINDS}
+    if not findings:
+        return "Nothing is wrong."
+    by_kind = defaultdict(list)
     for finding in findings:
         by_kind[finding.kind].append(finding)
     rows = []
-    for kind, those in by_kind.items():
-        if those:
-            fixable = sum(f.fix is not None for f in those)
-            example = f"{those[0].where}: {those[0].detail}"
-            rows.append(
-                [_severity(those[0]), kind, len(those), fixable or "", KINDS[kind][1], example]
-            )
-    if not rows:
-        return "Nothing is wrong."
-    rows.sort(key=lambda row: row[0])
+    for kind, those in sorted(by_kind.items(), key=lambda item: KINDS[item[0]][0]):
+        severity, text = KINDS[kind]
+        fixable = sum(f.fix is not None for f in those)
+        example = f"{those[0].where}: {those[0].detail}"
+        rows.append([severity, kind, len(those), fixable or "", text, example])
     headers = ["", "kind", "number", "fixable", "what", "such as"]
     return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 30, 50])
 
 
-def class_table(report: Report) -> str:
-    """Return a table with a line per class."""
-    rows = []
-    for count in report.classes:
-        areas = count.areas
-        sizes = [min(areas), int(np.median(areas)), max(areas)] if areas else ["-"] * 3
-        kind = "thing" if count.isthing else "stuff"
-        rows.append([count.name, kind, count.images, len(areas), count.crowds, *sizes])
-    headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
-    return tabulate(rows, headers=headers)
+def _by_class(report: Report) -> list[tuple[dict, list[int], int, int]]:
+    """Return (category, areas of its segments, number of crowds, of images) of each class."""
+    areas, crowds, images = defaultdict(list), Counter(), Counter()
+    for image in report.images:
+        images.update({segment.category_id for segment in image.segments})
+        for segment in image.segments:
+            if segment.iscrowd:
+                crowds[segment.category_id] += 1
+            else:
+                areas[segment.category_id].append(segment.area)
+    return [(c, areas[i], crowds[i], images[i]) for i, c in report.categories.items()]
 
 
 def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
@@ -57,49 +73,24 @@ def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
         for report in reports:
             for finding in report.findings:
                 row = [finding.kind, finding.where, finding.detail, finding.fix is not None]
-                writer.writerow([report.paths.name, _severity(finding), *row])
-
-
-def _severity(finding: Finding) -> str:
-    return "error" if is_error(finding) else "warning"
+                writer.writerow([report.paths.name, KINDS[finding.kind][0], *row])
 
 
 def plot_classes(report: Report, path: str | os.PathLike) -> None:
-    """Draw the number of segments per class, and their sizes, as a PNG.
-
-    Sizes are the square roots of areas: the middle half as a box, smallest and largest at the ends
-    of the line; dotted lines are COCO's limits of small and large.
-
-    Args:
-        report: of a check.
-        path: file to write.
-    """
-    counts = report.classes[::-1]
-    figure = Figure(figsize=(10, 1.5 + 0.28 * max(len(counts), 4)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    colors = ["#0072B2" if c.isthing else "#E69F00" for c in counts]
-    rows = range(len(counts))
-    bars = left.barh(rows, [len(c.areas) for c in counts], color=colors)
-    left.bar_label(bars, padding=2, fontsize=8)
-    left.margins(x=0.12)
-    left.set_yticks(rows, [c.name for c in counts])
-    left.set_xlabel("segments (blue: things, orange: stuff)")
-    _draw_sizes(right, counts, colors)
-    figure.suptitle(f"{report.paths.name}: {report.num_images} images")
+    """Draw the number of segments per class and their sizes (square root of the area) as a PNG."""
+    classes = _by_class(report)
+    figure = Figure(figsize=(3 + 0.4 * len(classes), 7), layout="constrained")
+    numbers, sizes = figure.subplots(2, 1, sharex=True)
+    places = range(len(classes))
+    colors = ["C0" if category["isthing"] else "C1" for category, *_ in classes]
+    bars = numbers.bar(places, [len(areas) for _, areas, *_ in classes], color=colors)
+    numbers.bar_label(bars)
+    numbers.set_ylabel("segments (blue: things,\norange: stuff)")
+    sizes.boxplot([np.sqrt(areas) for _, areas, *_ in classes], positions=places, whis=(0, 100))
+    sizes.set_yscale("log", base=2)
+    sizes.yaxis.set_major_formatter("{x:g}")
+    sizes.set_ylabel("square root of the area (pixels)")
+    sizes.set_xticks(places, [category["name"] for category, *_ in classes], rotation=90)
+    figure.suptitle(f"{report.paths.name}: {len(report.images)} images")
     with atomic_file(path, "wb") as f:
-        figure.savefig(f, format="png", dpi=120)
-
-
-def _draw_sizes(axes, counts: Sequence[ClassCount], colors: Sequence[str]) -> None:
-    for row, (count, color) in enumerate(zip(counts, colors, strict=True)):
-        if not count.areas:
-            continue
-        ends = np.sqrt(np.quantile(count.areas, [0, 0.25, 0.5, 0.75, 1]))
-        axes.plot(ends[[0, -1]], [row, row], color=color, linewidth=1)
-        axes.barh(row, ends[3] - ends[1], left=ends[1], height=0.6, color=color, alpha=0.5)
-        axes.plot(ends[[2, 2]], [row - 0.3, row + 0.3], color=color, linewidth=2)
-    for limit in (_SMALL, _LARGE):
-        axes.axvline(limit**0.5, color="grey", linestyle=":", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("size: square root of the area (pixels)")
+        figure.savefig(f, format="png", dpi=100)
