@@ -22,12 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the page and serve it until it is stopped."""
-    from detr_panoptic_d2.apps.web.analysis import Analyzer
     from detr_panoptic_d2.apps.web.app import build_app, import_gradio, serve
-    from detr_panoptic_d2.engine import setup_cfg
+    from detr_panoptic_d2.engine import Predictor, setup_cfg
 
     set_up_console()
     import_gradio()
-    app = build_app(Analyzer(setup_cfg(args.config_file, args.opts)))
-    serve(app, host=args.host, port=args.port)
+    predictor = Predictor(setup_cfg(args.config_file, args.opts))
+    serve(build_app(predictor), host=args.host, port=args.port)
     return 0

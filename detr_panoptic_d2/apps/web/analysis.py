@@ -30,19 +30,21 @@ logger = logging.getLogger(__name__)
 # Largest upload, in millions of bytes and of pixels.
 MOST_MEGABYTES, MOST_MEGAPIXELS = 20, 16
 # Small images are enlarged to about this shorter side, so that names can be read; maps to this.
-_SIDE, _MAP_SIDE = 480, 160
+_SIDE, _MAP_SIDE = 480, 240
 
 
 class View(NamedTuple):
     """The panoptic result of an image at some thresholds.
 
     Attributes:
+        analysis: of the image.
         ids: H x W int32 segment ids.
         segments: as the model returns them.
         queries: the query of each segment; of stuff, the one that wins most of its pixels.
         picture: segments over the image, H and W times a whole number.
     """
 
+    analysis: "Analysis"
     ids: np.ndarray
     segments: list[dict[str, Any]]
     queries: list[int]
@@ -54,13 +56,31 @@ class View(NamedTuple):
         found = int(self.ids[y // factor, x // factor])
         return next((k for k, s in enumerate(self.segments) if s["id"] == found), None)
 
+    def details(self, index: int) -> list[tuple[np.ndarray, str]]:
+        """Pictures of a segment, with captions: its pixels, the others faded, and the mask logits
+        and the M box-attention maps of its query."""
+        analysis = self.analysis
+        inside = self.ids == self.segments[index]["id"]
+        faded = 255 - (255 - analysis.image.astype(np.float32)) * 0.25
+        pixels = np.where(inside[..., None], analysis.image, faded.round().astype(np.uint8))
+        query = self.queries[index]
+        logits = analysis.mask_logits[query].float().cpu().numpy()
+        attention = analysis.box_attention[query].float().cpu().numpy()
+        half = 2 * max(float(np.abs(logits).max()), 1e-3)
+        maps = {"mask logits": colormaps["PuOr"](logits / half + 0.5)}
+        # One scale for all heads; the square root shows small weights too.
+        for head, weights in enumerate(np.sqrt(attention / attention.max()), 1):
+            maps[f"head {head}"] = colormaps["viridis"](weights)
+        pictures = {"pixels": pixels}
+        pictures |= {name: (m[..., :3] * 255).astype(np.uint8) for name, m in maps.items()}
+        return [(enlarge(picture, _MAP_SIDE), name) for name, picture in pictures.items()]
+
 
 class Analysis(NamedTuple):
-    """What the network made of one image. Made by :class:`Analyzer`.
+    """What the network made of one image.
 
     Attributes:
-        cfg: of the model.
-        metadata: of its classes.
+        cfg, metadata: of the model and of its classes.
         image: H x W x 3 uint8 RGB.
         frame: sizes of canvas, image and output.
         pred_logits: 1 x Q x (K + 1).
@@ -103,84 +123,39 @@ class Analysis(NamedTuple):
                 queries.append(int(won.argmax()))
         ids = ids.cpu().numpy()
         picture = draw_panoptic(self.image, ids, segments, self.metadata, min_size=_SIDE)
-        return View(ids, segments, queries, picture)
-
-    def mask_picture(self, view: View, index: int) -> np.ndarray:
-        """The image with all but one segment faded, enlarged as the view's picture."""
-        inside = view.ids == view.segments[index]["id"]
-        faded = 255 - (255 - self.image.astype(np.float32)) * 0.25
-        picture = np.where(inside[..., None], self.image, faded.round().astype(np.uint8))
-        return enlarge(picture, _SIDE)
-
-    def maps(self, view: View, index: int) -> list[tuple[np.ndarray, str]]:
-        """Pictures of the mask logits and the M box-attention maps of a segment's query."""
-        query = view.queries[index]
-        logits = self.mask_logits[query].float().cpu().numpy()
-        attention = self.box_attention[query].float().cpu().numpy()
-        half = 2 * max(float(np.abs(logits).max()), 1e-3)
-        signed = colormaps["PuOr"](logits / half + 0.5)
-        pictures = [(signed, "mask logits")]
-        # One scale for all heads; the square root shows small weights too.
-        for head, weights in enumerate(np.sqrt(attention / attention.max()), 1):
-            pictures.append((colormaps["viridis"](weights), f"head {head}"))
-        return [
-            (enlarge((p[..., :3] * 255).astype(np.uint8), _MAP_SIDE), text) for p, text in pictures
-        ]
+        return View(self, ids, segments, queries, picture)
 
 
-class Analyzer:
-    """A model that is asked about one image at a time.
-
-    Args:
-        cfg: a config with ``MODEL.WEIGHTS``.
-
-    Raises:
-        UserError: the weights do not fit the model, or it has no mask head.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg
-        self._predictor = Predictor(cfg)
-        self.model = self._predictor.model
-        if self.model.mask_head is None:
-            raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Analysis:
-        """Run the network.
-
-        Args:
-            image: H x W x 3 uint8 RGB.
-        """
-        start = time.perf_counter()
-        model, metadata = self.model, self._predictor.metadata
-        images = model.preprocess([self._predictor.prepare(image[:, :, ::-1])])
-        detections = model.detect(images)
-        selection = model.select(detections)
-        # Masks of every query that some threshold could keep.
-        logits = detections.pred_logits[-1]
-        queries = panoptic_rule(self.cfg, metadata, 0.0, 0).keep(logits)[0].cpu().nonzero()[:, 0]
-        masks = model.predict_masks(detections, torch.zeros_like(queries), queries)
-        rows = queries.to(model.device)
-        attention = model.bbox_attention(
-            detections.hs[-1][:, rows], detections.memory, detections.padding
-        )
-        frame = Frame(
-            tuple(images.tensor.shape[-2:]), tuple(images.image_sizes[0]), image.shape[:2]
-        )
-        size, seconds = "{1} x {0}".format(*image.shape), time.perf_counter() - start
-        logger.info("Network: one image of %s pixels, %.1f s.", size, seconds)
-        return Analysis(
-            self.cfg,
-            metadata,
-            image,
-            frame,
-            logits[:, rows],
-            selection.scores[0, queries],
-            selection.labels[0, queries],
-            masks,
-            attention[0],
-        )
+@torch.no_grad()
+def analyze(predictor: Predictor, image: np.ndarray) -> Analysis:
+    """Run the network on one image, H x W x 3 uint8 RGB."""
+    start = time.perf_counter()
+    model, cfg, metadata = predictor.model, predictor.cfg, predictor.metadata
+    images = model.preprocess([predictor.prepare(image[:, :, ::-1])])
+    detections = model.detect(images)
+    selection = model.select(detections)
+    # Masks of every query that some threshold could keep.
+    logits = detections.pred_logits[-1]
+    queries = panoptic_rule(cfg, metadata, 0.0, 0).keep(logits)[0].cpu().nonzero()[:, 0]
+    masks = model.predict_masks(detections, torch.zeros_like(queries), queries)
+    rows = queries.to(model.device)
+    attention = model.bbox_attention(
+        detections.hs[-1][:, rows], detections.memory, detections.padding
+    )
+    frame = Frame(tuple(images.tensor.shape[-2:]), tuple(images.image_sizes[0]), image.shape[:2])
+    size, seconds = "{1} x {0}".format(*image.shape), time.perf_counter() - start
+    logger.info("Network: one image of %s pixels, %.1f s.", size, seconds)
+    return Analysis(
+        cfg,
+        metadata,
+        image,
+        frame,
+        logits[:, rows],
+        selection.scores[0, queries],
+        selection.labels[0, queries],
+        masks,
+        attention[0],
+    )
 
 
 def panoptic_rule(

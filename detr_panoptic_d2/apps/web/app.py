@@ -1,24 +1,18 @@
 """The page itself, with Gradio: it turns what a visitor does into calls of :mod:`.analysis`."""
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
+from ...engine import Predictor
 from ...errors import UserError
 from ...visualization.visualizer import class_name
-from .analysis import MOST_MEGABYTES, MOST_MEGAPIXELS, Analysis, Analyzer, View, read_upload
+from .analysis import MOST_MEGABYTES, MOST_MEGAPIXELS, View, analyze, read_upload
 
 logger = logging.getLogger(__name__)
 
 # Seconds after which an image that nobody looks at any more is forgotten.
 _KEEP = 3600
 _START = "No image yet."
-
-
-class Session(NamedTuple):
-    """What one visitor sees."""
-
-    analysis: Analysis
-    view: View
 
 
 def import_gradio():
@@ -37,28 +31,22 @@ def import_gradio():
     return gradio
 
 
-def build_app(analyzer: Analyzer):
-    """Make the page.
+def build_app(predictor: Predictor):
+    """Make the page, a ``gradio.Blocks``.
 
-    Args:
-        analyzer: the model.
-
-    Returns:
-        ``gradio.Blocks``.
+    Raises:
+        UserError: Gradio is not installed, or the model has no mask head.
     """
     gr = import_gradio()
-    page = _Page(analyzer)
-    test = analyzer.cfg.MODEL.DETR.TEST
-
-    def image(label: str, name: str):
-        # Without "share", which would send pictures to another site.
-        buttons = ["download", "fullscreen"]
-        return gr.Image(label=label, interactive=False, format="png", buttons=buttons, elem_id=name)
+    if predictor.model.mask_head is None:
+        raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
+    page = _Page(predictor)
+    test = predictor.cfg.MODEL.DETR.TEST
 
     with gr.Blocks(
         title="Panoptic segmentation", analytics_enabled=False, delete_cache=(_KEEP, _KEEP)
     ) as app:
-        session = gr.State(None, time_to_live=_KEEP)
+        view = gr.State(None, time_to_live=_KEEP)
         gr.Markdown(
             "# Panoptic segmentation\nDrop an image, then click a segment. "
             f"At most {MOST_MEGABYTES} MB and {MOST_MEGAPIXELS} million pixels."
@@ -77,22 +65,25 @@ def build_app(analyzer: Analyzer):
                 )
                 status = gr.Markdown(_START, elem_id="status")
             with gr.Column(scale=2, min_width=320):
-                picture = image("Segments", "picture")
-        details = gr.Markdown(elem_id="details")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=300):
-                mask = image("Its pixels", "mask")
-            with gr.Column(scale=2, min_width=320):
-                maps = gr.Gallery(
-                    show_label=False,
-                    columns=5,
-                    object_fit="contain",
+                # Without "share", which would send pictures to another site.
+                picture = gr.Image(
+                    label="Segments",
+                    interactive=False,
                     format="png",
-                    buttons=[],
-                    elem_id="maps",
+                    buttons=["download", "fullscreen"],
+                    elem_id="picture",
                 )
-        chosen = [details, mask, maps]
-        everything = [session, picture, status, *chosen]
+        details = gr.Markdown(elem_id="details")
+        maps = gr.Gallery(
+            show_label=False,
+            columns=5,
+            object_fit="contain",
+            format="png",
+            buttons=[],
+            elem_id="maps",
+        )
+        chosen = [details, maps]
+        everything = [view, picture, status, *chosen]
         # One at a time and in their order: the late answer to a moved slider must not bring back an
         # image that was taken away or replaced meanwhile.
         in_turn = {"concurrency_id": "page", "concurrency_limit": 1}
@@ -101,17 +92,17 @@ def build_app(analyzer: Analyzer):
         gr.on(
             [score.change, area.change],
             page.change,
-            [session, score, area],
+            [view, score, area],
             everything,
             trigger_mode="always_last",
             show_progress="hidden",
             **in_turn,
         )
 
-        def click(current: Session | None, event: gr.SelectData):
+        def click(current: View | None, event: gr.SelectData):
             return page.choose(current, *map(int, event.index))
 
-        picture.select(click, session, chosen)
+        picture.select(click, view, chosen)
     return app
 
 
@@ -138,47 +129,44 @@ def serve(app, *, host: str, port: int | None) -> None:
 class _Page:
     """The functions behind the page; each returns the values of the components that it changes."""
 
-    def __init__(self, analyzer: Analyzer):
-        self._analyzer = analyzer
+    def __init__(self, predictor: Predictor):
+        self._predictor = predictor
 
     def analyse(self, path: str, score: float, area: float) -> list[Any]:
         """A new image: the only place where the network runs."""
         try:
-            image = read_upload(path)
+            analysis = analyze(self._predictor, read_upload(path))
         except UserError as error:
             return self.nothing(f"**{error}**")
-        return self._show(self._analyzer(image), score, area)
+        return self._show(analysis.view(score, int(area)))
 
-    def change(self, session: Session | None, score: float, area: float) -> list[Any]:
+    def change(self, view: View | None, score: float, area: float) -> list[Any]:
         """Other thresholds."""
-        return self._show(session.analysis, score, area) if session else self.nothing(_START)
+        return self._show(view.analysis.view(score, int(area))) if view else self.nothing(_START)
 
     def nothing(self, status: str) -> list[Any]:
         """An empty page with a message."""
-        return [None, None, status, "", None, None]
+        return [None, None, status, "", None]
 
-    def choose(self, session: Session | None, x: int, y: int) -> list[Any]:
+    def choose(self, view: View | None, x: int, y: int) -> list[Any]:
         """A click into the picture."""
-        if session is None:
-            return ["", None, None]
-        analysis, view = session
+        if view is None:
+            return ["", None]
         index = view.at(x, y)
         if index is None:
-            return ["Void: no segment has this pixel.", None, None]
-        segment = view.segments[index]
-        share = 100 * segment["area"] / view.ids.size
+            return ["Void: no segment has this pixel.", None]
+        segment, share = view.segments[index], 100 * view.segments[index]["area"] / view.ids.size
         text = (
-            f"### {class_name(segment['category_id'], analysis.metadata)} "
+            f"### {class_name(segment['category_id'], view.analysis.metadata)} "
             f"({'thing' if segment['isthing'] else 'stuff'})\nscore {segment['score']:.3f}, area "
             f"{segment['area']} pixels ({share:.1f} % of the image)\n\n"
             "Its pixels, mask logits (purple: inside) and box attention of its query, by head:"
         )
-        return [text, analysis.mask_picture(view, index), analysis.maps(view, index)]
+        return [text, view.details(index)]
 
-    def _show(self, analysis: Analysis, score: float, area: float) -> list[Any]:
-        view = analysis.view(score, int(area))
+    def _show(self, view: View) -> list[Any]:
         height, width = view.ids.shape
         status = f"{width} x {height} pixels, {len(view.segments)} segments."
         if not view.segments:
             status += " No query passes: lower the least score."
-        return [Session(analysis, view), view.picture, status, "", None, None]
+        return [view, view.picture, status, "", None]
