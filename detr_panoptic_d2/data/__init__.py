@@ -1,7 +1,7 @@
 """Data sets: registration, the mapper, and the built-in set of shapes."""
 
 from .dataset_mapper import PanopticDatasetMapper
-from .metadata import dataset_ids, num_classes, thing_class_ids
+from .metadata import dataset_ids, thing_class_ids
 from .register import register_from_config, register_panoptic
 from .shapes import make_shapes, register_shapes
 
@@ -9,7 +9,6 @@ __all__ = [
     "PanopticDatasetMapper",
     "dataset_ids",
     "make_shapes",
-    "num_classes",
     "register_from_config",
     "register_panoptic",
     "register_shapes",

@@ -14,13 +14,8 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
 from ..errors import UserError, check_value
-from .masks import ids_to_labels, label_boxes_and_areas, labels_to_masks
+from .masks import ids_to_labels, label_boxes_and_areas
 from .panoptic_png import read_panoptic_png
-
-_ORIENTATION_HINT = (
-    ". Sizes are compared after the image's EXIF orientation is applied, so the annotation must "
-    "be in the upright frame."
-)
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -41,8 +36,7 @@ class PanopticDatasetMapper:
     Panoptic dicts (``pan_seg_file_name``, ``segments_info``) and instance dicts
     (``annotations`` with polygons, RLE or boxes alone) are understood; where a dict has both, the
     panoptic annotation is taken. Things and stuff become rows of one ``Instances`` alike; crowd and
-    void do not. Random numbers come from NumPy's global generator, as everywhere in Detectron2,
-    whose loader seeds it in every worker.
+    void do not. Random numbers come from NumPy's global generator, which Detectron2's loader seeds.
 
     Policies for panoptic annotations: ids of the PNG that no entry names are void, entries without
     pixels are left out; both are warned of once per process, with the file's name. Segments that
@@ -103,41 +97,39 @@ class PanopticDatasetMapper:
         """
         file_name = dataset_dict["file_name"]
         image = read_image(file_name, self.image_format)
-        _check_annotated_size(dataset_dict, image)
         height, width = image.shape[:2]
+        annotated = dataset_dict.get("height") or height, dataset_dict.get("width") or width
+        _check_same_size(f"Image '{file_name}'", (height, width), "its annotation", annotated)
         result = {"file_name": file_name, "height": height, "width": width}
         if "image_id" in dataset_dict:
             result["image_id"] = dataset_dict["image_id"]
 
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
-        result["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
-        if self.with_targets:
-            if "pan_seg_file_name" in dataset_dict:
-                result["instances"] = self._panoptic_instances(
-                    dataset_dict, transforms, (height, width)
-                )
-            elif "annotations" in dataset_dict:
-                result["instances"] = self._annotated_instances(
-                    dataset_dict["annotations"], transforms, aug_input.image.shape[:2]
-                )
-            else:
-                raise UserError(
-                    f"No annotation of '{file_name}': its dict has neither pan_seg_file_name nor "
-                    "annotations, so this data set cannot be trained on."
-                )
-        return result
+        image = aug_input.image
+        result["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if not self.with_targets:
+            return result
+        if "pan_seg_file_name" in dataset_dict:
+            instances = self._panoptic_instances(dataset_dict, transforms, (height, width))
+        elif "annotations" in dataset_dict:
+            instances = self._annotated_instances(
+                dataset_dict["annotations"], transforms, image.shape[:2]
+            )
+        else:
+            raise UserError(
+                f"No annotation of '{file_name}': its dict has neither pan_seg_file_name nor "
+                "annotations, so this data set cannot be trained on."
+            )
+        return {**result, "instances": instances}
 
     def _panoptic_instances(
         self, dataset_dict: dict, transforms: T.TransformList, image_size: tuple[int, int]
     ) -> Instances:
         png = dataset_dict["pan_seg_file_name"]
         ids = read_panoptic_png(png)
-        if ids.shape != image_size:
-            raise UserError(
-                f"Panoptic PNG '{png}' is {_describe(ids.shape)}, but its image "
-                f"'{dataset_dict['file_name']}' is {_describe(image_size)}" + _ORIENTATION_HINT
-            )
+        of_image = f"its image '{dataset_dict['file_name']}'"
+        _check_same_size(f"Panoptic PNG '{png}'", ids.shape, of_image, image_size)
         infos = dataset_dict["segments_info"]
         targets = [s for s in infos if not s.get("iscrowd", 0)]
         crowd = [s for s in infos if s.get("iscrowd", 0)]
@@ -154,18 +146,24 @@ class PanopticDatasetMapper:
             )
         transformed = _transform_labels(labels, transforms)
         boxes, areas = label_boxes_and_areas(transformed, len(infos))
-        boxes, areas = boxes[: len(targets)], areas[: len(targets)]
-        present = areas > 0
-        if not present.all():
-            _warn_of_empty_entries(png, targets, labels)
-
+        present = np.flatnonzero(areas[: len(targets)])
+        if len(present) < len(targets):
+            pixels = np.bincount(labels.reshape(-1), minlength=len(targets) + 1)[1:]
+            if empty := [s["id"] for s, area in zip(targets, pixels, strict=False) if area == 0]:
+                log_first_n(
+                    logging.WARNING,
+                    f"Panoptic PNG '{png}' has no pixel of segment {empty[0]}, which its "
+                    "segments_info lists; the entry is left out. Further such entries are not "
+                    "reported.",
+                    name=__name__,
+                )
         instances = Instances(transformed.shape)
         classes = np.array([s["category_id"] for s in targets], dtype=np.int64)
         instances.gt_classes = torch.from_numpy(classes[present])
         instances.gt_boxes = Boxes(torch.from_numpy(boxes[present]))
         if self.with_masks:
-            masks = labels_to_masks(transformed, np.flatnonzero(present) + 1)
-            instances.gt_masks = BitMasks(torch.from_numpy(masks))
+            wanted = (present + 1).astype(transformed.dtype)
+            instances.gt_masks = BitMasks(torch.from_numpy(transformed == wanted[:, None, None]))
         return instances
 
     def _annotated_instances(
@@ -223,20 +221,20 @@ def _check_input(inputs: CfgNode) -> None:
         "FORMAT": ("RGB", "BGR"),
         "RANDOM_FLIP": ("horizontal", "vertical", "none"),
         "MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
-        "CROP.TYPE": ("absolute", "absolute_range", "relative", "relative_range"),
     }
     for key, allowed in choices.items():
-        value = inputs.CROP.TYPE if key == "CROP.TYPE" else inputs[key]
-        check_value(f"INPUT.{key}", value, value in allowed, " or ".join(allowed))
+        check_value(f"INPUT.{key}", inputs[key], inputs[key] in allowed, " or ".join(allowed))
+    kinds = "absolute", "absolute_range", "relative", "relative_range"
+    crop = inputs.CROP
+    check_value("INPUT.CROP.TYPE", crop.TYPE, crop.TYPE in kinds, " or ".join(kinds))
+    check_value("INPUT.CROP.PROB", crop.PROB, 0 <= crop.PROB <= 1, "a number from 0 to 1")
     sizes = {key: inputs[key] for key in ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MAX_SIZE_TEST")}
-    for key, value in {**sizes, "CROP.RESIZE_MIN_SIZES": inputs.CROP.RESIZE_MIN_SIZES}.items():
+    for key, value in {**sizes, "CROP.RESIZE_MIN_SIZES": crop.RESIZE_MIN_SIZES}.items():
         values = value if isinstance(value, list | tuple) else [value]
         valid = bool(values) and all(isinstance(v, int) and v > 0 for v in values)
         check_value(f"INPUT.{key}", value, valid, "one or more sizes in pixels, from 1 on")
     # 0 is Detectron2's way to say: not resized.
     check_value("INPUT.MIN_SIZE_TEST", inputs.MIN_SIZE_TEST, inputs.MIN_SIZE_TEST >= 0, "0 or more")
-    probability = inputs.CROP.PROB
-    check_value("INPUT.CROP.PROB", probability, 0 <= probability <= 1, "a number from 0 to 1")
 
 
 def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
@@ -287,27 +285,12 @@ def _transform_labels(labels: np.ndarray, transforms: T.TransformList) -> np.nda
     return (high.astype(labels.dtype) << 8) | low
 
 
-def _check_annotated_size(dataset_dict: dict, image: np.ndarray) -> None:
-    sides = zip(("height", "width"), image.shape, strict=False)
-    annotated = tuple(dataset_dict.get(key, side) for key, side in sides)
-    if annotated != image.shape[:2]:
+def _check_same_size(
+    name: str, size: tuple[int, ...], other_name: str, other: tuple[int, ...]
+) -> None:
+    if size != other:
         raise UserError(
-            f"Image '{dataset_dict['file_name']}' is {_describe(image.shape)}, but its annotation "
-            f"says {_describe(annotated)}" + _ORIENTATION_HINT
-        )
-
-
-def _describe(size: tuple[int, ...]) -> str:
-    return f"{size[1]} wide and {size[0]} high"
-
-
-def _warn_of_empty_entries(png: str, targets: list[dict], labels: np.ndarray) -> None:
-    """Warn, once per process, of targets without a pixel in the label map as it was read."""
-    pixels = np.bincount(labels.reshape(-1), minlength=len(targets) + 1)[1 : len(targets) + 1]
-    if (empty := np.flatnonzero(pixels == 0)).size:
-        log_first_n(
-            logging.WARNING,
-            f"Panoptic PNG '{png}' has no pixel of segment {targets[empty[0]]['id']}, which its "
-            "segments_info lists; the entry is left out. Further such entries are not reported.",
-            name=__name__,
+            f"{name} is {size[1]} wide and {size[0]} high, but {other_name} is {other[1]} wide and "
+            f"{other[0]} high. Images are turned upright by their EXIF orientation; annotations "
+            "must be in the upright frame."
         )

@@ -83,16 +83,3 @@ def label_boxes_and_areas(labels: np.ndarray, num_segments: int) -> tuple[np.nda
     np.maximum.at(corners[:, 3], run_labels, y)
     corners[areas == 0] = 0
     return corners[1:].astype(np.float32), areas[1:]
-
-
-def labels_to_masks(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Masks of some labels.
-
-    Args:
-        labels: label map (H, W).
-        wanted: (K,) labels.
-
-    Returns:
-        ndarray: bool (K, H, W).
-    """
-    return labels[None] == np.asarray(wanted).astype(labels.dtype)[:, None, None]

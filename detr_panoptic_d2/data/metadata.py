@@ -11,30 +11,40 @@ from detectron2.data import DatasetCatalog, Metadata
 
 from ..errors import UserError
 
+# Each far from all before it in CIELAB, so that the classes of a small set cannot be mixed up. The
+# first six are from Okabe and Ito, "Color Universal Design" (2008), told apart with every common
+# kind of colour vision.
+COLORS = (
+    (0, 114, 178),  # blue
+    (230, 159, 0),  # orange
+    (0, 158, 115),  # green
+    (213, 94, 0),  # vermilion
+    (204, 121, 167),  # pink
+    (240, 228, 66),  # yellow
+    (112, 48, 160),  # violet
+    (150, 220, 230),  # light cyan
+    (110, 70, 30),  # brown
+    (160, 200, 60),  # lime
+    (200, 20, 70),  # crimson
+    (128, 128, 128),  # grey
+    (30, 40, 90),  # navy
+    (255, 180, 165),  # salmon
+    (20, 80, 40),  # dark green
+    (190, 150, 255),  # lavender
+    (130, 125, 20),  # olive
+    (0, 200, 190),  # turquoise
+)
 
-def num_classes(metadata: Metadata) -> int:
-    """Return C, the number of classes, things and stuff together.
 
-    Args:
-        metadata: the data set's entry in ``MetadataCatalog``.
+def default_color(index: int) -> list[int]:
+    """Return the colour of class ``index`` (from 0), three integers from 0 to 255.
 
-    Raises:
-        UserError: see :func:`dataset_ids`.
+    After the list above its colours come again, lighter and darker in turn.
     """
-    return len(dataset_ids(metadata))
-
-
-def thing_class_ids(metadata: Metadata) -> list[int]:
-    """Return the contiguous ids of the thing classes, ascending.
-
-    Args:
-        metadata: the data set's entry in ``MetadataCatalog``.
-
-    Raises:
-        UserError: see :func:`dataset_ids`.
-    """
-    dataset_ids(metadata)
-    return sorted(_id_maps(metadata)[0].values())
+    turn, place = divmod(index, len(COLORS))
+    target = 255 if turn % 2 else 0
+    share = 0 if turn == 0 else 1 - 0.6 / (1 + 0.25 * (turn - 1))
+    return [round(channel + share * (target - channel)) for channel in COLORS[place]]
 
 
 def dataset_ids(metadata: Metadata) -> list[int]:
@@ -66,35 +76,29 @@ def dataset_ids(metadata: Metadata) -> list[int]:
     return [by_contiguous[i] for i in range(len(by_contiguous))]
 
 
+def thing_class_ids(metadata: Metadata) -> list[int]:
+    """Return the contiguous ids of the thing classes, ascending; raises as :func:`dataset_ids`."""
+    dataset_ids(metadata)
+    return sorted(_id_maps(metadata)[0].values())
+
+
 def class_names(metadata: Metadata) -> list[str] | None:
     """Return the name of each contiguous class, in order; None where the metadata has none.
 
-    Args:
-        metadata: the data set's entry in ``MetadataCatalog``.
-
-    Raises:
-        UserError: see :func:`dataset_ids`.
+    Raises as :func:`dataset_ids`.
     """
-    count = num_classes(metadata)
-    for key in ("stuff_classes", "thing_classes"):
-        names = metadata.get(key)
-        if names is not None and len(names) == count:
-            return list(names)
-    return None
+    count = len(dataset_ids(metadata))
+    lists = (metadata.get("stuff_classes"), metadata.get("thing_classes"))
+    return next((list(names) for names in lists if names and len(names) == count), None)
 
 
 def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
     """Return the (thing, stuff) maps from dataset id to contiguous id."""
-    keys = (
-        "thing_classes",
-        "thing_dataset_id_to_contiguous_id",
-        "stuff_dataset_id_to_contiguous_id",
-    )
+    maps = "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"
     name = metadata.get("name")
-    if not any(metadata.get(key) for key in keys) and name in DatasetCatalog.list():
+    if not any(map(metadata.get, ("thing_classes", *maps))) and name in DatasetCatalog.list():
         DatasetCatalog.get(name)
-    things = metadata.get("thing_dataset_id_to_contiguous_id")
-    stuff = metadata.get("stuff_dataset_id_to_contiguous_id")
+    things, stuff = map(metadata.get, maps)
     if things is None and stuff is None:
         # Detectron2's convention for a set registered by its class names alone.
         things = {i: i for i in range(len(metadata.get("thing_classes", ())))}

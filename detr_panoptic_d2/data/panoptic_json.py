@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from ..checkpoint.atomic import atomic_file
 from ..errors import UserError
 from .masks import ids_to_labels, label_boxes_and_areas
-from .palette import default_color
+from .metadata import default_color
 from .panoptic_check import Finding, Report, check_categories, check_panoptic_json
 
 logger = logging.getLogger(__name__)

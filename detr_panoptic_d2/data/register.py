@@ -44,25 +44,20 @@ def register_panoptic(
         "panoptic_root": _plain_path(panoptic_root),
         "panoptic_json": _plain_path(panoptic_json),
     }
-    if instances_json is not None:
-        instances_json = _plain_path(instances_json)
-    if is_registered(name, **paths, json_file=instances_json):
-        return
-    for key in ("image_root", "panoptic_root"):
-        if not PathManager.isdir(paths[key]):
-            raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is no folder.")
-    if instances_json is not None and not PathManager.isfile(instances_json):
-        raise FileNotFoundError(
-            f"Data set '{name}': instances_json '{instances_json}' does not exist."
-        )
-    content = read_panoptic_json(paths["panoptic_json"])
-    metadata = panoptic_metadata(content.get("categories"), paths["panoptic_json"])
-    panoptic_dicts(content, **paths)
-    if instances_json is not None:
-        metadata["json_file"] = instances_json
-    register_with_metadata(
-        name, functools.partial(load_panoptic_json, **paths), **paths, **metadata
-    )
+    json_file = _plain_path(instances_json) if instances_json else None
+
+    def read_metadata() -> dict[str, Any]:
+        for key in ("image_root", "panoptic_root"):
+            if not PathManager.isdir(paths[key]):
+                raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is no folder.")
+        if json_file and not PathManager.isfile(json_file):
+            raise FileNotFoundError(f"Data set '{name}': '{json_file}' does not exist.")
+        content = read_panoptic_json(paths["panoptic_json"])
+        panoptic_dicts(content, **paths)
+        return panoptic_metadata(content["categories"], paths["panoptic_json"])
+
+    loader = functools.partial(load_panoptic_json, **paths)
+    register_once(name, loader, {**paths, "json_file": json_file}, read_metadata)
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -91,50 +86,52 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
         UserError: an item is no such mapping.
     """
     required = {"name", "image_root", "panoptic_root", "panoptic_json"}
-    takes = f"it takes {sorted(required)} and, optionally, 'instances_json'"
+    allowed = {*required, "instances_json"}
     for index, item in enumerate(cfg.DATASETS.REGISTER):
         where = f"DATASETS.REGISTER[{index}]"
-        if not isinstance(item, Mapping):
+        if not isinstance(item, dict):
             raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
-        unknown, missing = item.keys() - required - {"instances_json"}, required - item.keys()
-        if unknown or missing:
-            problems = [f"has unknown keys {sorted(unknown)}"] if unknown else []
-            problems += [f"lacks {sorted(missing)}"] if missing else []
-            raise UserError(f"{where} {' and '.join(problems)}; {takes}.")
+        if not required <= item.keys() <= allowed:
+            unknown, missing = item.keys() - allowed, required - item.keys()
+            raise UserError(
+                f"{where} takes {sorted(allowed)} (the instances_json is optional). "
+                f"Unknown: {sorted(unknown, key=str)}; missing: {sorted(missing)}."
+            )
         for key, value in item.items():
             if not isinstance(value, str) or not value:
                 raise UserError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
     return [dict(item) for item in cfg.DATASETS.REGISTER]
 
 
-def is_registered(name: str, **metadata: Any) -> bool:
-    """Whether there is a set of this name with this metadata.
-
-    Raises:
-        UserError: the name is taken by another set.
-    """
-    if name not in DatasetCatalog.list():
-        return False
-    other = {key: MetadataCatalog.get(name).get(key) for key in metadata}
-    if other == metadata:
-        return True
-    raise UserError(
-        f"Data set name '{name}' is already registered with {other}. Choose another name, or call "
-        f"DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
-    )
-
-
-def register_with_metadata(name: str, loader: Callable[[], list[dict]], **metadata: Any) -> None:
-    """Enter a set in Detectron2's two catalogs.
+def register_once(
+    name: str,
+    loader: Callable[[], list[dict]],
+    paths: Mapping[str, str | None],
+    metadata: Callable[[], dict[str, Any]],
+) -> None:
+    """Enter a panoptic set in Detectron2's two catalogs, if it is not there with these paths.
 
     Args:
         name: of the set.
-        loader: callable without arguments that gives the dataset dicts.
-        metadata: from :func:`panoptic_metadata`, and the paths.
+        loader: gives the dataset dicts.
+        paths: entries of the metadata; None: it has none.
+        metadata: gives the other entries; called for a new set only.
+
+    Raises:
+        UserError: there is a set of this name with other paths.
     """
+    if name in DatasetCatalog.list():
+        other = {key: MetadataCatalog.get(name).get(key) for key in paths}
+        if other == paths:
+            return
+        raise UserError(
+            f"Data set name '{name}' is already registered with {other}. Choose another name, or "
+            f"call DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
+        )
+    entries = {**metadata(), **{key: path for key, path in paths.items() if path}}
     DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(
-        evaluator_type="coco_panoptic_seg", ignore_label=255, label_divisor=1000, **metadata
+        evaluator_type="coco_panoptic_seg", ignore_label=255, label_divisor=1000, **entries
     )
 
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from ..errors import UserError
 from .panoptic_json import (
     complete_segments,
     load_panoptic_json,
@@ -27,7 +25,7 @@ from .panoptic_json import (
     write_panoptic_json,
 )
 from .panoptic_png import write_panoptic_png
-from .register import is_registered, register_with_metadata
+from .register import register_once
 
 logger = logging.getLogger(__name__)
 
@@ -56,57 +54,33 @@ _STAMP = "stamp.json"
 _SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
 
 
-@dataclass(frozen=True)
-class ShapesPaths:
-    """Where a split lies."""
-
-    image_root: str
-    panoptic_root: str
-    panoptic_json: str
-
-    @classmethod
-    def of(cls, root: str | os.PathLike, split: str) -> "ShapesPaths":
-        """Return the paths of a split, made or not."""
-        folder = os.path.join(os.fspath(root), split)
-        return cls(
-            os.path.join(folder, "images"),
-            os.path.join(folder, "panoptic"),
-            os.path.join(folder, "panoptic.json"),
-        )
-
-
-def register_shapes(root: str | os.PathLike | None = None) -> None:
+def register_shapes() -> None:
     """Register ``shapes_panoptic_train`` (2000 images), ``_val`` (100) and ``_tune`` (100).
 
-    Nothing is written; a split is made when it is first loaded.
-
-    Args:
-        root: folder of the splits. Default: ``shapes_panoptic`` in ``DETECTRON2_DATASETS``, which
-            itself is ``datasets`` if not set.
-
-    Raises:
-        UserError: the names are registered already, with another root.
+    They lie in ``DETECTRON2_DATASETS`` (or else ``datasets``), ``shapes_panoptic``. Nothing is
+    written; a split is made when it is first loaded.
     """
-    if root is None:
-        datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-        root = os.path.join(datasets, "shapes_panoptic")
-    metadata = panoptic_metadata(CATEGORIES, "shapes_panoptic")
-    for split, (num_images, seed) in _SPLITS.items():
-        name = f"shapes_panoptic_{split}"
-        paths = vars(ShapesPaths.of(root, split))
-        if is_registered(name, **paths):
-            continue
-        loader = functools.partial(_load, root, split, num_images, seed)
-        register_with_metadata(name, loader, **metadata, **paths)
+    datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = os.path.join(datasets, "shapes_panoptic")
+    metadata = functools.partial(panoptic_metadata, CATEGORIES, "shapes_panoptic")
+    for split in _SPLITS:
+        loader = functools.partial(_load, root, split)
+        register_once(f"shapes_panoptic_{split}", loader, _paths(root, split), metadata)
 
 
-def _load(root: str | os.PathLike, split: str, num_images: int, seed: int) -> list[dict]:
-    return load_panoptic_json(**vars(make_shapes(root, split, num_images, seed=seed)))
+def _load(root: str, split: str) -> list[dict]:
+    num_images, seed = _SPLITS[split]
+    return load_panoptic_json(**make_shapes(root, split, num_images, seed=seed))
+
+
+def _paths(root: str | os.PathLike, split: str) -> dict[str, str]:
+    names = {"image_root": "images", "panoptic_root": "panoptic", "panoptic_json": "panoptic.json"}
+    return {key: os.path.join(root, split, name) for key, name in names.items()}
 
 
 def make_shapes(
     root: str | os.PathLike, split: str, num_images: int, *, size: int = 128, seed: int
-) -> ShapesPaths:
+) -> dict[str, str]:
     """Write a split of the data set, or find it complete.
 
     The split's folder appears in one step when all is written; an interrupted run leaves none, and
@@ -119,50 +93,39 @@ def make_shapes(
         size: side of the square images in pixels.
         seed: of the random streams; image i of a seed is the same in every split.
 
+    Returns:
+        dict: ``image_root``, ``panoptic_root``, ``panoptic_json``.
+
     Raises:
-        UserError: ``num_images`` or ``size`` are too small.
         FileExistsError: something else has the folder's name.
     """
-    if num_images < 1 or size < 16:
-        raise UserError(f"num_images={num_images}, size={size}: at least 1 and 16 are needed.")
     stamp = {"version": _VERSION, "num_images": num_images, "size": size, "seed": seed}
-    folder, paths = Path(root) / split, ShapesPaths.of(root, split)
-    if _stamp_of(folder) == stamp:
-        return paths
+    folder, work = Path(root, split), Path(root, f".{split}-new")
+    if _is_made(folder, stamp):
+        return _paths(root, split)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{split}.lock"):
-        if _stamp_of(folder) == stamp:
-            return paths
+        if _is_made(folder, stamp):
+            return _paths(root, split)
         logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
         # Left by a process that was killed: whoever has the lock is alone here.
-        work = folder.parent / f".{split}-new"
         shutil.rmtree(work, ignore_errors=True)
         try:
             _write_split(work, num_images, size, seed)
             (work / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return paths
+    return _paths(root, split)
 
 
-def _stamp_of(folder: Path) -> dict | None:
-    """Return the arguments that a split was made with, None if there is none.
-
-    Raises:
-        FileExistsError: the folder was not made here.
-    """
-    if not folder.exists():
-        return None
-    try:
-        return json.loads((folder / _STAMP).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+def _is_made(folder: Path, stamp: dict[str, int]) -> bool:
+    if folder.exists() and not (folder / _STAMP).is_file():
         raise FileExistsError(
-            f"'{folder}' exists and is no data set made by make_shapes. Choose another root or "
-            "move it away."
-        ) from None
+            f"'{folder}' was not made by make_shapes. Choose another root or move it away."
+        )
+    return folder.exists() and json.loads((folder / _STAMP).read_text(encoding="utf-8")) == stamp
 
 
 def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:

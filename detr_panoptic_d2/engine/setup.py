@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import merged_cfg, resolve_config_file
-from ..data.metadata import num_classes
+from ..data.metadata import dataset_ids
 from ..data.register import register_from_config
 from ..errors import check_value, look_up, quiet_console
 
@@ -75,7 +75,7 @@ def _fill_in_num_classes(cfg: CfgNode) -> None:
             "a registered data set: name your own in DATASETS.REGISTER of the config, or call "
             "register_panoptic first",
         )
-        count = num_classes(MetadataCatalog.get(name))
+        count = len(dataset_ids(MetadataCatalog.get(name)))
         if cfg.MODEL.DETR.NUM_CLASSES == -1:
             cfg.MODEL.DETR.NUM_CLASSES = count
             logger.info("MODEL.DETR.NUM_CLASSES is %d, from data set '%s'.", count, name)

@@ -52,7 +52,8 @@ def build_train_loader(
         make_sampler or _sampler_factory(cfg, dicts),
         batch // world,
         cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        [grouped and d["width"] > d["height"] for d in dicts],
+        # A json may lack sizes.
+        [grouped and d.get("width", 0) > d.get("height", 0) for d in dicts],
     )
     return DataLoader(
         SeededDataset(DatasetFromList(dicts, copy=False), mapper),

@@ -10,7 +10,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Bbox
 
-from ..data.palette import default_color
+from ..data.metadata import default_color
 from .panels import Color, text_size
 
 Segments = list[dict[str, Any]]

@@ -168,7 +168,7 @@ def test_from_config(small_set, tmp_path):
     ("change", "message"),
     [
         ({"image_root": None}, "'image_root' is None"),
-        ({"images": "x"}, r"unknown keys \['images'\]"),
+        ({"images": "x"}, r"Unknown: \['images'\]"),
     ],
 )
 def test_from_config_errors(small_set, change, message):
@@ -178,7 +178,7 @@ def test_from_config_errors(small_set, change, message):
     with pytest.raises(ValueError, match=message):
         register_from_config(cfg)
     cfg.DATASETS.REGISTER = [{"name": "n"}]
-    with pytest.raises(ValueError, match=r"REGISTER\[0\] lacks"):
+    with pytest.raises(ValueError, match=r"REGISTER\[0\] takes .* missing: \['image_root'"):
         register_from_config(cfg)
     cfg.DATASETS.REGISTER = ["n"]
     with pytest.raises(ValueError, match="mapping"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detr_panoptic_d2.data.shapes import ShapesPaths, make_shapes
+from detr_panoptic_d2.data.shapes import make_shapes
 
 REPO = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
@@ -35,7 +35,7 @@ class Jobs:
             cwd=folder,
         )
         paths = make_shapes(folder / "shapes", "few", 6, size=32, seed=0)
-        self._item = {"name": "few_shapes", **vars(paths)}
+        self._item = {"name": "few_shapes", **paths}
 
     def run(self, **job):
         """Return the exit status of a job, negative where a signal ended it."""
@@ -135,8 +135,7 @@ def test_killed_while_the_shapes_are_made(jobs, tmp_path):
     assert jobs.run(shapes=str(tmp_path)) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"train", ".train.lock"}
     again = make_shapes(tmp_path, "train", 12, size=32, seed=0)
-    assert again == ShapesPaths.of(tmp_path, "train")
-    assert len(list(Path(again.image_root).iterdir())) == 12
+    assert len(list(Path(again["image_root"]).iterdir())) == 12
 
 
 @pytest.mark.slow

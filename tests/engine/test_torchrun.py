@@ -27,7 +27,7 @@ def options(tmp_path_factory):
     """Config entries, with weights that see something in every image."""
     folder = tmp_path_factory.mktemp("shapes")
     paths = make_shapes(folder, "few", IMAGES, size=32, seed=0)
-    item = {"name": "few_shapes", **vars(paths)}
+    item = {"name": "few_shapes", **paths}
     opts = ["DATASETS.REGISTER", [item], "DATASETS.TRAIN", ("few_shapes",)]
     opts += ["DATASETS.TEST", ("few_shapes",), "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 6]
     opts += ["INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32, "SOLVER.MAX_ITER", 4]

@@ -446,7 +446,7 @@ def test_no_check_is_possible(command, tmp_path):
     item = {"name": "x", "image_rot": "y"}
     for datasets, message in (
         ({"TRAIN": [], "TEST": []}, "names no data set"),
-        ({"REGISTER": [item]}, r"unknown keys ['image_rot'] and lacks ['image_root', "),
+        ({"REGISTER": [item]}, "Unknown: ['image_rot']; missing: ['image_root', "),
         ({"TEST": ["none"]}, "'none' is no panoptic data set"),
     ):
         config = save_config(tmp_path / "mine.yaml", datasets)

@@ -20,9 +20,7 @@ SIZES = ("INPUT.MIN_SIZE_TRAIN", (96,), "INPUT.MIN_SIZE_TEST", 96)
 @pytest.fixture
 def shapes(tmp_path, clean_catalogs):
     """Three images of coloured shapes, registered as a panoptic set."""
-    register_panoptic(
-        "stock_shapes", **vars(make_shapes(tmp_path / "data", "val", 3, size=96, seed=5))
-    )
+    register_panoptic("stock_shapes", **make_shapes(tmp_path / "data", "val", 3, size=96, seed=5))
     return "stock_shapes"
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from detr_panoptic_d2.data.palette import COLORS, default_color
+from detr_panoptic_d2.data.metadata import COLORS, default_color
 from detr_panoptic_d2.visualization.draw import (
     ERROR_COLORS,
     draw_beside_ground_truth,

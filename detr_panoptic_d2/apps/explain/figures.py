@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...data.palette import default_color
+from ...data.metadata import default_color
 from ...modeling.mask_ops import argmax_at_output
 from ...visualization.draw import draw_panoptic
 from ...visualization.panels import enlarge, side_by_side, with_caption

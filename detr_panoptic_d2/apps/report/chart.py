@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ...data.palette import default_color
+from ...data.metadata import default_color
 
 # From this ratio of the largest to the smallest value on the scale is logarithmic.
 _LOG_RATIO = 12
