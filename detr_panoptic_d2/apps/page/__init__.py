@@ -32,11 +32,6 @@ class Section(NamedTuple):
     blocks: list[Block]
 
 
-def style() -> str:
-    """Return the style sheet: light or dark, for phones and wide screens."""
-    return (_FOLDER / "style.css").read_text(encoding="utf-8")
-
-
 def write_page(
     path: Path, title: str, kind: str, top: list[Block], sections: list[Section]
 ) -> None:
@@ -58,7 +53,7 @@ def write_page(
     page = environment.get_template("page.html.jinja").render(
         title=title,
         kind=kind,
-        style=style(),
+        style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
         top=top,
         sections=[section for section in sections if section.blocks],
     )

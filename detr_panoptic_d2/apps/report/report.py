@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from ..._version import __version__
 from ...data.register import register_from_config
 from ...evaluation.panoptic import PER_IMAGE_FILE
-from ..page import Block, Section, data_uri, write_page
+from ..page import Block, Section, write_page
 from .chart import line_chart
 from .results import Evaluation, read_evaluation, result_blocks
 
@@ -143,7 +143,6 @@ def write_report(output_dir: str | Path) -> Path:
             for e in evaluations
         ),
         Section("curves", "Curves", curves(run)),
-        Section("course", "During training", training_pictures(run.folder)),
         Section("config", "Config", config(run)),
     ]
     path = run.folder / "report.html"
@@ -179,7 +178,7 @@ def state(run: Run) -> list[Block]:
 
 def overview(run: Run, evaluations: list[Evaluation]) -> list[Block]:
     """Return the numbers to see first, and all results that metrics.json has."""
-    seconds, batch = run.seconds(), run.config.get("SOLVER", {}).get("IMS_PER_BATCH", math.nan)
+    seconds = run.seconds()
     step, waiting = (np.median(run.values(name)) for name in ("time", "data_time"))
     numbers = [
         ("PQ", "{:.1f}", evaluations[0].pq if evaluations else run.values(_PQ)[-1]),
@@ -187,7 +186,6 @@ def overview(run: Run, evaluations: list[Evaluation]) -> list[Block]:
         ("Per iteration", "{:.3g} s", seconds / run.done if seconds else math.nan),
         ("of which training step", "{:.3g} s", step),
         ("of which waiting for data", "{:.3g} s", waiting),
-        ("Images per second in steps", "{:.3g}", batch / step),
         ("Most memory", "{:.0f} MiB", run.values("max_memory_mib").max()),
     ]
     tiles = [(name, form.format(value)) for name, form, value in numbers if math.isfinite(value)]
@@ -228,19 +226,6 @@ def curves(run: Run) -> list[Block]:
         charts.append((title, line_chart(series, from_zero="oss" not in title)))
     charts = [(title, svg) for title, svg in charts if svg]
     return [{"charts": charts}] if charts else []
-
-
-def training_pictures(output_dir: Path) -> list[Block]:
-    """Return the first and the last picture of each image that the training's hook drew."""
-    pictures = []
-    for folder in sorted(p for p in output_dir.glob("pictures/*") if p.is_dir()):
-        files = sorted(folder.glob("iter_*.jpg"))
-        for path in dict.fromkeys(files[:1] + files[-1:]):
-            name = folder.name.partition("_")[2]
-            done = int(path.stem.removeprefix("iter_")) + 1
-            address = data_uri(path.read_bytes(), "jpeg")
-            pictures.append((f"{name}, after {done} iterations", address))
-    return [{"pictures": pictures, "class": "wide"}] if pictures else []
 
 
 def config(run: Run) -> list[Block]:
