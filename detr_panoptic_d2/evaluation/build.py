@@ -13,12 +13,13 @@ from detectron2.evaluation import (
 )
 
 from ..data.metadata import thing_class_ids
-from ..errors import UserError
+from ..errors import UserError, check_value
 from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .semantic import PanopticSemanticEvaluator
 
-logger = logging.getLogger(__name__)
+# By evaluator_type: the evaluator, and the key of the output that it needs.
+_OTHER_SETS = {"coco": (COCOEvaluator, "INSTANCE_ON"), "sem_seg": (SemSegEvaluator, "SEMANTIC_ON")}
 
 
 def build_evaluator(
@@ -38,41 +39,29 @@ def build_evaluator(
         UserError: the type is not known, or the model's outputs do not fit it.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    metadata = MetadataCatalog.get(dataset_name)
+    metadata, test = MetadataCatalog.get(dataset_name), cfg.MODEL.DETR.TEST
     kind = metadata.get("evaluator_type")
-    if kind == "coco":
-        _require(cfg.MODEL.DETR.TEST.INSTANCE_ON, "INSTANCE_ON", dataset_name, kind)
-        return COCOEvaluator(dataset_name, output_dir=output_dir)
-    if kind == "sem_seg":
-        _require(cfg.MODEL.DETR.TEST.SEMANTIC_ON, "SEMANTIC_ON", dataset_name, kind)
-        return SemSegEvaluator(dataset_name, output_dir=output_dir)
+    if kind in _OTHER_SETS:
+        evaluator, key = _OTHER_SETS[kind]
+        allowed = f"True to evaluate on '{dataset_name}', which is of type '{kind}'"
+        check_value(f"MODEL.DETR.TEST.{key}", test[key], test[key], allowed)
+        return evaluator(dataset_name, output_dir=output_dir)
     if metadata.get("panoptic_json") is None:
         raise UserError(
             f"Data set '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
             "metadata. Known are panoptic sets, 'coco' and 'sem_seg'."
         )
     evaluators: list[DatasetEvaluator] = []
-    if cfg.MODEL.DETR.TEST.PANOPTIC_ON and cfg.MODEL.MASK_ON:
+    if test.PANOPTIC_ON and cfg.MODEL.MASK_ON:
         evaluators.append(PanopticEvaluator(dataset_name, output_dir))
-    if cfg.MODEL.DETR.TEST.INSTANCE_ON:
-        if thing_class_ids(metadata):
-            evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir))
-        else:
-            logger.info("No AP for '%s': it has no things.", dataset_name)
-    if cfg.MODEL.DETR.TEST.SEMANTIC_ON and cfg.MODEL.MASK_ON:
+    if test.INSTANCE_ON and thing_class_ids(metadata):
+        evaluators.append(PanopticInstanceEvaluator(dataset_name, output_dir))
+    if test.SEMANTIC_ON and cfg.MODEL.MASK_ON:
         evaluators.append(PanopticSemanticEvaluator(dataset_name, output_dir))
     if not evaluators:
-        logger.warning(
+        logging.getLogger(__name__).warning(
             "Nothing is evaluated on '%s': of MODEL.DETR.TEST.PANOPTIC_ON, SEMANTIC_ON (both need "
-            "MODEL.MASK_ON) and INSTANCE_ON none is on.",
+            "MODEL.MASK_ON) and INSTANCE_ON (needs things) none is on.",
             dataset_name,
         )
     return DatasetEvaluators(evaluators)
-
-
-def _require(is_on: bool, key: str, dataset_name: str, kind: str) -> None:
-    if not is_on:
-        raise UserError(
-            f"Data set '{dataset_name}' is of type '{kind}', so it can be evaluated only with "
-            f"MODEL.DETR.TEST.{key} True."
-        )

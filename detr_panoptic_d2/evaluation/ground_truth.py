@@ -2,33 +2,29 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..data.masks import ids_to_labels
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
-from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
 
 
 @contextlib.contextmanager
-def temporary_dataset(items: list[dict], **metadata: Any) -> Iterator[str]:
-    """Register a data set under a name of its own, for evaluators that ask Detectron2's catalogs.
+def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iterator[str]:
+    """Register a data set for evaluators that ask Detectron2's catalogs; yield its unique name.
+
+    It is forgotten at the end, while an evaluator keeps what it has read.
 
     Args:
-        items: dataset dicts.
+        loader: gives the dataset dicts.
         metadata: of the set.
-
-    Yields:
-        the name; it is forgotten at the end, while an evaluator keeps what it has read.
     """
     name = f"detr_panoptic_d2_{uuid.uuid4().hex}"
-    DatasetCatalog.register(name, lambda: items)
+    DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(**metadata)
     try:
         yield name
@@ -47,29 +43,13 @@ def categories_of(metadata: Metadata) -> list[dict[str, Any]]:
     ]
 
 
-def semantic_map(png: str, segments: list[dict], void: int, dtype: Any = np.int64) -> np.ndarray:
-    """Classes (H, W) of a panoptic PNG.
-
-    Args:
-        png: path.
-        segments: ``segments_info`` with contiguous ``category_id``; crowd counts as its class.
-        void: value of the pixels that no segment has.
-        dtype: of the result.
-    """
-    labels, _ = ids_to_labels(read_panoptic_png(png), [s["id"] for s in segments])
-    return np.array([void, *(s["category_id"] for s in segments)], dtype=dtype)[labels]
-
-
 def check_prediction_size(image: dict, size: tuple[int, int], png: str) -> None:
-    """Compare the size of a prediction with that of the PNG, which is not decoded.
+    """Raise ``UserError`` if a prediction has another size than the PNG, which is not decoded.
 
     Args:
         image: the model's input, with ``file_name``.
         size: (height, width) of the prediction.
         png: path.
-
-    Raises:
-        UserError: they differ.
     """
     with PathManager.open(png, "rb") as file, Image.open(file) as opened:
         width, height = opened.size

@@ -10,11 +10,11 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.evaluation.panoptic_evaluation import _print_panoptic_results
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, PQStatCat, pq_compute_single_core
 from tabulate import tabulate
@@ -29,6 +29,7 @@ from .ground_truth import categories_of, check_prediction_size
 
 logger = logging.getLogger(__name__)
 
+_QUALITIES = ("pq", "sq", "rq")
 # Endings of the names of results, and which classes they are about: all, things, stuff.
 GROUPS = {"": None, "_th": True, "_st": False}
 # In the output folder: per image what its PQ is made of.
@@ -59,11 +60,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._images = {d["image_id"]: d for d in DatasetCatalog.get(dataset_name)}
 
     def _convert_category_id(self, segment_info: dict) -> dict:
-        if "isthing" not in segment_info:
-            return dict(segment_info)
-        # Of a copy, and of whatever is true: Detectron2 takes all but ``True`` itself for stuff.
-        category_id = self._dataset_ids[segment_info["category_id"]]
-        return {"id": int(segment_info["id"]), "category_id": category_id}
+        # A copy, and of whatever is true: Detectron2 takes all but ``True`` itself for stuff.
+        category_id = segment_info["category_id"]
+        if "isthing" in segment_info:
+            category_id = self._dataset_ids[category_id]
+        return {"id": int(segment_info["id"]), "category_id": int(category_id)}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Compare predictions with the ground truth.
@@ -77,15 +78,17 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             UserError: the image is not in the data set, or of another size than its PNG.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            if image["image_id"] not in self._images:
+            item, size = self._images.get(image["image_id"]), output["panoptic_seg"][0].shape
+            if item is None:
                 raise UserError(
                     f"The data set '{self._metadata.name}' has no annotation for the image id "
                     f"{image['image_id']!r} ('{image['file_name']}')."
                 )
-            png = self._images[image["image_id"]]["pan_seg_file_name"]
-            check_prediction_size(image, output["panoptic_seg"][0].shape, png)
+            png = item["pan_seg_file_name"]
+            check_prediction_size(image, size, png)
             super().process([image], [output])
             prediction = self._predictions[-1]
+            prediction["size"] = tuple(size)
             prediction["file_name"] = os.path.relpath(png, self._metadata.panoptic_root)
             with contextlib.ExitStack() as stack:
                 folder = self._output_dir or stack.enter_context(tempfile.TemporaryDirectory())
@@ -93,12 +96,11 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_file(path, "wb") as file:
                     file.write(prediction.pop("png_string"))
-                prediction["counts"] = self._compare(prediction, png, str(path))
-            prediction["size"] = tuple(output["panoptic_seg"][0].shape)
+                prediction["counts"] = self._compare(prediction, item, path)
 
-    def _compare(self, prediction: dict, png: str, predicted_png: str) -> list[list[float]]:
+    def _compare(self, prediction: dict, item: dict, path: Path) -> list[list[float]]:
         """Return rows of category id, sum of IoU, TP, FP, FN."""
-        annotated = self._images[prediction["image_id"]]["segments_info"]
+        png, annotated = os.path.abspath(item["pan_seg_file_name"]), item["segments_info"]
         if any("area" not in s for s in annotated):
             areas = dict(zip(*np.unique(read_panoptic_png(png), return_counts=True), strict=True))
             annotated = [{"area": int(areas.get(s["id"], 0)), **s} for s in annotated]
@@ -109,8 +111,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         # panopticapi writes areas into the segments of the prediction.
         predicted = [dict(s) for s in prediction["segments_info"]]
         pair = (
-            {**prediction, "segments_info": annotated, "file_name": os.path.abspath(png)},
-            {**prediction, "segments_info": predicted, "file_name": os.path.abspath(predicted_png)},
+            {**prediction, "segments_info": annotated, "file_name": png},
+            {**prediction, "segments_info": predicted, "file_name": os.path.abspath(path)},
         )
         with contextlib.redirect_stdout(io.StringIO()):
             stat = pq_compute_single_core(0, [pair], "", "", self._categories)
@@ -122,59 +124,44 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         gathered = comm.gather(self._predictions)
         if not comm.is_main_process():
             return None
-        found: dict[Any, dict] = {}
+        found: dict[int | str, dict] = {}
         for prediction in itertools.chain(*gathered):
             found.setdefault(prediction["image_id"], prediction)
         if missing := len(self._images) - len(found):
             logger.warning("PQ is over %d images; %d were not predicted.", len(found), missing)
         if self._output_dir:
-            categories = list(self._categories.values())
-            write_results(self._output_dir, found, self._images, categories)
+            self._write(list(found.values()))
         stat = PQStat()
         for prediction in found.values():
             add_counts(stat, prediction["counts"])
         return {"panoptic_seg": summarize(stat, self._categories)}
 
-
-def write_results(
-    folder: str, predictions: dict[Any, dict], items: dict[Any, dict], categories: list[dict]
-) -> None:
-    """Write ``predictions.json`` and ``per_image.json``.
-
-    Args:
-        folder: output folder.
-        predictions: by image id, with ``size`` (height, width) and ``counts``.
-        items: dataset dicts by image id.
-        categories: of the set.
-    """
-    images, annotations, per_image = [], [], []
-    for image_id, prediction in predictions.items():
-        name = os.path.basename(items[image_id]["file_name"])
-        height, width = prediction["size"]
-        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        keys = ("image_id", "file_name", "segments_info")
-        annotations.append({key: prediction[key] for key in keys})
-        per_image.append({"image_id": image_id, "counts": prediction["counts"]})
-    write_panoptic_json(os.path.join(folder, "predictions.json"), images, annotations, categories)
-    with atomic_file(os.path.join(folder, PER_IMAGE_FILE)) as file:
-        json.dump(per_image, file)
+    def _write(self, predictions: list[dict]) -> None:
+        images, annotations, per_image = [], [], []
+        for p in predictions:
+            (height, width), image_id = p["size"], p["image_id"]
+            name = os.path.basename(self._images[image_id]["file_name"])
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+            annotations.append({k: p[k] for k in ("image_id", "file_name", "segments_info")})
+            per_image.append({"image_id": image_id, "counts": p["counts"]})
+        path = os.path.join(self._output_dir, "predictions.json")
+        write_panoptic_json(path, images, annotations, list(self._categories.values()))
+        with atomic_file(os.path.join(self._output_dir, PER_IMAGE_FILE)) as file:
+            json.dump(per_image, file)
 
 
 def summarize(stat: PQStat, categories: dict[int, dict]) -> dict[str, float]:
     """Log the tables, and return PQ, SQ and RQ of all, things and stuff, and PQ of each class."""
-    results, rows = {}, []
+    results, means = {}, {}
     for (suffix, isthing), title in zip(GROUPS.items(), ("All", "Things", "Stuff"), strict=True):
-        mean, count = mean_quality(stat, categories, isthing)
-        results.update({f"{key}{suffix}": value for key, value in mean.items()})
-        rows.append([title, *mean.values(), count])
-    headers = ["", "PQ", "SQ", "RQ", "#categories"]
-    table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", stralign="center")
-    logger.info("Panoptic Evaluation Results:\n%s", table)
+        means[title] = average(stat, categories, isthing)
+        results.update({f"{key.upper()}{suffix}": 100 * means[title][key] for key in _QUALITIES})
+    _print_panoptic_results(means)
     rows = []
     for category_id, category in categories.items():
-        of_class, counts = quality(stat[category_id]), stat[category_id]
-        results[f"PQ-{category['name']}"] = of_class["PQ"]
-        rows.append([category["name"], *of_class.values(), counts.tp, counts.fp, counts.fn])
+        mean, s = average(stat, {category_id: category}), stat[category_id]
+        results[f"PQ-{category['name']}"] = 100 * mean["pq"]
+        rows.append([category["name"], *(100 * mean[key] for key in _QUALITIES), s.tp, s.fp, s.fn])
     headers = ["class", "PQ", "SQ", "RQ", "TP", "FP", "FN"]
     table = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", disable_numparse=[0])
     logger.info("Panoptic Evaluation Results per class (NaN: in no image):\n%s", table)
@@ -189,28 +176,20 @@ def add_counts(stat: PQStat, counts: Iterable[list[float]]) -> None:
         stat.pq_per_cat[category] += one
 
 
-def mean_quality(
-    stat: PQStat, categories: dict[int, dict], isthing: bool | None
-) -> tuple[dict[str, float], int]:
-    """Mean over the classes that occur (Kirillov et al. 2019, section 4.2), and their number.
+def average(
+    stat: PQStat, categories: dict[int, dict], isthing: bool | None = None
+) -> dict[str, float]:
+    """panopticapi's mean over the classes that occur (Kirillov et al. 2019, section 4.2).
 
     Args:
         stat: sums per category id.
         categories: of the annotation file, by id.
         isthing: things or stuff only; None: all.
+
+    Returns:
+        ``pq``, ``sq`` and ``rq`` from 0 to 1, NaN if no class occurs; and ``n``, how many do.
     """
-    chosen = [c for c, info in categories.items() if isthing in (None, info["isthing"] == 1)]
-    occurring = [s for s in (quality(stat[c]) for c in chosen) if not math.isnan(s["PQ"])]
-    if not occurring:
-        return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan), 0
-    mean = {key: float(np.mean([s[key] for s in occurring])) for key in ("PQ", "SQ", "RQ")}
-    return mean, len(occurring)
-
-
-def quality(s: PQStatCat) -> dict[str, float]:
-    """PQ, SQ and RQ in percent; NaN for what does not occur."""
-    total = s.tp + 0.5 * s.fp + 0.5 * s.fn
-    if total == 0:
-        return dict.fromkeys(("PQ", "SQ", "RQ"), math.nan)
-    sq = 100 * s.iou / s.tp if s.tp else 0.0
-    return {"PQ": 100 * s.iou / total, "SQ": sq, "RQ": 100 * s.tp / total}
+    try:
+        return stat.pq_average(categories, isthing)[0]
+    except ZeroDivisionError:
+        return {**dict.fromkeys(_QUALITIES, math.nan), "n": 0}

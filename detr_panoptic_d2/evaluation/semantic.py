@@ -4,14 +4,16 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
-from .ground_truth import categories_of, check_prediction_size, semantic_map, temporary_dataset
+from ..data.masks import ids_to_labels
+from ..data.panoptic_png import read_panoptic_png
+from .ground_truth import categories_of, check_prediction_size, temporary_dataset
 
 
 class PanopticSemanticEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` over all classes of a panoptic data set, things and stuff.
 
     That one wants a semantic PNG per image, which panoptic sets do not have. Void pixels do not
-    count.
+    count, crowds count as their class. Without a labelled pixel mIoU is NaN.
 
     Args:
         dataset_name: a registered panoptic data set.
@@ -23,7 +25,7 @@ class PanopticSemanticEvaluator(SemSegEvaluator):
         categories = categories_of(MetadataCatalog.get(dataset_name))
         self._segments = {d["pan_seg_file_name"]: d["segments_info"] for d in items}
         with temporary_dataset(
-            [{**d, "sem_seg_file_name": d["pan_seg_file_name"]} for d in items],
+            lambda: [{**d, "sem_seg_file_name": d["pan_seg_file_name"]} for d in items],
             stuff_classes=[c["name"] for c in categories],
             stuff_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
             ignore_label=len(categories),
@@ -31,14 +33,13 @@ class PanopticSemanticEvaluator(SemSegEvaluator):
             super().__init__(name, output_dir=output_dir, sem_seg_loading_fn=self._load)
 
     def _load(self, png: str, dtype: type) -> np.ndarray:
-        return semantic_map(png, self._segments[png], void=self._num_classes, dtype=dtype)
+        """Return the contiguous classes (H, W) of a PNG."""
+        segments = self._segments[png]
+        labels, _ = ids_to_labels(read_panoptic_png(png), [s["id"] for s in segments])
+        return np.array([self._num_classes, *(s["category_id"] for s in segments)], dtype)[labels]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Count pixels.
-
-        Args:
-            inputs: with ``file_name``.
-            outputs: with ``sem_seg``: C x H x W scores.
+        """Count pixels; as in ``SemSegEvaluator``.
 
         Raises:
             UserError: an image and its PNG differ in size.
@@ -49,7 +50,6 @@ class PanopticSemanticEvaluator(SemSegEvaluator):
         super().process(inputs, outputs)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Return ``{"sem_seg": {"mIoU": ..., "IoU-<class>": ...}}``, percent, on rank 0; NaN where
-        the annotations have no labelled pixel."""
+        """Return ``{"sem_seg": {"mIoU": ..., "IoU-<class>": ...}}``, percent, on rank 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return super().evaluate()

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from panopticapi.evaluation import PQStat, PQStatCat
+from panopticapi.evaluation import PQStat
 from PIL import Image
 
 from ...data.dataset_mapper import read_image
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
-from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, mean_quality, quality
+from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, average
 from ...visualization.draw import (
     ERROR_COLORS,
     ERROR_NAMES,
@@ -78,24 +78,22 @@ def read_evaluation(folder: Path) -> Evaluation:
     stat, images = PQStat(), []
     for entry in per_image:
         add_counts(stat, entry["counts"])
-        total = PQStatCat()
-        for _, iou, tp, fp, fn in entry["counts"]:
-            total.iou, total.tp = total.iou + iou, total.tp + tp
-            total.fp, total.fn = total.fp + fp, total.fn + fn
-        pq = quality(total)["PQ"]
+        of_image = PQStat()
+        add_counts(of_image, ([0, *numbers] for _, *numbers in entry["counts"]))
+        pq, total = 100 * average(of_image, {0: {}})["pq"], of_image[0]
         if not math.isnan(pq):
             images.append(ImageQuality(pq, entry["image_id"], total.tp, total.fp, total.fn))
     groups = []
     for name, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
-        mean, count = mean_quality(stat, categories, GROUPS[suffix])
-        groups.append((name, "", _numbers(mean, count)))
+        mean = average(stat, categories, GROUPS[suffix])
+        groups.append((name, "", _numbers(mean, mean["n"])))
     classes = []
     for i, c in categories.items():
         kind = "thing" if c["isthing"] else "stuff"
-        classes.append((c["name"], kind, _numbers(quality(stat[i]), stat[i].tp + stat[i].fn)))
+        classes.append((c["name"], kind, _numbers(average(stat, {i: c}), stat[i].tp + stat[i].fn)))
     return Evaluation(
         folder=folder,
-        pq=mean_quality(stat, categories, None)[0]["PQ"],
+        pq=100 * average(stat, categories)["pq"],
         tables=(
             {"table": {"heads": ["PQ", "SQ", "RQ", "classes"], "rows": groups}},
             {"table": {"heads": ["PQ", "SQ", "RQ", "segments"], "rows": classes}},
@@ -178,8 +176,8 @@ def draw_examples(evaluation: Evaluation, chosen: list[ImageQuality]) -> list[Bl
     return blocks
 
 
-def _numbers(values: dict[str, float], count: int) -> list[str]:
-    numbers = [values[key] for key in ("PQ", "SQ", "RQ")]
+def _numbers(values: dict[str, float], count: float) -> list[str]:
+    numbers = [100 * values[key] for key in ("pq", "sq", "rq")]
     return [*("–" if math.isnan(v) else f"{v:.1f}" for v in numbers), str(count)]
 
 
