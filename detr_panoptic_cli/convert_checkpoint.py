@@ -1,9 +1,8 @@
 """Convert a checkpoint to this project's, official DETR's or Hugging Face's format.
 
 The format of the input is found out. Training and prediction need no conversion: MODEL.WEIGHTS
-takes all of them. Without a config the model is read off the file, which works for COCO's classes.
-In official DETR's and Hugging Face's formats classes are at their raw category ids; rows of unused
-ids are zero, with a bias that makes their probability 0.
+takes all of them. The published models need no config. In official DETR's and Hugging Face's
+formats classes are at their raw category ids; rows of unused ids get probability 0.
 
 Examples:
   detr-panoptic convert-checkpoint --input detr-r50-panoptic-00ce5173.pth --output model.pth \\

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,133 +11,253 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors.torch import save
+from torch import nn
 
 from ..checkpoint import PanopticCheckpointer, atomic_file, local_file, read_checkpoint
-from ..checkpoint.class_rows import BOX_ROWS, COCO_NAMES, COCO_THING_IDS, PANOPTIC_ROWS
-from ..checkpoint.names import recognise
-from ..checkpoint.network_config import network_config
+from ..checkpoint.names import (
+    HUGGINGFACE_BACKBONE,
+    OFFICIAL_BACKBONE,
+    huggingface_name,
+    projections,
+    resnet_names,
+)
+from ..checkpoint.translate import (
+    BOX_ROWS,
+    CLASS_HEAD,
+    COCO_NAMES,
+    COCO_THING_IDS,
+    COUNTER,
+    MASK_PARTS,
+    PANOPTIC_ROWS,
+)
 from ..engine import setup_cfg
 from ..errors import UserError
-from .export_checkpoint import huggingface_checkpoint, official_checkpoint
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("ours", "official", "huggingface")
-_BASE_CONFIG = "detr_panoptic_R50.yaml"
+# Rows of ids without a class have zero weights and this bias: their probability is exactly 0 in
+# float32 and float16 alike.
+UNUSED_BIAS = -1e4
 
 
 def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode | None) -> None:
-    """Write a checkpoint of any format that can be loaded in one of :data:`FORMATS`.
+    """Write a checkpoint of any format that can be loaded in another one.
 
     All of the network must be in the file, the class head included.
 
     Args:
         source: file, Hugging Face folder or URL.
         target: file to write; a folder for "huggingface".
-        target_format: one of :data:`FORMATS`.
-        cfg: of the model; None: read off the file, which works for COCO's classes.
+        target_format: "ours", "official" or "huggingface".
+        cfg: of the model; None for one of the published official or Hugging Face models.
 
     Raises:
         UserError: the file lacks something, is broken, does not fit ``cfg``, or has no form in the
             other format.
     """
-    if target_format not in FORMATS:
-        raise UserError(f"format {target_format!r} is none of {', '.join(FORMATS)}")
     path = local_file(source)
     if cfg is None:
-        cfg = config_of(read_checkpoint(path), path)
+        cfg = published_config(read_checkpoint(path), path)
     if cfg.INPUT.FORMAT != "RGB" and target_format != "ours":
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: other DETR code bases take RGB only")
     model = build_model(cfg)
     PanopticCheckpointer(model).load(path, complete=True)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     if target_format == "huggingface":
-        _write_folder(model, Path(target), cfg)
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        weights, config, processor = huggingface_checkpoint(model, *sizes)
+        Path(target).mkdir(exist_ok=True)
+        with atomic_file(Path(target, "model.safetensors"), "wb") as f:
+            f.write(save(weights, metadata={"format": "pt"}))
+        for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+            with atomic_file(Path(target, name)) as f:
+                json.dump(content, f, indent=2)
     else:
         official = target_format == "official"
         content = official_checkpoint(model) if official else {"model": model.state_dict()}
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target, "wb") as f:
             torch.save(content, f)
     logger.info("Written: %s (%s)", target, target_format)
 
 
-def config_of(data: dict[str, Any], path: str) -> CfgNode:
-    """The config of a checkpoint with COCO's classes, read off its tensors.
+def published_config(data: dict[str, Any], path: str) -> CfgNode:
+    """The config of one of the published models.
 
     Args:
-        data: from :func:`read_checkpoint`; it may say whether res5 is dilated, and how many
-            attention heads there are.
+        data: from :func:`read_checkpoint`; it says whether res5 is dilated.
         path: of the file, for messages.
 
     Raises:
-        UserError: it has other classes than COCO, or is no DETR.
+        UserError: it is none of them, as far as its names and class rows tell.
     """
-    found = recognise(data["model"])
-    state = found[0].state if found else {}
-    keys: dict[str, Any] = network_config(state)
-    if "MODEL.DETR.ENC_LAYERS" not in keys or "class_embed.bias" not in state:
-        raise UserError(f"{path} holds no DETR: there is nothing to convert")
-    depth = keys.get("MODEL.RESNETS.DEPTH")
-    if depth is None:
+    names = {name.removeprefix("detr."): x for name, x in data["model"].items()}
+    head = names.get("class_embed.bias", names.get("class_labels_classifier.bias"))
+    config = {PANOPTIC_ROWS: "detr_panoptic_R50.yaml", BOX_ROWS: "detr_instance_R50_boxes.yaml"}
+    rows = 0 if head is None else len(head)
+    in_stage_3 = (re.search(r"layer3\.(\d+)\.|stages\.2\.layers\.(\d+)\.", n) for n in names)
+    depth = {6: 50, 23: 101}.get(len({match[0] for match in in_stage_3 if match}))
+    masks = "mask_head.lay1.weight" in names
+    if depth is None or rows not in config or masks != (rows == PANOPTIC_ROWS):
         raise UserError(
-            f"{path}: its backbone is none of ResNet-18 to -152. Give --config-file, the config "
-            "of the model"
+            f"{path} is no published model: ResNet-50 or -101, {PANOPTIC_ROWS} class rows "
+            f"with masks or {BOX_ROWS} without. Give --config-file, the config of the model"
         )
-    if depth < 50:
-        keys["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
-    rows = len(state["class_embed.bias"])
-    things_only = _things_only(rows, data.get("class_names"), path)
-    keys["DATASETS.TRAIN"] = (f"coco_2017_train{'' if things_only else '_panoptic'}",)
-    keys["MODEL.DETR.NUM_CLASSES"] = len(COCO_THING_IDS if things_only else COCO_NAMES)
-    if not keys["MODEL.MASK_ON"]:
-        off = ("TEST.PANOPTIC_ON", "TEST.SEMANTIC_ON", "FREEZE_DETECTOR")
-        keys.update({f"MODEL.DETR.{key}": False for key in off})
-        keys["MODEL.DETR.TEST.INSTANCE_ON"] = True
-    if "heads" in data:
-        keys["MODEL.DETR.NHEADS"] = data["heads"]
-    if "dilation" not in data:
-        logger.info(
-            "%s does not say whether it is a DC5 model (res5 dilated): taken as none. If it is "
-            "one, give a --config-file with MODEL.RESNETS.RES5_DILATION 2",
-            path,
-        )
-    elif data["dilation"]:
-        if depth < 50:
-            raise UserError(
-                f"{path} is a DC5 model of a ResNet-{depth}, which neither torchvision nor "
-                "Detectron2 has: only ResNet-50 and deeper ones can be dilated"
-            )
-        keys["MODEL.RESNETS.RES5_DILATION"] = 2
-    keys.update({"DATASETS.TEST": (), "MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu"})
-    return setup_cfg(_BASE_CONFIG, [x for item in keys.items() for x in item])
+    dilation = 2 if data.get("dilated") else 1
+    logger.info("%s is taken for a ResNet-%d, RES5_DILATION %d", path, depth, dilation)
+    options = {"DEPTH": depth, "RES5_DILATION": dilation}
+    keys = [x for key, value in options.items() for x in (f"MODEL.RESNETS.{key}", value)]
+    return setup_cfg(config[rows], [*keys, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
 
 
-def _things_only(rows: int, names: dict[int, str] | None, path: str) -> bool:
-    """Whether a class head has COCO's 80 things, and not its 133 panoptic classes.
+def official_checkpoint(model: nn.Module) -> dict[str, Any]:
+    """Make what ``torch.save`` should write for facebookresearch/detr.
 
     Args:
-        rows: of the class head, contiguous or by category id.
-        names: class names of the rows, as far as the file has them.
+        model: a ``PanopticDETR`` with a ResNet.
+
+    Returns:
+        ``model``: the state dict, class rows at raw category ids; ``class_names``: id to name, so
+        that the file can be read here again for any data set (official code ignores it).
+
+    Raises:
+        UserError: the model has no form there, see :func:`_exportable`.
     """
-    names = names or {}
-    if set(names.items()) <= set(COCO_NAMES.items()):
-        if rows in (PANOPTIC_ROWS, len(COCO_NAMES) + 1):
-            return False
-        if rows in (BOX_ROWS, len(COCO_THING_IDS) + 1) or len(names) == len(COCO_THING_IDS):
-            return True
-    raise UserError(
-        f"{path} has {rows} class rows, which are not COCO's. Give --config-file, the config of a "
-        "model whose DATASETS.TRAIN has the file's classes"
-    )
+    weights, class_names = _exportable(model, OFFICIAL_BACKBONE)
+    if model.mask_head is not None:
+        weights = {
+            name if name.startswith(MASK_PARTS) else f"detr.{name}": tensor
+            for name, tensor in weights.items()
+        }
+    return {"model": weights, "class_names": class_names}
 
 
-def _write_folder(model: torch.nn.Module, folder: Path, cfg: CfgNode) -> None:
-    weights, config, processor = huggingface_checkpoint(
-        model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+def huggingface_checkpoint(
+    model: nn.Module, min_size: int = 800, max_size: int = 1333
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
+    """Make the three files of a Hugging Face folder; the backbone is timm's.
+
+    Args:
+        model: a ``PanopticDETR`` with a standard ResNet, its images in RGB.
+        min_size, max_size: lengths that images are resized to, for their image processor.
+
+    Returns:
+        state dict (names of transformers 4), ``config.json`` and ``preprocessor_config.json``.
+
+    Raises:
+        UserError: the model has no form there, see :func:`_exportable`.
+    """
+    tensors, class_names = _exportable(model, HUGGINGFACE_BACKBONE)
+    depth = 2 + sum(bool(re.search(r"\.layer\d\.\d+\.conv\d\.weight$", name)) for name in tensors)
+    stem = tensors[f"{HUGGINGFACE_BACKBONE}conv1.weight"]
+    encoder, decoder = model.transformer.encoder, model.transformer.decoder
+    if (
+        depth not in (18, 34, 50, 101, 152)
+        or len(stem) != 64
+        or "transformer.encoder.norm.weight" in tensors
+    ):
+        raise UserError(
+            "Hugging Face's Detr gets ResNet-18, -34, -50, -101 and -152 from here, and has no "
+            "MODEL.DETR.PRE_NORM"
+        )
+    masks = model.mask_head is not None
+    weights = {}
+    for name, tensor in tensors.items():
+        if not name.startswith((HUGGINGFACE_BACKBONE, *MASK_PARTS)):
+            name = huggingface_name(name)
+        if masks and not name.startswith(MASK_PARTS):
+            name = f"detr.{name}"
+        if "in_proj_" in name:
+            weights.update(zip(projections(name), tensor.chunk(3), strict=True))
+        else:
+            weights[name] = tensor
+    labels = {i: class_names.get(i, "N/A") for i in range(len(tensors[CLASS_HEAD[1]]) - 1)}
+    config = {
+        "model_type": "detr",
+        "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
+        "use_timm_backbone": True,
+        "backbone": f"resnet{depth}",
+        "use_pretrained_backbone": False,
+        "dilation": model.backbone.output_shape()["res5"].stride == 16,
+        "num_channels": 3,
+        "num_queries": model.query_embed.num_embeddings,
+        "d_model": model.query_embed.embedding_dim,
+        "num_hidden_layers": len(encoder.layers),
+        "activation_function": "relu",
+        "position_embedding_type": "sine",
+        "id2label": {str(i): label for i, label in labels.items()},
+        "label2id": {label: i for i, label in labels.items()},
+    }
+    for name, stack in (("encoder", encoder), ("decoder", decoder)):
+        config[f"{name}_layers"] = len(stack.layers)
+        config[f"{name}_attention_heads"] = decoder.layers[0].self_attn.num_heads
+        config[f"{name}_ffn_dim"] = decoder.layers[0].linear1.out_features
+    processor = {
+        "image_processor_type": "DetrImageProcessor",
+        "format": "coco_panoptic" if masks else "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": min_size, "longest_edge": max_size},
+        "do_normalize": True,
+        "image_mean": [x / 255 for x in model.pixel_mean.flatten().tolist()],
+        "image_std": [x / 255 for x in model.pixel_std.flatten().tolist()],
+    }
+    return {name: x.clone().contiguous() for name, x in weights.items()}, config, processor
+
+
+def spread_rows(
+    weight: torch.Tensor, bias: torch.Tensor, dataset_ids: list[int], class_names: Iterable[str]
+) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    """Put a model's class head at raw category ids, as official DETR has it.
+
+    COCO's classes give 251 or 92 rows, others as many as their greatest id needs. Rows of unused
+    ids have zero weights and :data:`UNUSED_BIAS`.
+
+    Args:
+        weight, bias: (K + 1) x C and K + 1.
+        dataset_ids, class_names: of the K classes.
+
+    Returns:
+        weight, bias, and the name of each raw id.
+
+    Raises:
+        UserError: an id is negative.
+    """
+    if min(dataset_ids) < 0:
+        raise UserError(f"category id {min(dataset_ids)} is negative: official heads have no row")
+    names = dict(zip(dataset_ids, class_names, strict=True))
+    count = max(dataset_ids) + 2
+    if names.items() <= COCO_NAMES.items():
+        count = BOX_ROWS if set(names) <= set(COCO_THING_IDS) else PANOPTIC_ROWS
+    spread = weight.new_zeros((count, weight.shape[1]))
+    spread_bias = bias.new_full((count,), UNUSED_BIAS)
+    rows = torch.tensor([*dataset_ids, count - 1])
+    spread[rows], spread_bias[rows] = weight, bias
+    return spread, spread_bias, names
+
+
+def _exportable(model: nn.Module, backbone: str) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
+    """The weights, the ResNet under torchvision's names behind ``backbone``, class rows at raw ids;
+    the ids' names.
+
+    Raises:
+        UserError: the backbone is no ResNet with batch norms, or the mask head is another one.
+    """
+    state = {name: x.detach().cpu() for name, x in model.state_dict().items()}
+    masks = model.mask_head is None or "mask_head.lay1.weight" in state
+    names = {n: resnet_names(n) for n in state if n.startswith("backbone.")}
+    has_means = any(tv[:1] == ("bn1.running_mean",) for tv in names.values())
+    if not (masks and has_means and all(names.values())):
+        raise UserError(
+            "Only models with a ResNet with batch norms and MaskHeadSmallConv have a place in "
+            f"other DETR code bases, not {type(model.backbone).__name__} and "
+            f"{type(model.mask_head).__name__}"
+        )
+    weight, bias, class_names = spread_rows(
+        *(state[name] for name in CLASS_HEAD), model.dataset_ids, model.class_names
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "model.safetensors", "wb") as f:
-        f.write(save(weights, metadata={"format": "pt"}))
-    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
-        with atomic_file(folder / name) as f:
-            json.dump(content, f, indent=2)
+    state.update(zip(CLASS_HEAD, (weight, bias), strict=True))
+    renamed = {
+        backbone + names[name][0] if name in names else name: tensor
+        for name, tensor in state.items()
+        if not name.endswith(COUNTER)
+    }
+    return renamed, class_names

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from tabulate import tabulate
+from torch import nn
 
 from ..errors import UserError
 from .atomic import atomic_file, remove_unfinished
-from .checks import differences, refuse_incomplete, refuse_misfit
-from .names import Adapted, State, adapt, summary
 from .read import local_file, read_checkpoint
+from .translate import COUNTER, Translation, translate
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +24,8 @@ class PanopticCheckpointer(DetectionCheckpointer):
     ``PanopticCheckpointer(model).load(path)`` takes checkpoints of this project, official DETR
     (panoptic, boxes, its ``d2/`` wrapper), Hugging Face's Detr (a file or the folder) and ResNets
     of torchvision, timm and Detectron2; local paths, URLs and names such as ``detectron2://...``.
-    What was loaded, renamed and left out, and why, is logged in one table. A file that does not fit
-    leaves the model as it was.
+    What keeps its initial values, and why, is logged. A file that does not fit leaves the model as
+    it was.
 
     Files are written under a temporary name, flushed to the disk and only then renamed, so that
     ``last_checkpoint`` names only whole ones. A checkpoint that is broken all the same (a full or
@@ -66,10 +65,9 @@ class PanopticCheckpointer(DetectionCheckpointer):
                     "checkpoint, model_final.pth of a training or a published one"
                 )
             return super().load(path, checkpointables)
-        path, mark, query = str(path).partition("?")
         self._complete = complete
         try:
-            return super().load(local_file(path) + mark + query, checkpointables)
+            return super().load(local_file(str(path).partition("?")[0]), checkpointables)
         finally:
             self._complete = False
             # Detectron2 leaves this behind when loading fails, and then refuses to load again.
@@ -103,12 +101,35 @@ class PanopticCheckpointer(DetectionCheckpointer):
             UserError: weights are infinite or NaN.
             OSError: it cannot be written; older files are as they were.
         """
-        if self._write(name, kwargs):
+        if self.save_dir and self.save_to_disk:
+            self.save_untagged(name, **kwargs)
             self.tag_last_checkpoint(f"{name}.pth")
 
     def save_untagged(self, name: str, **kwargs: Any) -> None:
         """As :meth:`save`, but resuming does not start from this one."""
-        self._write(name, kwargs)
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        target = Path(self.save_dir, f"{name}.pth")
+        for tensor_name, tensor in data["model"].items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{tensor_name} is infinite or NaN, so {target} was not written. "
+                    f"{self.resume_hint()} Lower SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 "
+                    "in place of float16."
+                )
+        logger.info("Saving checkpoint to %s", target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(target, "wb") as f:
+                torch.save(data, f)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"The checkpoint {target} could not be written: {_reason(error)}. "
+                f"{self.resume_hint()} Make room first."
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that resuming starts from."""
@@ -123,89 +144,21 @@ class PanopticCheckpointer(DetectionCheckpointer):
         return f"The last good checkpoint is {last} (--resume goes on from it)."
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        data = read_checkpoint(filename)
-        if "matching_heuristics=True" in getattr(self._parsed_url_during_load, "query", ""):
-            data["matching_heuristics"] = True
-        return {**data, "path": filename}
+        return {**read_checkpoint(filename), "path": filename}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Check, load and log; ``checkpoint`` keeps what is no part of the model."""
-        path = checkpoint.pop("path")
-        about = {key: checkpoint.pop(key, None) for key in ("class_names", "dilation", "heads")}
-        author = checkpoint.pop("__author__", None)
-        heuristics = checkpoint.pop("matching_heuristics", False) and author != "torchvision"
-        model_state = self.model.state_dict()
-        if heuristics:
-            kind = f"{author or 'unknown author'}, names matched by Detectron2's heuristics"
-            adapted = Adapted(kind, checkpoint["model"], backbone_only=True)
-            checkpoint.update(matching_heuristics=True, __author__=author)
-        else:
-            adapted = self._adapt(checkpoint["model"], model_state, about["class_names"], path)
-            refuse_misfit(adapted, model_state, path)
-        if self._complete:
-            refuse_incomplete(adapted, path)
-        checkpoint["model"] = adapted.state
-        incompatible = super()._load_model(checkpoint)
-        for key in ("matching_heuristics", "__author__"):
-            checkpoint.pop(key, None)
-        unused = [*incompatible.unexpected_keys, *(x[0] for x in incompatible.incorrect_shapes)]
-        adapted.left_out.update({name: "no place for it in the model" for name in unused})
-        kept = {*incompatible.missing_keys, *(x[0] for x in incompatible.incorrect_shapes)}
-        if len(kept) == len(model_state):
-            raise UserError(f"{path} ({adapted.format}): none of its tensors is in the model")
-        if not adapted.own:
-            for key in self.checkpointables.keys() & checkpoint.keys():
-                del checkpoint[key]
-                adapted.left_out[key] = "state of another program"
-            if not heuristics:
-                adapted.warnings += differences(self.model, model_state, about)
-        _log_table(adapted, [name for name in model_state if name not in kept], kept, path)
-
-    def _adapt(self, weights: State, model_state: State, class_names, path: str) -> Adapted:
-        ids, names = (getattr(self.model, key, None) for key in ("dataset_ids", "class_names"))
-        adapted = adapt(weights, model_state, ids, names, class_names)
-        if adapted is None:
-            example = ", ".join(sorted(weights)[:3])
-            raise UserError(
-                f"{path} is a checkpoint of another model: it has {len(weights)} tensors, not all "
-                f"of them known here (for example {example}). Known are PanopticDETR, "
-                "facebookresearch/detr, Hugging Face Detr, and ResNets of torchvision, timm, "
-                "Detectron2 and Hugging Face"
-            )
-        return adapted
-
-    def _write(self, name: str, extra: dict[str, Any]) -> bool:
-        if not self.save_dir or not self.save_to_disk:
-            return False
-        data = {"model": self.model.state_dict()}
-        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(extra)
-        target = Path(self.save_dir, f"{name}.pth")
-        self._refuse_broken_weights(data["model"], target)
-        logger.info("Saving checkpoint to %s", target)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target, "wb") as f:
-                torch.save(data, f)
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"The checkpoint {target} could not be written: {_reason(error)}. "
-                f"{self.resume_hint()} Make room first."
-            ) from error
-        return True
-
-    def _refuse_broken_weights(self, weights: State, target: Path) -> None:
-        broken = [
-            name
-            for name, value in weights.items()
-            if value.is_floating_point() and not torch.isfinite(value).all()
-        ]
-        if broken:
-            raise UserError(
-                f"{len(broken)} tensors of the model are infinite or NaN, {broken[0]} for one, so "
-                f"{target} was not written. {self.resume_hint()} Lower SOLVER.BASE_LR, or use "
-                "SOLVER.AMP.DTYPE bfloat16 in place of float16."
-            )
+        path, dilated = checkpoint.pop("path"), checkpoint.pop("dilated", None)
+        weights, classes = checkpoint.pop("model"), checkpoint.pop("class_names", None)
+        translation = translate(self.model, weights, classes)
+        _check(translation, self.model.state_dict(), path, self._complete)
+        self.model.load_state_dict(translation.state, strict=False)
+        if translation.foreign:
+            # The state of another program.
+            for key in self.checkpointables:
+                checkpoint.pop(key, None)
+            translation.warnings += _differences(self.model, dilated)
+        translation.log(path)
 
     def _newest_whole(self) -> str:
         """The checkpoint to resume from: the same on every process, what the main one finds.
@@ -246,30 +199,69 @@ def _what_is_broken(path: Path) -> str | None:
 
 def _reason(error: BaseException) -> str:
     """The operating system's words, which torch hides behind its own."""
-    last, cause = error, error.__cause__ or error.__context__
-    while not (isinstance(last, OSError) and last.strerror):
-        if cause is None:
-            return str(last).splitlines()[0]
-        last, cause = cause, cause.__cause__ or cause.__context__
-    return last.strerror
+    last: BaseException | None = error
+    while last is not None and not (isinstance(last, OSError) and last.strerror):
+        last = last.__cause__ or last.__context__
+    return str(error).splitlines()[0] if last is None else last.strerror
 
 
-def _log_table(adapted: Adapted, loaded: list[str], kept: set[str], path: str) -> None:
-    """Log what became of each part of a checkpoint and of a model, as one table."""
-    default = "the file holds a backbone only" if adapted.backbone_only else "not in the file"
-    parts = {
-        "loaded": {name: adapted.notes.get(name, "") for name in loaded},
-        "not loaded": {name: adapted.kept.get(name, default) for name in kept},
-        "left out of the file": adapted.left_out,
-    }
-    rows = [
-        (part, count, what, note)
-        for what, notes in parts.items()
-        for part, count, note in summary(notes)
+def _check(translation: Translation, own: dict, path: str, complete: bool) -> None:
+    """Raise a ``UserError`` if a file does not fit the model, or not all of it where that is asked.
+
+    The message names what differs.
+    """
+    state = translation.state
+    if not state:
+        raise UserError(
+            f"{path} is a checkpoint of another model: it has none of the model's tensors, but "
+            f"{', '.join(translation.unknown[:3])}. Known are PanopticDETR, facebookresearch/detr, "
+            "Hugging Face's Detr, and ResNets of torchvision, timm, Detectron2 and Hugging Face"
+        )
+    problems = [
+        f"{name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if tensor.shape != own[name].shape
     ]
-    table = tabulate(
-        rows, headers=["part", "tensors", "what", "note"], tablefmt="pipe", disable_numparse=True
-    )
-    logger.info("Loaded %s (%s):\n%s", path, adapted.format, table)
-    for warning in adapted.warnings:
-        logger.warning("%s", warning)
+    problems += [f"{name} has no place in the model" for name in translation.unknown]
+    problems += [
+        f"{name} is not in the file"
+        for name in own
+        if name not in state
+        and not name.endswith(COUNTER)
+        and name.partition(".")[0] not in translation.kept
+    ]
+    what = "does not fit the model; nothing was loaded"
+    if complete and not problems and translation.warnings:
+        problems = translation.warnings
+        what = "does not hold all of the model, the rest would be random"
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(
+            f"{path} {what}: {'; '.join(problems[:8])}{more}. Use the config that the weights were "
+            "trained with, config.yaml in the OUTPUT_DIR of their training"
+        )
+
+
+def _differences(model: nn.Module, dilated: bool | None) -> list[str]:
+    """What the model does otherwise than the network of a foreign file although all tensors fit.
+
+    Args:
+        model: any model.
+        dilated: whether res5 is dilated in the file's network; None: not known.
+    """
+    found = []
+    backbone = getattr(model, "backbone", None)
+    if dilated not in (None, backbone is not None and backbone.output_shape()["res5"].stride == 16):
+        found.append(
+            f"The weights are those of a model {'with' if dilated else 'without'} dilated res5 "
+            f"(DC5): set MODEL.RESNETS.RES5_DILATION to {2 if dilated else 1}"
+        )
+    blocks = [getattr(backbone, stage, [None])[0] for stage in ("res3", "res5")]
+    bottlenecks = [block for block in blocks if hasattr(block, "conv3")]
+    if any(b.conv1.stride != (1, 1) or b.conv2.dilation != (1, 1) for b in bottlenecks):
+        found.append(
+            "The backbone has its strides or dilation elsewhere than torchvision's ResNet: set "
+            "MODEL.RESNETS.STRIDE_IN_1X1 to False and MODEL.BACKBONE.NAME to "
+            "build_detr_resnet_backbone"
+        )
+    return found

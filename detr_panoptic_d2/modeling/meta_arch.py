@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 from torch.nn import functional as F
 
-from ..checkpoint.names import adapt_state_dict
+from ..checkpoint.translate import translate_state_dict
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..errors import UserError, check_value
 from .backbone import check_backbone
@@ -181,7 +181,7 @@ class PanopticDETR(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Take checkpoints of other DETR code bases too, whoever loads them."""
-        adapt_state_dict(self, state_dict, prefix)
+        translate_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def compile_parts(self, **options) -> None:

@@ -1,11 +1,14 @@
-"""What a user of PanopticCheckpointer sees. Formats: the other files here."""
+"""What PanopticCheckpointer checks, says and writes. Formats: the other files here."""
 
 import logging
+import multiprocessing
+import time
 
 import pytest
 import torch
+from torch import nn
 
-from detr_panoptic_d2.checkpoint import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer, atomic_file
 from detr_panoptic_d2.errors import UserError
 
 
@@ -17,37 +20,23 @@ def saved(tiny_model, tmp_path):
     return str(tmp_path / "model.pth"), model
 
 
-@pytest.fixture
-def change(saved, tmp_path):
-    """Return ``change(function)``: let it edit the saved state dict; return the new file."""
-
-    def make(edit):
-        data = torch.load(saved[0], weights_only=True)
-        edit(data["model"])
-        path = tmp_path / "changed.pth"
-        torch.save(data, path)
-        return str(path)
-
-    return make
-
-
 def scramble(model):
+    """Change all parameters; return a copy of the state dict."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
     return {name: x.clone() for name, x in model.state_dict().items()}
 
 
-def assert_unchanged(model, before, *prefixes):
+def assert_same(model, state, *prefixes):
+    """Of all tensors, or of those whose names start so."""
     for name, tensor in model.state_dict().items():
         if name.startswith(prefixes or ("",)):
-            assert torch.equal(tensor, before[name]), name
+            assert torch.equal(tensor, state[name]), name
 
 
-def table(caplog):
-    """Cells of the table in the log; a line below the headers is among them."""
-    (text,) = (r.getMessage() for r in caplog.records if "Loaded " in r.getMessage())
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[1:]]
+def warnings(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_own_checkpoint(saved, tiny_model, caplog):
@@ -55,129 +44,19 @@ def test_own_checkpoint(saved, tiny_model, caplog):
     other = tiny_model()
     scramble(other)
     with caplog.at_level(logging.INFO):
-        rest = PanopticCheckpointer(other).load(path)
-    assert rest == {"iteration": 4}
-    assert_unchanged(other, model.state_dict())
-    (record,) = (r for r in caplog.records if "Loaded" in r.getMessage())
-    assert record.levelno == logging.INFO
-    assert f"Loaded {path} (PanopticDETR)" in record.getMessage()
-    rows = table(caplog)
-    assert rows[0] == ["part", "tensors", "what", "note"]
-    # Every tensor is in the table, each part once.
-    assert sum(int(row[1]) for row in rows[2:]) == len(model.state_dict())
-    assert {row[2] for row in rows[2:]} == {"loaded"}
-    assert len({row[0] for row in rows[2:]}) == len(rows) - 2
-    assert [r[0] for r in rows if "." in r[0]] == ["transformer.decoder", "transformer.encoder"]
+        assert PanopticCheckpointer(other).load(path, complete=True) == {"iteration": 4}
+    assert_same(other, model.state_dict())
+    assert f"Loaded {len(model.state_dict())} tensors from {path}\n" in caplog.text
+    assert not warnings(caplog)
+    assert PanopticCheckpointer(other).load("") == {}
+    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: .* random weights"):
+        PanopticCheckpointer(other).resume_or_load("", resume=False, complete=True)
 
 
-def test_other_number_of_classes(saved, tiny_model, class_set, caplog):
-    path, model = saved
-    options = ("DATASETS.TRAIN", (class_set("tst"),), "DATASETS.TEST", ())
-    other = tiny_model(*options, "MODEL.DETR.NUM_CLASSES", 3)
-    before = scramble(other)
-    with caplog.at_level(logging.INFO):
-        PanopticCheckpointer(other).load(path)
-    assert_unchanged(other, before, "class_embed.")
-    ours = other.state_dict()
-    for name, tensor in model.state_dict().items():
-        assert name.startswith("class_embed.") or torch.equal(ours[name], tensor), name
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    classes = model.num_classes
-    why = f"the file has {classes} classes, the model 3 (DATASETS.TRAIN, MODEL.DETR.NUM_CLASSES)"
-    assert warnings == [f"The class head keeps its initial values: {why}"]
-    assert ["class_embed", "2", "not loaded", why] in table(caplog)
-
-
-@pytest.mark.parametrize("queries", [9, 5])
-def test_other_number_of_queries(saved, tiny_model, queries, caplog):
-    other = tiny_model("MODEL.DETR.NUM_OBJECT_QUERIES", queries)
-    before = scramble(other)
-    PanopticCheckpointer(other).load(saved[0])
-    count = min(queries, 8)
-    assert torch.equal(other.query_embed.weight[:count], saved[1].query_embed.weight[:count])
-    assert torch.equal(other.query_embed.weight[8:], before["query_embed.weight"][8:])
-    assert torch.equal(other.input_proj.weight, saved[1].input_proj.weight)
-    assert f"the file has 8, MODEL.DETR.NUM_OBJECT_QUERIES is {queries}" in caplog.text
-
-
-def test_wrong_shape_names_everything_and_loads_nothing(saved, tiny_model):
-    other = tiny_model("MODEL.DETR.HIDDEN_DIM", 48, "MODEL.DETR.DEC_LAYERS", 1)
-    before = scramble(other)
-    with pytest.raises(UserError) as error:
-        PanopticCheckpointer(other).load(saved[0])
-    text = str(error.value)
-    assert f"{saved[0]} (PanopticDETR) does not fit the model; nothing was loaded" in text
-    assert "MODEL.DETR.HIDDEN_DIM is 48 in the model, 32 in the file" in text
-    assert "MODEL.DETR.DEC_LAYERS is 1 in the model" in text
-    assert "input_proj.weight is (32, 24, 1, 1), the model's (48, 24, 1, 1)" in text
-    assert_unchanged(other, before)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("transformer.decoder.norm.weight", "transformer.decoder.norm.weight is not in the file"),
-        ("mask_head.gn3.bias", "mask_head.gn3.bias is not in the file"),
-        ("backbone.res3.0.conv1.weight", "backbone.res3.0.conv1.weight is not in the file"),
-        ("class_embed.bias", "class_embed.bias is not in the file"),
-    ],
-)
-def test_missing_tensor(change, tiny_model, name, message):
-    path = change(lambda state: state.pop(name))
-    with pytest.raises(UserError, match=message):
-        PanopticCheckpointer(tiny_model()).load(path)
-
-
-def test_tensor_without_a_place(change, tiny_model):
-    path = change(lambda state: state.update({"transformer.extra": torch.ones(1)}))
-    with pytest.raises(UserError, match=r"transformer\.extra has no place in the model"):
-        PanopticCheckpointer(tiny_model()).load(path)
-
-
-def test_another_model(tmp_path, tiny_model):
-    torch.save({"model": {"roi_heads.box.weight": torch.ones(2)}}, tmp_path / "r.pth")
-    with pytest.raises(ValueError, match=r"r\.pth is a checkpoint of another model.*roi_heads"):
-        PanopticCheckpointer(tiny_model()).load(str(tmp_path / "r.pth"))
-
-
-def test_resnet_into_another_backbone(tmp_path, tiny_model):
-    """Not a word would be loaded: a ResNet-18 has no place in the narrow ResNet."""
-    from torchvision.models import resnet18
-
-    torch.save(resnet18().state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(UserError, match=r"resnet18\.pth .*torchvision names.* does not fit"):
-        PanopticCheckpointer(tiny_model()).load(str(tmp_path / "resnet18.pth"))
-
-
-def test_without_masks_and_back(saved, tiny_model, tmp_path, caplog):
-    """The two-step recipe: boxes first, then the mask head on top."""
-    options = ("MODEL.MASK_ON", False, "MODEL.DETR.TEST.PANOPTIC_ON", False)
-    boxes = tiny_model(*options, "MODEL.DETR.TEST.INSTANCE_ON", True)
-    scramble(boxes)
-    PanopticCheckpointer(boxes, str(tmp_path)).save("boxes")
-    model = tiny_model("MODEL.DETR.FREEZE_DETECTOR", True)
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    with caplog.at_level(logging.INFO):
-        PanopticCheckpointer(model).load(str(tmp_path / "boxes.pth"))
-    assert_unchanged(model, before, "mask_head.", "bbox_attention.")
-    ours = model.state_dict()
-    assert all(torch.equal(ours[name], x) for name, x in boxes.state_dict().items())
-    assert ["mask_head", "28", "not loaded", "the file has no masks (MODEL.MASK_ON)"] in table(
-        caplog
-    )
-
-
-def test_nothing_to_load(tiny_model):
-    model = tiny_model()
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    assert PanopticCheckpointer(model).load("") == {}
-    assert_unchanged(model, before)
-
-
-def incomplete(kind, saved, tiny_model, class_set, tmp_path):
+def part_of(kind, saved, tiny_model, class_set, tmp_path):
     """A file, and a model of which a part is not in the file."""
-    if kind == "queries":
-        return saved[0], tiny_model("MODEL.DETR.NUM_OBJECT_QUERIES", 9)
+    if kind.endswith("queries"):
+        return saved[0], tiny_model("MODEL.DETR.NUM_OBJECT_QUERIES", int(kind[0]))
     if kind == "classes":
         options = ("DATASETS.TRAIN", (class_set("tst"),), "DATASETS.TEST", ())
         return saved[0], tiny_model(*options, "MODEL.DETR.NUM_CLASSES", 3)
@@ -191,32 +70,88 @@ def incomplete(kind, saved, tiny_model, class_set, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "warning", "new"),
     [
-        ("queries", ["query_embed.weight is loaded in part", "MODEL.DETR.NUM_OBJECT_QUERIES"]),
-        ("classes", ["The class head keeps its initial values", "DATASETS.TRAIN"]),
-        ("masks", ["mask_head (28 tensors): the file has no masks (MODEL.MASK_ON)"]),
-        ("backbone", ["it holds a backbone only"]),
+        (
+            "9 queries",
+            "Only the first 8 queries are loaded: the file has 8, MODEL.DETR.NUM_OBJECT_QUERIES "
+            "is 9",
+            (),
+        ),
+        ("5 queries", "Only the first 5 queries are loaded", ()),
+        (
+            "classes",
+            "The class head keeps its initial values: the file has 5 classes, the model 3 "
+            "(DATASETS.TRAIN)",
+            ("class_embed",),
+        ),
+        ("masks", "nothing for bbox_attention, mask_head", ("bbox_attention", "mask_head")),
+        (
+            "backbone",
+            "holds a backbone only",
+            ("input_proj", "query_embed", "transformer", "class", "bbox", "mask_head"),
+        ),
     ],
 )
-def test_complete(kind, words, saved, tiny_model, class_set, tmp_path):
-    """Evaluation and prediction take no weights that training would complete."""
-    path, model = incomplete(kind, saved, tiny_model, class_set, tmp_path)
+def test_part_of_a_model(kind, warning, new, saved, tiny_model, class_set, tmp_path, caplog):
+    """Training completes it and says so in one line; evaluation and prediction refuse it."""
+    path, model = part_of(kind, saved, tiny_model, class_set, tmp_path)
     before = scramble(model)
     with pytest.raises(UserError) as error:
         PanopticCheckpointer(model).load(path, complete=True)
-    for word in [path, "does not hold all of the model", "config.yaml", *words]:
+    for word in (path, "does not hold all of the model", "config.yaml", warning):
         assert word in str(error.value)
-    assert_unchanged(model, before)
+    assert_same(model, before)
     PanopticCheckpointer(model).load(path)
+    (line,) = warnings(caplog)
+    assert warning in line
+    for name, tensor in model.state_dict().items():
+        expected = before[name] if name.startswith(new) else saved[1].state_dict()[name]
+        if name == "query_embed.weight" and not name.startswith(new):
+            count = min(8, len(tensor))
+            assert torch.equal(tensor[8:], before[name][8:])
+            tensor, expected = tensor[:count], expected[:count]
+        assert torch.equal(tensor, expected), name
 
 
-def test_complete_file_or_none(saved, tiny_model):
-    checkpointer = PanopticCheckpointer(tiny_model())
-    checkpointer.load(saved[0], complete=True)
-    assert_unchanged(checkpointer.model, saved[1].state_dict())
-    with pytest.raises(UserError, match="MODEL.WEIGHTS is empty: .* random weights"):
-        checkpointer.resume_or_load("", resume=False, complete=True)
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            lambda state: state.pop("transformer.decoder.norm.weight"),
+            ["transformer.decoder.norm.weight is not in the file"],
+        ),
+        (lambda state: state.pop("mask_head.gn3.bias"), ["mask_head.gn3.bias is not in the file"]),
+        (lambda state: state.pop("class_embed.bias"), ["class_embed.bias is not in the file"]),
+        (
+            lambda state: state.update(
+                {"transformer.more": torch.ones(1), "input_proj.weight": torch.ones(1, 2)}
+            ),
+            [
+                "transformer.more has no place in the model",
+                "input_proj.weight is (1, 2), the model's (32, 24, 1, 1)",
+                "Use the config that the weights were trained with",
+            ],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(saved, tiny_model, tmp_path, edit, words):
+    data = torch.load(saved[0], weights_only=True)
+    edit(data["model"])
+    torch.save(data, tmp_path / "changed.pth")
+    model = tiny_model()
+    before = scramble(model)
+    with pytest.raises(UserError) as error:
+        PanopticCheckpointer(model).load(str(tmp_path / "changed.pth"))
+    for word in ["changed.pth does not fit the model; nothing was loaded", *words]:
+        assert word in str(error.value)
+    assert_same(model, before)
+
+
+def test_another_model(tmp_path, tiny_model):
+    torch.save({"model": {"roi_heads.box.weight": torch.ones(2)}}, tmp_path / "r.pth")
+    with pytest.raises(UserError, match=r"r\.pth is a checkpoint of another model.*roi_heads"):
+        PanopticCheckpointer(tiny_model()).load(str(tmp_path / "r.pth"))
 
 
 def test_optimizer_comes_back(saved, tiny_model, tmp_path):
@@ -229,3 +164,101 @@ def test_optimizer_comes_back(saved, tiny_model, tmp_path):
     assert other.param_groups[0]["lr"] == 1
     checkpointer.load(str(tmp_path / "step.pth"))
     assert other.param_groups[0]["lr"] == 0.25
+
+
+class Counter:
+    def __init__(self):
+        self.value = 0
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A checkpointer that has saved the values 1, 2 and 3, and its counter."""
+    counter = Counter()
+    checkpointer = PanopticCheckpointer(nn.Linear(2, 2), str(tmp_path), counter=counter)
+    for value in (1, 2, 3):
+        counter.value = value
+        nn.init.constant_(checkpointer.model.weight, value)
+        checkpointer.save(f"model_{value:07d}")
+    counter.value = 9
+    return checkpointer, counter
+
+
+def test_resumes_from_the_last_that_is_not_the_best(job, tmp_path):
+    checkpointer, counter = job
+    left = tmp_path / f".model_0000004.pth.{'0' * 32}.tmp"
+    left.write_bytes(b"of a process that was killed")
+    checkpointer.save_untagged("model_best")
+    checkpointer.resume_or_load("", resume=True)
+    assert counter.value == 3
+    assert checkpointer.model.weight.unique().tolist() == [3]
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "gone"])
+def test_broken_last_checkpoint_falls_back(job, tmp_path, caplog, damage):
+    checkpointer, counter = job
+    last = tmp_path / "model_0000003.pth"
+    content = bytearray(last.read_bytes())
+    if damage == "gone":
+        last.unlink()
+    elif damage == "flipped":
+        content[content.index(torch.full((4,), 3.0).numpy().tobytes())] ^= 1
+        last.write_bytes(content)
+    else:
+        last.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    checkpointer.resume_or_load("", resume=True)
+    assert counter.value == 2
+    assert "model_0000003.pth cannot be used" in caplog.text
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"<html>")
+    with pytest.raises(UserError, match="without --resume"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_failed_save_leaves_the_old_file(job, tmp_path, monkeypatch):
+    checkpointer, _ = job
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(data, f):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"model_0000003\.pth could not be written: No space left"):
+        checkpointer.save("model_0000003")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def write_often(target, letter):
+    for _ in range(40):
+        with atomic_file(target) as f:
+            f.write(letter * 50_000)
+
+
+def test_two_processes_write_one_file(tmp_path):
+    target = tmp_path / "a.txt"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_often, args=(target, letter)) for letter in "äb"]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        time.sleep(0.002)
+        if target.exists():
+            seen.add(target.read_text(encoding="utf-8"))
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen <= {"ä" * 50_000, "b" * 50_000}
+    with pytest.raises(KeyboardInterrupt), atomic_file(target, "wb") as f:
+        f.write(b"half")
+        raise KeyboardInterrupt
+    assert target.read_text(encoding="utf-8") in seen | {"ä" * 50_000, "b" * 50_000}
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,15 +1,18 @@
 import json
-import logging
 
 import pytest
 import torch
-from torchvision.models import resnet101
-from torchvision.ops import FrozenBatchNorm2d
 
 from detr_panoptic_cli import main
-from detr_panoptic_d2.apps.convert_checkpoint import config_of, convert_checkpoint
-from detr_panoptic_d2.apps.export_checkpoint import huggingface_checkpoint, official_checkpoint
-from detr_panoptic_d2.checkpoint import PanopticCheckpointer
+from detr_panoptic_d2.apps.convert_checkpoint import (
+    convert_checkpoint,
+    huggingface_checkpoint,
+    official_checkpoint,
+    published_config,
+    spread_rows,
+)
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer, read_checkpoint
+from detr_panoptic_d2.checkpoint.translate import COCO_NAMES, COCO_THING_IDS
 from detr_panoptic_d2.errors import UserError
 
 
@@ -31,11 +34,12 @@ def weights(path):
     return torch.load(path, weights_only=True)["model"]
 
 
-def test_round_trips(official_file, tmp_path):
+def test_round_trips(config, official_file, tmp_path):
     """The first conversion chooses the rows; from then on all ways are exact."""
-    ours, back, folder, again = (str(tmp_path / name) for name in ("o.pth", "b.pth", "f", "a.pth"))
-    convert_checkpoint(official_file, ours, "ours", None)
-    convert_checkpoint(ours, back, "official", None)
+    names = ("o.pth", "b.pth", "f", "deep/a.pth")
+    ours, back, folder, again = (str(tmp_path / name) for name in names)
+    convert_checkpoint(official_file, ours, "ours", config())
+    convert_checkpoint(ours, back, "official", config())
     found, expected = weights(back), weights(official_file)
     assert found.keys() == expected.keys()
     # Rows of ids that are no category of COCO are left behind.
@@ -44,36 +48,37 @@ def test_round_trips(official_file, tmp_path):
     for name, tensor in expected.items():
         used = ~unused if "class_embed." in name else slice(None)
         assert torch.equal(found[name][used], tensor[used]), name
-    convert_checkpoint(ours, folder, "huggingface", None)
+    convert_checkpoint(ours, folder, "huggingface", config())
     for source in (back, folder):
-        convert_checkpoint(source, again, "ours", None)
+        convert_checkpoint(source, again, "ours", config())
         assert_equal(weights(again), weights(ours))
 
 
-def test_boxes_only(official, tmp_path):
-    torch.save({"model": official(masks=False, rows=92)}, tmp_path / "boxes.pth")
-    paths = {name: str(tmp_path / name) for name in ("ours.pth", "folder", "official.pth")}
-    convert_checkpoint(str(tmp_path / "boxes.pth"), paths["ours.pth"], "ours", None)
-    assert len(weights(paths["ours.pth"])["class_embed.bias"]) == 81
-    convert_checkpoint(paths["ours.pth"], paths["folder"], "huggingface", None)
-    config = json.loads((tmp_path / "folder" / "config.json").read_text())
-    assert config["architectures"] == ["DetrForObjectDetection"]
-    convert_checkpoint(paths["folder"], paths["official.pth"], "official", None)
-    assert weights(paths["official.pth"]).keys() == official(masks=False).keys()
+def test_boxes_only(official, config, boxes_only, tmp_path):
+    names = ("boxes.pth", "ours.pth", "folder", "official.pth")
+    source, ours, folder, back = (str(tmp_path / name) for name in names)
+    torch.save({"model": official(masks=False, rows=92)}, source)
+    cfg = config(*boxes_only)
+    convert_checkpoint(source, ours, "ours", cfg)
+    assert len(weights(ours)["class_embed.bias"]) == 81
+    convert_checkpoint(ours, folder, "huggingface", cfg)
+    content = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert content["architectures"] == ["DetrForObjectDetection"]
+    convert_checkpoint(folder, back, "official", cfg)
+    assert weights(back).keys() == official(masks=False).keys()
 
 
-def test_transformers_loads_the_folder(build, official_file, tmp_path):
+def test_transformers_loads_the_folder(build, config, official_file, tmp_path):
     """Its numbers are ours; so is the size that its processor gives an image."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("timm")
     folder = tmp_path / "folder"
-    convert_checkpoint(official_file, str(folder), "huggingface", None)
+    convert_checkpoint(official_file, str(folder), "huggingface", config())
     theirs, report = transformers.DetrForSegmentation.from_pretrained(
         folder, output_loading_info=True
     )
     assert not any(report.values()), report
     assert theirs.config.id2label[200] == "rug-merged"
-    assert theirs.config.id2label[92] == "banner"
     assert theirs.config.num_labels == 250
     model = build()
     PanopticCheckpointer(model).load(official_file)
@@ -82,8 +87,7 @@ def test_transformers_loads_the_folder(build, official_file, tmp_path):
         found = model.detect(model.preprocess([{"image": image}]))
         pixels = (image - model.pixel_mean) / model.pixel_std
         expected = theirs.eval()(pixel_values=pixels[None])
-    used = [*model.dataset_ids, 250]
-    logits = expected.logits[..., used]
+    logits = expected.logits[..., [*model.dataset_ids, 250]]
     tolerance = {"rtol": 0, "atol": 1e-4 * logits.abs().max().item()}
     torch.testing.assert_close(found.pred_logits[-1], logits, **tolerance)
     torch.testing.assert_close(found.pred_boxes[-1], expected.pred_boxes, rtol=1e-4, atol=1e-4)
@@ -103,8 +107,7 @@ def test_own_classes_through_both_formats(build, class_set, tmp_path):
     assert len(content["model"]["detr.class_embed.bias"]) == 42
     torch.save(content, tmp_path / "official.pth")
     tensors, config, _ = huggingface_checkpoint(model)
-    assert config["id2label"]["20"] == "class 1"
-    assert config["id2label"]["21"] == "N/A"
+    assert (config["id2label"]["20"], config["id2label"]["21"]) == ("class 1", "N/A")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text(json.dumps(config))
     torch.save(tensors, tmp_path / "folder" / "pytorch_model.bin")
@@ -114,78 +117,60 @@ def test_own_classes_through_both_formats(build, class_set, tmp_path):
         assert_equal(other.state_dict(), model.state_dict())
 
 
-def test_config_read_off_the_tensors(official, caplog):
-    with torch.device("meta"):
-        body = resnet101(norm_layer=FrozenBatchNorm2d).state_dict()
-    state = {n: x for n, x in official(masks=False).items() if ".body." not in n}
-    state |= {f"backbone.0.body.{n}": x for n, x in body.items() if not n.startswith("fc.")}
-    with caplog.at_level(logging.INFO):
-        cfg = config_of({"model": state, "dilation": True, "heads": 4}, "a.pth")
-    assert cfg.MODEL.RESNETS.DEPTH == 101
-    assert cfg.MODEL.RESNETS.RES5_DILATION == 2
-    assert cfg.MODEL.DETR.NHEADS == 4
-    assert (cfg.MODEL.DETR.ENC_LAYERS, cfg.MODEL.DETR.DEC_LAYERS) == (1, 2)
-    assert (cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.DIM_FEEDFORWARD) == (32, 48)
-    assert cfg.MODEL.DETR.NUM_OBJECT_QUERIES == 5
-    assert not cfg.MODEL.MASK_ON
-    assert "does not say" not in caplog.text
+@pytest.mark.parametrize("ids", [COCO_THING_IDS, [1, 200], [7, 3]])
+def test_rows_of_unused_ids_take_nothing_from_the_others(ids):
+    names = [COCO_NAMES[i] for i in ids]
+    weight, bias = torch.randn(len(ids) + 1, 3), torch.randn(len(ids) + 1)
+    spread, spread_bias, spread_names = spread_rows(weight, bias, ids, names)
+    assert len(spread) == len(spread_bias) == (251 if 200 in ids else 92)
+    assert spread_names == dict(zip(ids, names, strict=True))
+    x = torch.randn(5, 3)
+    wide = (x @ spread.T + spread_bias).softmax(-1)
+    used = [*ids, len(spread) - 1]
+    torch.testing.assert_close(wide[:, used], (x @ weight.T + bias).softmax(-1))
+    wide[:, used] = 0
+    assert not wide.any()
+    with pytest.raises(UserError, match="category id -1 is negative"):
+        spread_rows(torch.randn(2, 3), torch.randn(2), [-1], ["a"])
 
 
-def test_dilation_and_heads_are_kept(official_file, tmp_path, caplog):
-    """A DC5 model has the same tensors; its name, its options or its config.json tell."""
-    folder = tmp_path / "folder"
-    with caplog.at_level(logging.INFO):
-        convert_checkpoint(official_file, str(folder), "huggingface", None)
-    assert "does not say whether it is a DC5 model" in caplog.text
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["dilation"], config["encoder_attention_heads"]) == (False, 8)
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        convert_checkpoint(str(folder), str(tmp_path / "o.pth"), "ours", None)
-    assert "does not say" not in caplog.text
-    (tmp_path / "o.pth").rename(tmp_path / "detr-r18-DC5.pth")
-    with pytest.raises(UserError, match="DC5 model of a ResNet-18, which neither torchvision"):
-        convert_checkpoint(str(tmp_path / "detr-r18-DC5.pth"), str(folder), "huggingface", None)
+@pytest.mark.parametrize(
+    ("masks", "rows", "blocks", "name", "expected"),
+    [
+        (True, 251, 6, "detr-r50-panoptic-00ce5173.pth", (50, 1, True, 133)),
+        (True, 251, 6, "detr-r50-dc5-panoptic-da08f1b1.pth", (50, 2, True, 133)),
+        (False, 92, 23, "detr-r101-2c7b67e5.pth", (101, 1, False, 80)),
+        (True, 92, 23, "other.pth", None),
+        (True, 251, 2, "other.pth", None),
+        (True, 134, 6, "other.pth", None),
+    ],
+)
+def test_published_models_need_no_config(official, tmp_path, masks, rows, blocks, name, expected):
+    state = official(masks, rows)
+    prefix = "detr." * masks + "backbone.0.body.layer3"
+    state.update({f"{prefix}.{i}.conv1.weight": torch.ones(1) for i in range(blocks)})
+    torch.save(state, tmp_path / name)
+    data = read_checkpoint(str(tmp_path / name))
+    if expected is None:
+        with pytest.raises(UserError, match=rf"{name} is no published model.* Give --config-file"):
+            published_config(data, name)
+        return
+    cfg = published_config(data, name)
+    resnet = cfg.MODEL.RESNETS
+    found = resnet.DEPTH, resnet.RES5_DILATION, cfg.MODEL.MASK_ON, cfg.MODEL.DETR.NUM_CLASSES
+    assert found == expected
 
 
-def test_what_cannot_be_converted(build, official, tmp_path, tiny_model):
-    def convert(content, to="ours"):
-        torch.save(content, tmp_path / "in.pth")
-        convert_checkpoint(str(tmp_path / "in.pth"), str(tmp_path / "out"), to, None)
-
-    state = official()
-    headless = {n: x for n, x in state.items() if "class_embed" not in n}
-    with pytest.raises(UserError, match=r"in\.pth holds no DETR: there is nothing to convert"):
-        convert(headless)
-    resnet = {n.split("body.")[1]: x for n, x in state.items() if "body." in n}
-    with pytest.raises(UserError, match="holds no DETR"):
-        convert(resnet)
-    few = {n: x[:5] if "class_embed" in n else x for n, x in state.items()}
-    with pytest.raises(UserError, match=r"has 5 class rows, which are not COCO's. Give --config"):
-        convert(few)
-    with pytest.raises(UserError, match="its backbone is none of ResNet-18 to -152"):
-        convert(tiny_model().state_dict())
-    with pytest.raises(UserError, match="format 'onnx' is none of ours, official, huggingface"):
-        convert(state, "onnx")
-    assert not (tmp_path / "out").exists()
-
-
-def test_models_without_a_place_elsewhere(build, tiny_model):
-    with pytest.raises(UserError, match="gets ResNet-18, -34, -50, -101 and -152 from here"):
-        huggingface_checkpoint(tiny_model())
-    model = build("MODEL.DETR.PRE_NORM", True)
-    with pytest.raises(UserError, match="MODEL.DETR.PRE_NORM is True"):
-        huggingface_checkpoint(model)
+def test_what_has_no_place_elsewhere(build, tiny_model):
+    for model in (tiny_model(), build("MODEL.DETR.PRE_NORM", True)):
+        with pytest.raises(UserError, match="ResNet-18, -34, -50, -101 and -152.*PRE_NORM"):
+            huggingface_checkpoint(model)
     model = build("MODEL.RESNETS.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0)
     with pytest.raises(UserError, match="Only models with a ResNet with batch norms"):
         official_checkpoint(model)
 
 
-def test_reads_urls_and_uses_a_config(config, official_file, tmp_path, class_set):
-    """With a config, the model is the config's; a file that lacks a part of it is an error."""
-    url = (tmp_path / "official.pth").as_uri()
-    convert_checkpoint(url, str(tmp_path / "deep" / "ours.pth"), "ours", config())
-    assert len(weights(tmp_path / "deep" / "ours.pth")["class_embed.bias"]) == 134
+def test_what_does_not_fit_the_config(config, official_file, tmp_path, class_set):
     own = ["DATASETS.TRAIN", (class_set("ts"),), "MODEL.DETR.NUM_CLASSES", 2, "DATASETS.TEST", ()]
     for options, to, words in (
         (own, "ours", "does not hold all of the model.* The class head keeps"),
@@ -193,7 +178,8 @@ def test_reads_urls_and_uses_a_config(config, official_file, tmp_path, class_set
         (["INPUT.FORMAT", "BGR"], "official", "INPUT.FORMAT is BGR"),
     ):
         with pytest.raises(UserError, match=words):
-            convert_checkpoint(url, str(tmp_path / "x.pth"), to, config(*options))
+            convert_checkpoint(official_file, str(tmp_path / "x.pth"), to, config(*options))
+    assert not (tmp_path / "x.pth").exists()
 
 
 def test_command(tmp_path, tiny_model, capsys):
@@ -217,8 +203,7 @@ def test_command(tmp_path, tiny_model, capsys):
     with pytest.raises(SystemExit) as end:
         run("ours", "no", "--format", "huggingface")
     assert end.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "its backbone is none of ResNet-18 to -152. Give --config-file" in line
+    assert "is no published model" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(SystemExit) as end:
         run("ours", "no", "--format", "ours", "MODEL.MASK_ON", "True")
     assert end.value.code == 2

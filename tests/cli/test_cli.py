@@ -8,7 +8,6 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from detr_panoptic_cli import COMMANDS, build_parser
-from detr_panoptic_d2.apps.convert_checkpoint import FORMATS
 
 
 def run_command(*arguments, **environment):
@@ -49,11 +48,6 @@ def test_train_takes_what_detectron2_takes():
     ours = {a.dest: (a.default, a.type, a.nargs) for a in parser_of("train")._actions}
     theirs = {a.dest: (a.default, a.type, a.nargs) for a in default_argument_parser()._actions}
     assert ours == theirs
-
-
-def test_formats_of_checkpoints():
-    action = next(a for a in parser_of("convert-checkpoint")._actions if a.dest == "format")
-    assert tuple(action.choices) == FORMATS
 
 
 def test_what_a_user_can_put_right_is_one_line(tmp_path):

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from detr_panoptic_d2.apps.export_checkpoint import huggingface_checkpoint
-from detr_panoptic_d2.checkpoint.huggingface_names import older_name
+from detr_panoptic_d2.apps.convert_checkpoint import huggingface_checkpoint
+from detr_panoptic_d2.checkpoint.names import transformers_5_name
 from detr_panoptic_d2.errors import UserError
 
 
@@ -26,8 +26,8 @@ def build(ours: nn.Module) -> nn.Module:
         ) from error
     weights, config, _ = huggingface_checkpoint(ours)
     theirs = DetrForSegmentation(DetrConfig(**config, **_losses(ours)))
-    weights = {older_name(name): tensor for name, tensor in weights.items()}
-    theirs.load_state_dict({name: weights[older_name(name)] for name in theirs.state_dict()})
+    weights |= {transformers_5_name(name): tensor for name, tensor in weights.items()}
+    theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
     return theirs.to(ours.device).eval()
 
 
