@@ -200,9 +200,11 @@ def _what_is_broken(path: Path) -> str | None:
 def _reason(error: BaseException) -> str:
     """The operating system's words, which torch hides behind its own."""
     last: BaseException | None = error
-    while last is not None and not (isinstance(last, OSError) and last.strerror):
+    while last is not None:
+        if isinstance(last, OSError) and last.strerror:
+            return last.strerror
         last = last.__cause__ or last.__context__
-    return str(error).splitlines()[0] if last is None else last.strerror
+    return str(error).splitlines()[0]
 
 
 def _check(translation: Translation, own: dict, path: str, complete: bool) -> None:

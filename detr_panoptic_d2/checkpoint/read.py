@@ -27,7 +27,7 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 # Wherever this NumPy has them; NumPy 2 renamed numpy.core.
 _SCALAR = np.float64(0).__reduce__()[0]
-_NUMPY_TYPES = [np.dtype, *(type(np.dtype(kind)) for kind in "efdbhilB?")]
+_NUMPY_TYPES: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "efdbhilB?")]
 _ARRAY_PARTS = {
     ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
     ("numpy.core.numeric", "_frombuffer"): np.zeros(0).__reduce_ex__(5)[0],

@@ -172,37 +172,33 @@ def _choose_classes(
     """Choose the rows of the class head, or keep the model's where the classes are others."""
     if not all(name in result.state and name in own for name in CLASS_HEAD):
         return
-    weight, bias = (result.state[name] for name in CLASS_HEAD)
-    ids, names = getattr(model, "dataset_ids", None), getattr(model, "class_names", None)
-    count, rows = len(own[CLASS_HEAD[0]]) - 1, len(weight)
-    if weight.shape[1:] != own[CLASS_HEAD[0]].shape[1:] or (not raw_ids and rows == count + 1):
+    rows, wanted = len(result.state[CLASS_HEAD[0]]), len(own[CLASS_HEAD[0]])
+    same_width = result.state[CLASS_HEAD[0]].shape[1:] == own[CLASS_HEAD[0]].shape[1:]
+    if not same_width or (rows == wanted and not raw_ids):
         return
-    taken: list[int] = []
-    why = f"the file has {rows - 1} classes, the model {count} (DATASETS.TRAIN)"
-    if raw_ids and ids and names:
-        theirs = class_names_of_rows(rows, file_classes)
-        shared = [(i, name) for i, name in enumerate(names) if ids[i] in theirs]
-        taken = [i for i, name in shared if theirs[ids[i]] == name]
-        why = f"the file has other classes than the model's data set ({rows} rows"
-        if other := [
-            f"id {ids[i]} is {theirs[ids[i]]!r}, not {n!r}" for i, n in shared if i not in taken
-        ]:
-            taken, why = [], f"{why}; {other[0]}"
-        why += ")"
-    if not taken:
-        result.warnings.append(f"The class head keeps its initial values: {why}")
+    ids, names = getattr(model, "dataset_ids", None), getattr(model, "class_names", None)
+    theirs = class_names_of_rows(rows, file_classes) if raw_ids else {}
+    classes = enumerate(zip(ids or (), names or (), strict=False))
+    shared = [(row, i, name) for row, (i, name) in classes if i in theirs]
+    other = [f"; id {i} is {theirs[i]!r}, not {n!r}" for _, i, n in shared if theirs[i] != n]
+    if other or not shared:
+        result.warnings.append(
+            f"The class head keeps its initial values: the file's {rows} class rows are not for "
+            f"the model's {wanted - 1} classes (DATASETS.TRAIN){''.join(other[:1])}"
+        )
         result.kept.add("class_embed")
         for name in CLASS_HEAD:
             del result.state[name]
         return
-    for name, head in zip(CLASS_HEAD, (weight, bias), strict=True):
+    for name in CLASS_HEAD:
         chosen = own[name].clone()
-        chosen[[*taken, -1]] = head[[*(ids[i] for i in taken), -1]].to(chosen)
+        source = [*(i for _, i, _ in shared), -1]
+        chosen[[*(row for row, _, _ in shared), -1]] = result.state[name][source].to(chosen)
         result.state[name] = chosen
-    if len(taken) < count:
+    if len(shared) < wanted - 1:
         result.warnings.append(
-            f"The class head is loaded in part: the file has {len(taken)} of the model's {count} "
-            "classes"
+            f"The class head is loaded in part: the file has {len(shared)} of the model's "
+            f"{wanted - 1} classes"
         )
 
 

@@ -81,8 +81,8 @@ def part_of(kind, saved, tiny_model, class_set, tmp_path):
         ("5 queries", "Only the first 5 queries are loaded", ()),
         (
             "classes",
-            "The class head keeps its initial values: the file has 5 classes, the model 3 "
-            "(DATASETS.TRAIN)",
+            "The class head keeps its initial values: the file's 6 class rows are not for the "
+            "model's 3 classes (DATASETS.TRAIN)",
             ("class_embed",),
         ),
         ("masks", "nothing for bbox_attention, mask_head", ("bbox_attention", "mask_head")),
