@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -13,6 +12,7 @@ from ..checkpoint import atomic_file
 from ..data.dataset_mapper import read_image
 from ..engine import PanopticTrainer, Predictor, setup_job
 from ..visualization.draw import draw_beside_ground_truth, read_ground_truth
+from ..visualization.panels import side_by_side
 from .report import write_report
 
 
@@ -60,11 +60,8 @@ def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_image
         image = read_image(item["file_name"], "RGB")
         prediction = predictor(image[:, :, ::-1])["panoptic_seg"]
         rows.append(draw_beside_ground_truth(image, read_ground_truth(item), prediction, metadata))
-    cell = np.max([row.shape for row in rows], axis=0) + [12, 24, 0]
-    page = np.full((cell[0] * -(-len(rows) // 2), cell[1] * 2, 3), 255, dtype=np.uint8)
-    for i, row in enumerate(rows):
-        top, left = cell[0] * (i // 2), cell[1] * (i % 2)
-        page[top : top + row.shape[0], left : left + row.shape[1]] = row
+    pairs = [side_by_side(rows[i : i + 2]) for i in range(0, len(rows), 2)]
+    page = side_by_side([pair.transpose(1, 0, 2) for pair in pairs]).transpose(1, 0, 2)
     PathManager.mkdirs(str(path.parent))
     with atomic_file(path, "wb") as f:
         Image.fromarray(page).save(f, format="PNG", optimize=True)

@@ -1,8 +1,8 @@
 """The HTML page that report and explain share: one template, one style, nothing from elsewhere.
 
 A page is data: sections of blocks. A block is a mapping whose key says what it is (``text``,
-``note``, ``heading``, ``tiles``, ``pairs``, ``table``, ``pictures``, ``legend``,
-``charts``, ``pre`` or ``details``); ``page.html.jinja`` shows what each holds, and escapes texts.
+``note``, ``heading``, ``tiles``, ``pairs``, ``table``, ``pictures``, ``charts``, ``pre`` or
+``details``); ``page.html.jinja`` shows what each holds, and escapes texts.
 """
 
 import base64

@@ -17,14 +17,7 @@ from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
 from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, average
-from ...visualization.draw import (
-    ERROR_COLORS,
-    ERROR_NAMES,
-    draw_errors,
-    draw_panoptic,
-    limit_size,
-    read_ground_truth,
-)
+from ...visualization.draw import draw_errors, draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
 from ..page import Block, data_uri
 
@@ -127,10 +120,8 @@ def result_blocks(evaluation: Evaluation) -> list[Block]:
         logger.warning("No pictures of %s: %s", evaluation.folder.name, reason)
         return [*blocks, {"note": f"There are no pictures: {reason}"}]
     if drawn:
-        legend = [(ERROR_COLORS[kind], name) for kind, name in ERROR_NAMES.items()]
         blocks += [{"text": "Best and worst images, by PQ over the segments of all classes."}]
-        blocks += [{"legend": legend}, *drawn]
-    return blocks
+    return [*blocks, *drawn]
 
 
 def draw_examples(evaluation: Evaluation, chosen: list[ImageQuality]) -> list[Block]:
@@ -167,7 +158,7 @@ def draw_examples(evaluation: Evaluation, chosen: list[ImageQuality]) -> list[Bl
             "Image": enlarge(image, _MIN_SIZE),
             "Ground truth": draw_panoptic(image, *ground_truth, metadata, **size),
             "Prediction": draw_panoptic(image, *prediction, metadata, **size),
-            "Errors": draw_errors(image, ground_truth, prediction, metadata, legend=False, **size),
+            "Errors": draw_errors(image, ground_truth, prediction, metadata, **size),
         }
         numbers = f"PQ {q.pq:.1f}; {q.tp} segments matched, {q.fn} missed, {q.fp} wrong"
         blocks.append({"heading": Path(item["file_name"]).name, "quiet": numbers})
