@@ -22,10 +22,9 @@ from pathlib import Path
 
 from ._options import set_up_console
 
-_OVERLAP_RULES = ("smaller-on-top", "later-on-top")
 # Options that may have a value per split, and those that a format takes besides.
 _INPUTS = ("images", "masks", "instances", "semantic", "annotations")
-_OPTIONS = ("overlap", "labels", "mask_suffix", "void_value", "connectivity", "category")
+_OPTIONS = ("labels", "mask_suffix", "void_value", "connectivity", "category")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input(sub, "--images", "folder of the images")
     add_input(sub, "--semantic", "stuff: a COCO json, or a folder of class masks", required=False)
     _add_mask_options(sub, labels_required=False)
-    _add_overlap(sub)
 
     sub = add("instance-masks", "a mask per image, pixel = number of the object, 0 = none")
     add_input(sub, "--images", "folder of the images")
@@ -67,12 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = add("labelme", "LabelMe: a json per image")
     add_input(sub, "--annotations", "folder of the jsons")
     add_input(sub, "--images", "folder that holds all images, if another", required=False)
-    _add_overlap(sub)
 
     sub = add("cvat", "CVAT for images 1.1")
     add_input(sub, "--annotations", "the XML file")
     add_input(sub, "--images", "folder of the images")
-    _add_overlap(sub)
 
 
 def _common_options() -> argparse.ArgumentParser:
@@ -88,7 +84,6 @@ def _common_options() -> argparse.ArgumentParser:
     add("--split", type=float, nargs="+", metavar="SHARE", help="such as 0.8 0.2, by chance")
     add("--split-names", nargs="+", metavar="NAME", help="(train val test, as many as needed)")
     add("--seed", type=int, default=0, help="of the split")
-    add("--copy-images", action="store_true", help="into the output; else they stay where they are")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     add = common.add_argument_group("classes").add_argument
     add("--classes", type=Path, help="list of the classes: sets ids, order, colours, things")
@@ -112,19 +107,13 @@ def _add_mask_options(parser: argparse.ArgumentParser, *, labels_required: bool)
     )
 
 
-def _add_overlap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--overlap", choices=_OVERLAP_RULES, default=_OVERLAP_RULES[0], help="(%(default)s)"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and say how to go on."""
     from detr_panoptic_d2.config import resolve_config_file
     from detr_panoptic_d2.prepare.convert.categories import ClassOptions
     from detr_panoptic_d2.prepare.convert.dataset_config import describe, write_dataset_config
     from detr_panoptic_d2.prepare.convert.inputs import open_splits
-    from detr_panoptic_d2.prepare.convert.writer import WriteOptions, convert
+    from detr_panoptic_d2.prepare.convert.writer import convert
 
     set_up_console()
     base = resolve_config_file(args.base)
@@ -137,17 +126,23 @@ def run(args: argparse.Namespace) -> int:
         shares=args.split,
         seed=args.seed,
     )
-    classes = ClassOptions(args.classes, tuple(args.things), tuple(args.stuff), tuple(args.ignore))
-    options = WriteOptions(args.copy_images, args.background, args.min_area, args.workers)
-    filler = None
+    classes = ClassOptions(args.classes, args.things, args.stuff, args.ignore, args.background)
+    workers, extra_stuff = args.workers, []
     if args.stuff_from_model:
         from detr_panoptic_d2.prepare.convert.model_stuff import ModelStuff
 
-        filler = ModelStuff(
-            *args.stuff_from_model, threshold=args.stuff_threshold, opts=args.stuff_opts
-        )
+        model = ModelStuff(*args.stuff_from_model, args.stuff_threshold, args.stuff_opts)
+        splits = {name: model.under(source) for name, source in splits.items()}
+        workers, extra_stuff = 1, model.classes
     try:
-        converted = convert(splits, args.output, options, classes, filler)
+        converted = convert(
+            splits,
+            args.output,
+            classes,
+            extra_stuff=extra_stuff,
+            min_area=args.min_area,
+            workers=workers,
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None
     print(f"\n{describe(converted)}\n")

@@ -43,4 +43,4 @@ def map_images(
             "A process was killed, most often because memory ran out. --workers 1 needs the least."
         ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)

@@ -17,15 +17,15 @@ from detr_panoptic_cli import main
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.check.findings import is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-from detr_panoptic_d2.prepare.convert.writer import Converted, WriteOptions, convert
+from detr_panoptic_d2.prepare.convert.writer import Converted, convert
 
 
 class Result:
     """A converted split as COCO panoptic tools read it."""
 
-    def __init__(self, split: Converted):
-        self.split = split
-        self.content = json.loads(split.panoptic_json.read_text())
+    def __init__(self, folder: Path, split: Converted | None = None):
+        self.folder, self.split = folder, split
+        self.content = json.loads((folder / "panoptic_train.json").read_text())
         self.names = {c["id"]: c["name"] for c in self.content["categories"]}
         self.images = {i["file_name"]: i for i in self.content["images"]}
         names = {i["id"]: name for name, i in self.images.items()}
@@ -33,7 +33,7 @@ class Result:
 
     def ids(self, file_name: str) -> np.ndarray:
         """Ids of the PNG of an image (H, W)."""
-        png = self.split.panoptic_root / self.annotations[file_name]["file_name"]
+        png = self.folder / "panoptic_train" / self.annotations[file_name]["file_name"]
         with Image.open(png) as image:
             return rgb2id(np.array(image))
 
@@ -55,21 +55,23 @@ class Result:
 def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
     """Return ``run(source, **options)``: convert into ``tmp_path/out``; no errors may be found."""
 
-    def run(source: Any, **options: Any) -> Result:
-        filler = options.pop("filler", None)
-        output = options.pop("output", tmp_path / "out")
-        classes = {
-            key: options.pop(key) for key in ("file", "things", "stuff", "ignore") if key in options
-        }
-        splits = {options.pop("split_name", "train"): source}
-        (split,) = convert(splits, output, WriteOptions(**options), ClassOptions(**classes), filler)
+    def run(source: Any, output: str = "out", **options: Any) -> Result:
+        keys = ("file", "things", "stuff", "ignore", "background")
+        classes = ClassOptions(**{key: options.pop(key) for key in keys if key in options})
+        (split,) = convert({"train": source}, tmp_path / output, classes, **options)
         paths = [split.image_root, split.panoptic_root, split.panoptic_json]
         report = check_dataset(DatasetPaths("converted", *map(str, paths)))
         assert not [f for f in report.findings if is_error(f)]
         assert not [f for f in report.findings if f.kind in ("wrong-box", "split-stuff")]
-        return Result(split)
+        return Result(tmp_path / output, split)
 
     return run
+
+
+@pytest.fixture
+def read_back() -> type[Result]:
+    """Return ``Result``, to be called with the output folder of a conversion."""
+    return Result
 
 
 @pytest.fixture

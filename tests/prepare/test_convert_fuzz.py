@@ -18,14 +18,13 @@ from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.check.findings import is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-from detr_panoptic_d2.prepare.convert.class_masks import class_masks
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
-from detr_panoptic_d2.prepare.convert.instance_masks import instance_masks
 from detr_panoptic_d2.prepare.convert.labelme import labelme
+from detr_panoptic_d2.prepare.convert.masks import class_masks, instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
-from detr_panoptic_d2.prepare.convert.writer import WriteOptions, convert
+from detr_panoptic_d2.prepare.convert.writer import convert
 
 FUZZ = settings(
     max_examples=25,
@@ -119,11 +118,11 @@ def as_instance_masks(folder, case):
     return instance_masks(folder / "images", folder / "masks", category=NAMES[0])
 
 
-def converted(folder, make, case, classes=ClassOptions(), **options):  # noqa: B008
+def converted(folder, make, case, **classes):
     """Convert in a folder; return (class, mask) of each segment. The check must find no error."""
     write_image(folder, case[0].shape)
     splits = {"train": make(folder, case)}
-    (split,) = convert(splits, folder / "out", WriteOptions(**options), classes)
+    (split,) = convert(splits, folder / "out", ClassOptions(**classes))
     paths = (split.image_root, split.panoptic_root, split.panoptic_json)
     report = check_dataset(DatasetPaths("fuzz", *map(str, paths)))
     assert not [
@@ -175,9 +174,9 @@ def test_class_masks_come_back(case, connectivity):
             connectivity=connectivity,
         )
 
-    classes = ClassOptions(things=("class 1", "class 4"), ignore=("class 2",))
+    classes = {"things": ("class 1", "class 4"), "ignore": ("class 2",)}
     with tempfile.TemporaryDirectory() as folder:
-        found = converted(Path(folder), make, case, classes)
+        found = converted(Path(folder), make, case, **classes)
     expected = [(f"class {i}", numbers == i) for i in (0, 3, 5, 6)]
     around = np.ones((3, 3)) if connectivity == 8 else None
     for i in (1, 4):

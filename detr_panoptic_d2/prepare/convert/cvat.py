@@ -1,21 +1,33 @@
 """CVAT's export "CVAT for images 1.1": one XML file -> panoptic."""
 
-import math
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.parsers import expat
+
+import numpy as np
 
 from ...errors import UserError
-from .categories import Category
-from .shapes import DrawShapes, ellipse, polygon, rectangle, shape
-from .source import Item, LeftOut, Source, require_folder, resolve_inside
+from .shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
+from .source import (
+    Item,
+    Labels,
+    Size,
+    Source,
+    errors_of,
+    log_left_out,
+    numbers,
+    resolve_inside,
+)
 
+_COLOR = re.compile("#[0-9a-fA-F]{6}")
 _DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
-def cvat(annotations: Path, images: Path, *, overlap: str = "smaller-on-top") -> Source:
+def cvat(annotations: Path, images: Path) -> Source:
     """An ``annotations.xml`` of CVAT.
 
     Polygons, boxes, ellipses and masks are drawn, by their ``z_order`` first; polylines, points,
@@ -25,142 +37,102 @@ def cvat(annotations: Path, images: Path, *, overlap: str = "smaller-on-top") ->
     Args:
         annotations: the XML file.
         images: folder of the images.
-        overlap: rule within one ``z_order``; see :func:`shapes.draw_shapes`.
 
     Raises:
-        FileNotFoundError: the file or the folder is missing.
+        FileNotFoundError: the file is missing.
         UserError: the file is not in the format, declares a document type (entities), or names a
             path outside of ``images``.
     """
-    require_folder(images, "--images")
-    root = parse_xml(annotations)
-    if root.tag != "annotations" or root.find("track") is not None:
-        raise UserError(
-            f"'{annotations}' is not in the format 'CVAT for images 1.1'. Export the task in that "
-            "format (not 'for video')."
-        )
+    root = _read_xml(annotations)
     items: dict[str, Item] = {}
-    left_out: LeftOut = defaultdict(list)
+    left_out = defaultdict(list)
     for image in root.iter("image"):
-        where = f"'{annotations}': image {image.get('id')}"
-        name = resolve_inside(images, image.get("name"), where)
-        if name in items:
-            raise UserError(f"{where}: the image '{name}' is listed twice.")
-        items[name] = _item(image, name, where, left_out)
-    return Source(
-        images,
-        _classes(root),
-        [items[name] for name in sorted(items)],
-        DrawShapes(overlap, "The XML's entry"),
-        left_out=left_out,
-    )
+        place = f"'{annotations}': image {image.get('id')}"
+        shapes = []
+        with errors_of(place):
+            name = resolve_inside(images, image.get("name"))
+            if name in items:
+                raise UserError(f"the image '{name}' is listed twice")
+            for index, element in enumerate(image):
+                where = f"{place}, {element.tag} {index}"
+                if element.tag in _DRAWN:
+                    shapes.append((where, element.tag, dict(element.attrib)))
+                elif element.tag != "tag":
+                    left_out[f"shapes are a {element.tag}, which is not drawn"].append(where)
+            size = [image.get(side) for side in ("height", "width")]
+            height, width = numbers(size, "height and width", 2).astype(int).tolist()
+        items[name] = Item(name, partial(_draw, shapes), size=(height, width))
+    log_left_out(left_out)
+    return Source(images, _classes(root), [items[name] for name in sorted(items)])
 
 
-def _item(image: ElementTree.Element, name: str, where: str, left_out: LeftOut) -> Item:
-    shapes: dict[Any, dict] = {}
-    for index, element in enumerate(image):
-        at = f"{where}, {element.tag} {index}"
-        if element.tag not in _DRAWN:
-            if element.tag != "tag":
-                left_out[f"shapes are a {element.tag}, which is not drawn"].append(at)
-            continue
-        label = element.get("label")
-        if not label:
-            raise UserError(f"{at} has no 'label'.")
-        part = _part(element, at, left_out)
-        if part is None:
-            continue
-        group, z = element.get("group_id", "0"), int(_number(element, "z_order", at, "0"))
-        key = ("alone", index) if group == "0" else (label, group)
-        if key in shapes:
-            shapes[key]["parts"].append(part)
-        else:
-            shapes[key] = shape(label, part, z=z)
-    size = [int(_number(image, side, where)) for side in ("height", "width")]
-    return Item(name, {"shapes": list(shapes.values()), "size": size})
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Such a declaration can hold entities that grow without bound, or that name other files."""
+
+    def doctype(self, *_: Any) -> None:
+        raise UserError("it has a DOCTYPE, which is not read for safety; remove it")
 
 
-def _part(element: ElementTree.Element, where: str, left_out: LeftOut) -> dict | None:
-    if element.tag == "polygon":
-        pairs = (element.get("points") or "").split(";")
-        checked = polygon([p.split(",") for p in pairs if p], where)
-        if checked is None:
-            left_out["polygons have fewer than three points"].append(where)
-        return {"polygons": [checked]} if checked else None
-    if element.tag == "mask":
-        return _mask(element, where)
-    names = ("xtl", "ytl", "xbr", "ybr") if element.tag == "box" else ("cx", "cy", "rx", "ry")
-    numbers = [_number(element, name, where) for name in names]
-    degrees = _number(element, "rotation", where, "0")
-    make = rectangle if element.tag == "box" else ellipse
-    return {"polygons": [make(*numbers, degrees)]}
-
-
-def parse_xml(path: Path) -> ElementTree.Element:
-    """Parse an XML file that has no document type declaration.
-
-    Such a declaration can hold entities that grow without bound, or that name other files; no
-    annotation tool writes one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: it is no XML, or has a document type declaration.
-    """
-
-    def refuse(*_: Any) -> None:
-        raise UserError(
-            f"'{path}' has a document type declaration (DOCTYPE), through which XML can define "
-            "entities. For safety such files are not read; remove the declaration."
-        )
-
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
+def _read_xml(path: Path) -> ElementTree.Element:
     try:
-        with open(path, "rb") as file:
-            parser.ParseFile(file)
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+        if root.tag != "annotations" or root.find("track") is not None:
+            raise UserError("export the task in that format (not 'for video')")
     except FileNotFoundError:
-        raise FileNotFoundError(f"XML file '{path}' does not exist.") from None
-    except expat.ExpatError as error:
-        raise UserError(f"'{path}' is not an XML file: {error}") from error
-    return builder.close()
+        raise FileNotFoundError(f"'{path}' does not exist.") from None
+    except (ElementTree.ParseError, UserError, ValueError, LookupError) as error:
+        raise UserError(f"'{path}' is no XML of 'CVAT for images 1.1': {error}") from error
+    return root
 
 
-def _classes(root: ElementTree.Element) -> list[Category]:
-    """Return the labels of the task, or else those in use, sorted."""
-    classes = []
+def _classes(root: ElementTree.Element) -> list[dict]:
+    """Return the labels of the task, and those in use."""
+    colors: dict[str, str] = {}
     # Of a project, all tasks may list the same labels.
     for label in root.iterfind("./meta//labels/label"):
-        name, color = label.findtext("name"), (label.findtext("color") or "").lstrip("#")
-        rgb = tuple(bytes.fromhex(color)) if len(color) == 6 else None
-        if name and label.findtext("parent") is None and all(c.name != name for c in classes):
-            classes.append(Category(name, color=rgb))
+        if label.findtext("name") and label.findtext("parent") is None:
+            colors.setdefault(label.findtext("name"), label.findtext("color") or "")
     used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
-    known = {c.name for c in classes}
-    return classes + [Category(name) for name in sorted(n for n in used if n and n not in known)]
+    for name in sorted(used - {None}):
+        colors.setdefault(name, "")
+    return [
+        {"name": name, "color": list(bytes.fromhex(c[1:])) if _COLOR.fullmatch(c) else None}
+        for name, c in colors.items()
+    ]
 
 
-def _mask(element: ElementTree.Element, where: str) -> dict:
-    box = {side: int(_number(element, side, where)) for side in ("left", "top", "width", "height")}
-    runs = (element.get("rle") or "").replace(" ", "").split(",")
-    if not all(run.isdigit() for run in runs):
-        raise UserError(f"{where}: the 'rle' of a mask must be numbers with commas.")
-    return {"runs": [int(run) for run in runs], **box}
+def _draw(
+    shapes: list[tuple[str, str, dict[str, str]]], size: Size, things: Collection[str]
+) -> Labels:
+    """Draw (place, kind, attributes) of each shape."""
+    drawn = []
+    for where, kind, attributes in shapes:
+        with errors_of(where):
+            if not attributes.get("label"):
+                raise UserError("it has no 'label'")
+            (z,) = numbers(attributes.get("z_order", 0), "'z_order'", 1)
+            rle = _encode(kind, attributes, size)
+        group = attributes.get("group_id", "0")
+        drawn.append(Shape(attributes["label"], rle, None if group == "0" else group, z=int(z)))
+    return draw_shapes(drawn, size, things)
 
 
-def _number(
-    element: ElementTree.Element, name: str, where: str, default: str | None = None
-) -> float:
-    text = element.get(name, default)
-    try:
-        value = float(text if text is not None else "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: '{name}' is {text!r}, not a number.")
-    return value
+def _encode(kind: str, attributes: dict[str, str], size: Size) -> dict:
+    if kind == "polygon":
+        points = attributes.get("points", "").replace(";", ",").split(",")
+        return from_polygons([points], size)
+    (degrees,) = numbers(attributes.get("rotation", 0), "'rotation'", 1)
+    if kind == "box":
+        return from_rectangle(
+            [attributes.get(k) for k in ("xtl", "ytl", "xbr", "ybr")], size, degrees
+        )
+    if kind == "ellipse":
+        return from_ellipse([attributes.get(k) for k in ("cx", "cy", "rx", "ry")], size, degrees)
+    box = [attributes.get(side) for side in ("left", "top", "width", "height")]
+    left, top, width, height = numbers(box, "the box of a mask", 4).astype(int).tolist()
+    # Along the rows of the box, from a run of zeros on.
+    runs = numbers(attributes.get("rle", "").split(","), "'rle'").astype(int)
+    if runs.min() < 0 or runs.sum() != width * height or width > size[1] or height > size[0]:
+        raise UserError(f"the runs of a mask do not add up to {width} x {height} within the image")
+    pixels = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
+    return from_mask(pixels, left, top, size)

@@ -36,14 +36,21 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
     """
     name = re.sub(r"\W+", "_", name).strip("_") or "mine"
     path = splits[0].panoptic_json.parent / f"{name}.yaml"
-    new = [_entry(name, split) for split in splits]
+    entries = [
+        {
+            "name": f"{name}_{split.name}",
+            **{
+                key: os.path.abspath(getattr(split, key))
+                for key in ("image_root", "panoptic_root", "panoptic_json")
+            },
+        }
+        for split in splits
+    ]
     config: dict[str, Any] = {"_BASE_": os.path.abspath(base)}
-    entries = new
     if path.exists():
-        text = path.read_text(encoding="utf-8")
-        old = _own_datasets(text, name)
+        old = _unchanged(path, name)
         if old is None:
-            block = yaml.safe_dump({"DATASETS": _datasets(new, name)}, sort_keys=False, width=1000)
+            block = yaml.safe_dump({"DATASETS": _datasets(entries, name)}, sort_keys=False)
             logger.warning(
                 "'%s' was changed by hand and is left as it is. To use the new splits, name them "
                 "there:\n%s",
@@ -51,17 +58,15 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
                 block,
             )
             return None
-        config = yaml.safe_load(text)
-        if config["_BASE_"] != os.path.abspath(base):
-            logger.info("'%s' keeps its _BASE_, %s.", path, config["_BASE_"])
-        names = {entry["name"] for entry in new}
+        config = old
+        names = {entry["name"] for entry in entries}
         # Entries whose json was removed by hand are of the past.
-        entries = [e for e in old if e["name"] not in names and Path(e["panoptic_json"]).is_file()]
-        entries += new
+        kept = [e for e in config["DATASETS"]["REGISTER"] if os.path.isfile(e["panoptic_json"])]
+        entries = [entry for entry in kept if entry["name"] not in names] + entries
     config.setdefault("MODEL", {}).setdefault("DETR", {})["NUM_CLASSES"] = len(splits[0].segments)
     config["DATASETS"] = _datasets(entries, name)
     with atomic_file(path) as f:
-        yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True, width=1000)
+        yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True)
     if config["DATASETS"]["TRAIN"] == config["DATASETS"]["TEST"]:
         logger.warning(
             "There is one split only: '%s' trains and evaluates on the same images, which says "
@@ -70,15 +75,6 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
             path,
         )
     return path
-
-
-def _entry(name: str, split: Converted) -> dict[str, str]:
-    return {
-        "name": f"{name}_{split.name}",
-        "image_root": os.path.abspath(split.image_root),
-        "panoptic_root": os.path.abspath(split.panoptic_root),
-        "panoptic_json": os.path.abspath(split.panoptic_json),
-    }
 
 
 def _datasets(entries: list[dict[str, str]], name: str) -> dict[str, list]:
@@ -107,29 +103,23 @@ def roles(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(names[:-1]) or list(names), list(names[-1:])
 
 
-def _own_datasets(text: str, name: str) -> list[dict[str, str]] | None:
-    """Return the entries of a config that can be written anew; None if a hand was at it."""
+def _unchanged(path: Path, name: str) -> dict[str, Any] | None:
+    """Return the config if it can be written anew; None if a hand was at it."""
+    text = path.read_text(encoding="utf-8")
     try:
         config = yaml.safe_load(text)
-        entries = config["DATASETS"]["REGISTER"]
-        untouched = config["DATASETS"] == _datasets(entries, name)
-        whole = (
-            "_BASE_" in config
-            and isinstance(config["MODEL"]["DETR"], dict)
-            and all(isinstance(entry["panoptic_json"], str) for entry in entries)
-        )
+        untouched = config["DATASETS"] == _datasets(config["DATASETS"]["REGISTER"], name)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
     has_comments = any(line.lstrip().startswith("#") for line in text.splitlines())
-    return entries if untouched and whole and not has_comments else None
+    return config if untouched and not has_comments else None
 
 
 def describe(splits: Sequence[Converted]) -> str:
     """Return a table: images, segments per class and void of each split."""
-    names = list(splits[0].segments)
     rows = [["images", *(s.num_images for s in splits)]]
-    rows += [[f"'{n}' segments", *(s.segments[n] for s in splits)] for n in names]
+    rows += [[f"'{n}' segments", *(s.segments[n] for s in splits)] for n in splits[0].segments]
     rows.append([f"segments under {TINY} pixels", *(s.tiny for s in splits)])
     rows.append(["void pixels", *(f"{100 * s.void:.1f} %" for s in splits)])
-    rows.append(["objects hidden by others", *(s.hidden for s in splits)])
+    rows.append(["objects without visible pixels", *(s.hidden for s in splits)])
     return tabulate(rows, headers=["", *(s.name for s in splits)])

@@ -1,6 +1,5 @@
 """From paths to sources: one per split."""
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,14 +9,11 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .class_masks import NO_MASK, class_masks
 from .coco import coco_instances
 from .cvat import cvat
-from .instance_masks import instance_masks
 from .labelme import labelme
-from .source import Source, find_images
-
-logger = logging.getLogger(__name__)
+from .masks import class_masks, instance_masks
+from .source import Source, find_images, log_left_out
 
 FORMATS = {
     "coco": coco_instances,
@@ -54,9 +50,9 @@ def open_splits(
         OSError: an input is missing or cannot be read.
     """
     count = max(len(paths) for paths in inputs.values())
-    if wrong := [key for key, paths in inputs.items() if len(paths) not in (1, count)]:
+    if any(len(paths) not in (1, count) for paths in inputs.values()):
         given = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
-        raise UserError(f"--{wrong[0]} needs one path, or one for each split ({given}).")
+        raise UserError(f"Each input needs one path, or one for each split ({given}).")
     if shares and count > 1:
         raise UserError("--split divides one input by chance; here each split has its own.")
     wanted = len(shares) if shares else count
@@ -74,7 +70,7 @@ def open_splits(
         FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
         for n in range(count)
     ]
-    _warn_of_left_out(sources)
+    _warn_of_unused(sources)
     if shares:
         return split_by_chance(sources[0], dict(zip(names, shares, strict=True)), seed)
     return dict(zip(names, sources, strict=True))
@@ -106,19 +102,10 @@ def split_by_chance(source: Source, shares: Mapping[str, float], seed: int) -> d
     }
 
 
-def _warn_of_left_out(sources: list[Source]) -> None:
-    """Say what the readers leave out, and which images no annotation names."""
-    for source in sources:
-        for reason, places in source.left_out.items():
-            logger.warning("Left out: %d %s, such as %s.", len(places), reason, places[0])
-    for root in dict.fromkeys(source.image_root for source in sources):
-        of_root = [source for source in sources if source.image_root == root]
-        if any(NO_MASK in source.left_out for source in of_root):
-            continue
-        used = {item.file_name for source in of_root for item in source.items}
-        if unused := [name for name in find_images(root) if name not in used]:
-            logger.warning(
-                "Left out: %d images that no annotation names, such as '%s'.",
-                len(unused),
-                root / unused[0],
-            )
+def _warn_of_unused(sources: list[Source]) -> None:
+    """Warn of images without annotation."""
+    roots = {source.image_root for source in sources}
+    used = {source.image_root / item.file_name for source in sources for item in source.items}
+    images = [root / name for root in sorted(roots) for name in find_images(root)]
+    unused = [f"'{image}'" for image in images if image not in used]
+    log_left_out({"images without an annotation": unused} if unused else {})

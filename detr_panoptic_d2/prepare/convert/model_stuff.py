@@ -1,16 +1,16 @@
 """Stuff that a trained model sees where the data has no label."""
 
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
-from detectron2.engine import DefaultPredictor
 
-from ...checkpoint.checkpointer import PanopticCheckpointer
 from ...data.dataset_mapper import read_image
-from ...data.metadata import dataset_ids, thing_class_ids
-from ...engine import setup_cfg
+from ...data.metadata import thing_class_ids
+from ...engine import Predictor, setup_cfg
 from ...errors import UserError
-from .source import Labels, Segment
+from .source import Item, Labels, Segment, Size, Source
 
 
 class ModelStuff:
@@ -18,8 +18,7 @@ class ModelStuff:
 
     The confidence of a pixel is the class score of the segment that the model gives it to. Pixels
     of predicted things, of stuff below the threshold and of nothing at all stay unlabelled. What
-    the data labels is never changed. The model's stuff classes join the data set's, by name; those
-    that are things there are left out.
+    the data labels is never changed.
 
     Args:
         config: path or name of the model's config.
@@ -27,52 +26,41 @@ class ModelStuff:
         threshold: least confidence; the model's own ``MODEL.DETR.TEST.SCORE_THRESH`` is set to it.
         opts: further config keys and values.
 
+    Attributes:
+        classes: the model's stuff.
+
     Raises:
-        UserError: the threshold is not within 0 and 1, the weights do not fit the model, or it
-            knows no stuff.
+        UserError: the threshold is not within 0 and 1, or the weights do not fit the model.
     """
 
-    def __init__(
-        self, config: str, weights: str, *, threshold: float = 0.7, opts: list[str] | None = None
-    ):
+    def __init__(self, config: str, weights: str, threshold: float, opts: list[str]):
         if not 0 <= threshold <= 1:
             raise UserError(f"--stuff-threshold is {threshold}, but must lie within 0 and 1.")
-        # The weights are read below: Detectron2's own reader knows fewer kinds of them.
-        opts = [*(opts or []), "MODEL.WEIGHTS", ""]
-        opts += ["MODEL.DETR.TEST.SCORE_THRESH", str(float(threshold))]
-        self._predictor = DefaultPredictor(setup_cfg(config, opts))
-        PanopticCheckpointer(self._predictor.model).load(weights, complete=True)
+        opts = [*opts, "MODEL.WEIGHTS", weights, "MODEL.DETR.TEST.SCORE_THRESH", str(threshold)]
+        self._predictor = Predictor(setup_cfg(config, opts))
         metadata = self._predictor.metadata
-        things = set(thing_class_ids(metadata))
-        ids, names, colors = dataset_ids(metadata), metadata.stuff_classes, metadata.stuff_colors
-        self._names = {i: names[i] for i in range(len(ids)) if i not in things}
-        if not self._names:
-            raise UserError(f"The model of '{config}' knows no stuff classes.")
-        self.categories = [
-            {"id": ids[i], "name": name, "color": [int(c) for c in colors[i]]}
-            for i, name in self._names.items()
+        things = thing_class_ids(metadata)
+        pairs = zip(metadata.stuff_classes, metadata.stuff_colors, strict=True)
+        self._names = {i: n for i, n in enumerate(metadata.stuff_classes) if i not in things}
+        self.classes = [
+            {"name": name, "color": [int(channel) for channel in color]}
+            for i, (name, color) in enumerate(pairs)
+            if i not in things
         ]
-        self._threshold = threshold
 
-    def fill(self, path: Path, labels: Labels, categories: list[dict]) -> Labels:
-        """Label more of an image.
+    def under(self, source: Source) -> Source:
+        """Return the source with the model's stuff under its labels; only this process draws it."""
+        items = [replace(i, draw=partial(self._draw, source, i)) for i in source.items]
+        return replace(source, items=items)
 
-        Args:
-            path: of the image.
-            labels: of the data.
-            categories: of the json, with the model's stuff classes.
-
-        Returns:
-            Labels: new ones.
-        """
-        predicted, found = self._predictor(read_image(path, "BGR"))["panoptic_seg"]
-        predicted = predicted.cpu().numpy()
-        stuff = {c["name"] for c in categories if not c["isthing"]}
-        result, segments = labels.map.copy(), list(labels.segments)
+    def _draw(self, source: Source, item: Item, size: Size, things: Collection[str]) -> Labels:
+        labels = item.draw(size, things)
+        image = read_image(source.image_root / item.file_name, "BGR")
+        predicted, found = self._predictor(image)["panoptic_seg"]
+        free = np.where(labels.map == 0, predicted.cpu().numpy(), 0)
         for segment in found:
             name = self._names.get(segment["category_id"])
-            if name not in stuff or segment["score"] < self._threshold:
-                continue
-            segments.append(Segment(name))
-            result[(labels.map == 0) & (predicted == segment["id"])] = len(segments)
-        return Labels(result.astype(np.int32), segments)
+            if name is not None and name not in things:
+                labels.segments.append(Segment(name))
+                labels.map[free == segment["id"]] = len(labels.segments)
+        return labels

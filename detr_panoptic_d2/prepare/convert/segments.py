@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from ...data.masks import label_boxes_and_areas
 from ...data.panoptic_json import complete_segments
-from .source import Labels, Segment
+from ...data.panoptic_png import MAX_SEGMENT_ID
+from .source import Labels
 
-# How far the colour of a thing may be from that of its class, at first.
-_SPREAD = 30
+# Between the ids of objects of one class, in each channel; odd, so that every id is reached.
+_STEP = 37 * 0x010101
 
 
 def to_panoptic(
@@ -31,95 +31,38 @@ def to_panoptic(
         labelled objects that have no (or not enough) pixels left under the others.
     """
     by_name = {c["name"]: c for c in categories}
-    labels = _merged(labels, by_name)
-    _, areas = label_boxes_and_areas(labels.map, len(labels.segments))
-    void = np.array([s.name is None for s in labels.segments], bool)
-    small = (areas < max(min_area, 1)) & ~void
-    hidden = int(small.sum())
-    labels = _without(labels, small)
-    if background is not None and not labels.map.all():
-        labels = _filled(labels, background)
-        void = np.append(void, np.zeros(len(labels.segments) - len(void), bool))
-    labels = _without(labels, void)
-    _, areas = label_boxes_and_areas(labels.map, len(labels.segments))
-    present = np.flatnonzero(areas)
-    segments = [labels.segments[i] for i in present]
-    chosen = [by_name[segment.name] for segment in segments]
-    table = np.zeros(len(labels.segments) + 1, np.uint32)
-    table[present + 1] = numbers = segment_ids(chosen)
-    ids = table[labels.map]
-    infos = [
-        {"id": number, "category_id": category["id"], "iscrowd": segment.iscrowd}
-        for number, category, segment in zip(numbers, chosen, segments, strict=True)
-    ]
-    return ids, complete_segments(ids, infos), hidden
-
-
-def segment_ids(categories: list[dict]) -> list[int]:
-    """Ids whose PNG colours are those of the class for stuff, and near it for things.
-
-    As ``panopticapi.utils.IdGenerator`` chooses them, but always the same ones.
-
-    Args:
-        categories: that of each of the S segments of an image.
-
-    Returns:
-        list[int]: S different ids from 1 to 2^24 - 1.
-    """
-    rng = np.random.default_rng(0)
-    taken = {(0, 0, 0)} | {tuple(c["color"]) for c in categories if not c["isthing"]}
-    used: set[tuple[int, ...]] = {(0, 0, 0)}
-    result = []
-    for category in categories:
-        base = color = tuple(category["color"])
-        tries = 0
-        while color in (taken if category["isthing"] or tries else used):
-            spread = _SPREAD + tries // 20
-            offset = rng.integers(-spread, spread + 1, 3)
-            color = tuple(np.clip(np.add(base, offset), 0, 255).tolist())
-            tries += 1
-        used.add(color)
-        taken.add(color)
-        red, green, blue = color
-        result.append(red + 256 * green + 65536 * blue)
-    return result
-
-
-def _merged(labels: Labels, categories: dict[str, dict]) -> Labels:
-    """Give one label to the parts of a stuff class, the crowds of a thing class, and all void."""
-    groups: dict[Segment, int] = {}
-    segments: list[Segment] = []
-    table = np.zeros(len(labels.segments) + 1, np.int32)
-    for index, segment in enumerate(labels.segments):
-        category = categories.get(segment.name)
-        if category is None:
-            segment = Segment(None)
-        elif not category["isthing"]:
-            segment = Segment(segment.name)
-        elif not segment.iscrowd:
-            segments.append(segment)
-            table[index + 1] = len(segments)
+    # What becomes one segment has one key: (class, crowd), and its number if it is an object.
+    merged: dict[tuple, int] = {}
+    table = [0]
+    for index, (name, crowd) in enumerate(labels.segments):
+        if name not in by_name:
+            key: tuple = (None, 0)
+        elif not by_name[name]["isthing"]:
+            key = (name, 0)
+        else:
+            key = (name, 1) if crowd else (name, 0, index)
+        table.append(merged.setdefault(key, len(merged) + 1))
+    if background is not None:
+        merged.setdefault((background, 0), len(merged) + 1)
+    joined = np.array(table, np.int32)[labels.map]
+    areas = np.bincount(joined.ravel(), minlength=len(merged) + 1)
+    ids = np.zeros(len(merged) + 1, np.uint32)
+    unlabelled, infos, used = [0], [], {0}
+    for label, (name, crowd, *_) in enumerate(merged, 1):
+        if name is None:
             continue
-        if segment not in groups:
-            segments.append(segment)
-            groups[segment] = len(segments)
-        table[index + 1] = groups[segment]
-    return Labels(table[labels.map], segments)
-
-
-def _without(labels: Labels, dropped: np.ndarray) -> Labels:
-    if not dropped.any():
-        return labels
-    table = np.arange(len(labels.segments) + 1, dtype=np.int32)
-    table[1:][dropped] = 0
-    return Labels(table[labels.map], labels.segments)
-
-
-def _filled(labels: Labels, name: str) -> Labels:
-    """Give unlabelled pixels to a stuff class, which may be there already."""
-    segments = list(labels.segments)
-    background = Segment(name)
-    if background not in segments:
-        segments.append(background)
-    label = segments.index(background) + 1
-    return Labels(np.where(labels.map == 0, label, labels.map).astype(np.int32), segments)
+        if areas[label] < max(min_area, 1) and name != background:
+            unlabelled.append(label)
+            continue
+        # The colour of the class, or the next one that is free.
+        red, green, blue = by_name[name]["color"]
+        number = red + 256 * green + 65536 * blue
+        while number in used:
+            number = (number + _STEP) & MAX_SEGMENT_ID
+        used.add(number)
+        ids[label] = number
+        infos.append({"id": number, "category_id": by_name[name]["id"], "iscrowd": crowd})
+    if background is not None:
+        ids[unlabelled] = ids[merged[background, 0]]
+    ids = ids[joined]
+    return ids, complete_segments(ids, infos), len(unlabelled) - 1

@@ -1,24 +1,23 @@
 """What the reader of each format gives to the writer: images, classes, and how to draw labels."""
 
 import contextlib
+import json
+import logging
 import os
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ...errors import UserError
-from .categories import Category
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-# EXIF tag of the orientation, and its values that exchange width and height.
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = (5, 6, 7, 8)
-# What a reader leaves out: reasons, and for each of them where (a defaultdict of lists).
-LeftOut = dict[str, list[str]]
+Size = tuple[int, int]  # height, width
 
 
 class Segment(NamedTuple):
@@ -52,45 +51,99 @@ class Item:
 
     Attributes:
         file_name: relative to the source's ``image_root``, with ``/``.
-        annotation: what the source's ``draw`` needs to label the image; plain values.
+        draw: ``draw((height, width), things)`` returns the :class:`Labels` of the upright image;
+            ``things`` are the names of the classes that are things. It is called in other
+            processes, so it is a ``functools.partial`` of plain values.
         image_id: from the annotation file, if it has ids.
+        size: (height, width) that the annotation file says, if it does.
     """
 
     file_name: str
-    annotation: Any
+    draw: Callable[[Size, Collection[str]], Labels]
     image_id: int | str | None = None
+    size: Size | None = None
 
 
 @dataclass
 class Source:
-    """A data set in some other format: listed and checked, its masks not yet drawn.
+    """A data set in some other format: listed, its masks not yet drawn.
 
     Attributes:
         image_root: folder of the images.
-        classes: those that the data has, in its order.
+        classes: those that the data has, in its order; see ``categories.check_class``.
         items: one per image.
-        draw: ``draw(item, (height, width), things)`` returns the :class:`Labels` of an image of
-            that upright size; ``things`` are the names of the classes that are things. Goes to
-            other processes, so it can be pickled and does not hold the items.
         thing_by_default: what a class is of which neither data nor user say it.
-        left_out: of the data, for a warning.
     """
 
     image_root: Path
-    classes: list[Category]
+    classes: list[dict]
     items: list[Item]
-    draw: Callable[[Item, tuple[int, int], Collection[str]], Labels]
     thing_by_default: bool = True
-    left_out: LeftOut = field(default_factory=dict)
 
 
-def resolve_inside(root: Path, name: Any, where: str, *, base: Path | None = None) -> str:
+@contextlib.contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Name the place in errors that do not."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def log_left_out(left_out: Mapping[str, list[str]]) -> None:
+    """Warn of what is left out: reasons, and the places that each of them is about."""
+    for reason, places in left_out.items():
+        logger.warning("Left out: %d %s, such as %s.", len(places), reason, places[0])
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """Read a json; with ``keys``, a mapping that has a list of mappings under each of them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no json, or has not these lists.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"'{path}' does not exist.") from None
+    except ValueError as error:
+        raise UserError(f"'{path}' is not a json file: {error}") from error
+    for key in keys:
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise UserError(f"'{path}' is not in the format: it has no list '{key}' of mappings.")
+    return content
+
+
+def short(value: Any) -> str:
+    """Return the value for an error, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
+    """Return numbers, also those that are text, as float64 (N,).
+
+    Raises:
+        UserError: they are not finite numbers, or not ``count`` of them.
+    """
+    try:
+        found = np.asarray(values, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        found = np.full(1, np.nan)
+    if not np.isfinite(found).all() or (count is not None and len(found) != count):
+        needed = "numbers" if count is None else f"{count} numbers"
+        raise UserError(f"{what} must be {needed}, not {short(values)}")
+    return found
+
+
+def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
     """Turn a path of an annotation file into one relative to ``root``, which it must not leave.
 
     Args:
         root: folder of the images.
         name: as it stands in the file; ``\\`` counts as ``/``.
-        where: what to name in errors.
         base: folder that relative names start from; default ``root``.
 
     Returns:
@@ -100,37 +153,23 @@ def resolve_inside(root: Path, name: Any, where: str, *, base: Path | None = Non
         UserError: the name is none, or leads out of ``root``.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError(f"{where}: {name!r} is no file name.")
-    plain = name.replace("\\", "/")
+        raise UserError(f"{name!r} is no file name")
     top = os.path.abspath(root)
-    full = os.path.normpath(os.path.join(os.path.abspath(base or root), plain))
+    full = os.path.normpath(os.path.join(os.path.abspath(base or root), name.replace("\\", "/")))
     if PureWindowsPath(name).drive or not full.startswith(os.path.join(top, "")):
         raise UserError(
-            f"{where}: the path {name!r} leads out of '{root}'. Paths of an annotation file must "
-            "stay within the image folder: correct the file, or give the folder that holds all "
-            "images with --images."
+            f"the path {name!r} leads out of '{root}'; correct it, or give the folder that holds "
+            "all images with --images"
         )
     return Path(os.path.relpath(full, top)).as_posix()
-
-
-def require_folder(path: Path, option: str) -> Path:
-    """Return the folder.
-
-    Raises:
-        FileNotFoundError: it is none.
-    """
-    if not path.is_dir():
-        raise FileNotFoundError(f"{option} '{path}' is no folder.")
-    return path
 
 
 def find_images(root: Path) -> list[str]:
     """List the image files below a folder, sorted, relative, with ``/``; hidden ones left out.
 
     Raises:
-        FileNotFoundError: it is no folder, or has no images.
+        FileNotFoundError: there are none.
     """
-    require_folder(root, "--images")
     found = (p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     names = sorted(p.as_posix() for p in found if not any(s.startswith(".") for s in p.parts))
     if not names:
@@ -138,76 +177,38 @@ def find_images(root: Path) -> list[str]:
     return names
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) of an image as it is looked at: upright, EXIF orientation applied.
-
-    Only the head of the file is read.
-
-    Raises:
-        OSError: the file is no image.
-    """
-    with _opened("Image", path) as image:
-        width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
-    return (width, height) if turned else (height, width)
-
-
-def read_mask(path: Path) -> Image.Image:
-    """Read a mask image whole.
-
-    Raises:
-        OSError: it is no whole image.
-    """
-    with _opened("Mask", path) as image:
-        return image.copy()
-
-
 @contextlib.contextmanager
-def _opened(what: str, path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image, with errors that name it.
+
+    Raises:
+        OSError: it is no image, or is not whole when it is read.
+    """
     try:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"{what} '{path}' does not exist.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"{what} '{path}' cannot be read: {error}") from error
+        raise FileNotFoundError(f"Image '{path}' does not exist.") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise OSError(f"Image '{path}' cannot be read: {error}") from error
 
 
-def mask_values(image: Image.Image, path: Path) -> np.ndarray:
-    """Return the numbers of a one-channel mask (H, W) as int32; of palette images the indices.
-
-    Raises:
-        UserError: the mask is in colour, or its numbers are no integers from 0 up.
-    """
-    values = np.asarray(image)
-    if values.ndim != 2 or values.dtype.kind not in "uib" or (values.size and values.min() < 0):
-        raise UserError(
-            f"Mask '{path}' has mode {image.mode}; a mask of numbers (8 or 16 bit grey, or a "
-            "palette) is needed."
-        )
-    return values.astype(np.int32)
+def upright_size(path: Path) -> Size:
+    """Return (height, width) of an image as it is looked at, EXIF orientation applied."""
+    with open_image(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
 
 
-def check_size(found: tuple[int, ...], size: tuple[int, int], what: str, image: str) -> None:
-    """Check that an annotation is as large as its image.
-
-    Args:
-        found: (height, width) of the annotation.
-        size: (height, width) of the upright image.
-        what: the annotation's name for the error.
-        image: the image's name.
+def check_size(found: Size, size: Size) -> None:
+    """Check that an annotation is as large as its upright image; both are (height, width).
 
     Raises:
-        UserError: sizes differ.
+        UserError: it is not.
     """
-    if tuple(found) != tuple(size):
-        hint = ""
-        if tuple(found) == tuple(size)[::-1]:
-            hint = (
-                " If the image is turned by its EXIF orientation: annotations must fit the upright "
-                "image. Turn the image itself (for example 'mogrify -auto-orient') and label anew."
-            )
+    if found != size:
         raise UserError(
-            f"{what} is {found[1]} wide and {found[0]} high, but its image '{image}' is {size[1]} "
-            f"wide and {size[0]} high.{hint}"
+            f"it is {found[1]} wide and {found[0]} high, but its image {size[1]} wide and "
+            f"{size[0]} high (upright, if it has an EXIF orientation)"
         )

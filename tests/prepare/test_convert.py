@@ -1,0 +1,526 @@
+"""``detr-panoptic convert``: splits, classes, the written config, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from detr_panoptic_d2.data.dataset_mapper import read_image
+from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
+from detr_panoptic_d2.engine import Predictor, setup_cfg
+from detr_panoptic_d2.prepare.convert import writer
+from detr_panoptic_d2.prepare.convert.categories import (
+    ClassOptions,
+    choose_categories,
+    read_class_file,
+)
+from detr_panoptic_d2.prepare.convert.dataset_config import roles
+from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
+from detr_panoptic_d2.prepare.convert.masks import instance_masks
+from detr_panoptic_d2.prepare.convert.segments import to_panoptic
+from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source, resolve_inside
+from detr_panoptic_d2.prepare.convert.writer import convert as write
+from detr_panoptic_d2.prepare.convert.writer import png_names
+from detr_panoptic_d2.prepare.parallel import map_images
+
+pytestmark = pytest.mark.usefixtures("clean_catalogs")
+
+
+@pytest.fixture
+def convert(run_command):
+    """Return ``run(*arguments)``: (exit status, what was printed and logged)."""
+    return lambda *arguments: run_command("convert", *arguments, "--workers", "1")
+
+
+def make_masks(root, count, first=0):
+    """A folder of instance-id masks and the arguments that name it."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for index in range(first, first + count):
+        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{index:04d}.jpg")
+        mask = np.kron(rng.integers(0, 5, (6, 8)), np.ones((4, 4))).astype(np.uint8)
+        Image.fromarray(mask).save(root / f"masks/{index:04d}_mask.png")
+    return ["instance-masks", "--images", root / "images", "--masks", root / "masks"]
+
+
+def test_the_written_config_can_be_used(convert, tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 10), "--output", tmp_path / "my set"]
+    arguments += ["--category", "cell", "--background", "ground", "--split", "0.8", "0.2"]
+    status, printed = convert(*arguments)
+    config = tmp_path / "my set/my_set.yaml"
+    assert status == 0 and f"detr-panoptic check --config-file '{config}'" in printed
+    cfg = setup_cfg(str(config))
+    assert cfg.MODEL.DETR.NUM_CLASSES == 2
+    assert (list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)) == (["my_set_train"], ["my_set_val"])
+    assert [len(DatasetCatalog.get(f"my_set_{s}")) for s in ("train", "val")] == [8, 2]
+    assert MetadataCatalog.get("my_set_val").stuff_classes == ["cell", "ground"]
+
+
+def split_inputs(tmp_path):
+    """Arguments for data that are split already."""
+    make_masks(tmp_path / "a", 3)
+    make_masks(tmp_path / "b", 2, first=5)
+    folders = [[tmp_path / part / kind for part in "ab"] for kind in ("images", "masks")]
+    return ["instance-masks", "--images", *folders[0], "--masks", *folders[1]]
+
+
+def datasets(path):
+    config = yaml.safe_load(path.read_text())
+    return config, config["DATASETS"]["TRAIN"], config["DATASETS"]["TEST"]
+
+
+def test_splits_in_one_command(convert, tmp_path):
+    status, printed = convert(*split_inputs(tmp_path), "--output", tmp_path / "mine")
+    assert status == 0 and "same images" not in printed
+    config, train, test = datasets(tmp_path / "mine/mine.yaml")
+    assert (train, test) == (["mine_train"], ["mine_val"])
+    roots = [e["image_root"] for e in config["DATASETS"]["REGISTER"]]
+    assert roots == [str(tmp_path / "a/images"), str(tmp_path / "b/images")]
+    assert [len(json.loads((tmp_path / f"mine/panoptic_{s}.json").read_text())["images"])
+            for s in ("train", "val")] == [3, 2]  # fmt: skip
+    status, printed = convert(
+        *split_inputs(tmp_path / "x"), "--output", tmp_path / "y", "--split-names", "one"
+    )
+    assert status == 1 and "1 --split-names need as many inputs" in printed
+
+
+def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
+    config = tmp_path / "mine/mine.yaml"
+    for part, name in (("a", "train"), ("b", "val")):
+        arguments = make_masks(tmp_path / part, 3, first=10 * (part == "b"))
+        base = ["--base", "own_data/from_scratch_small.yaml"] if name == "train" else []
+        arguments += ["--output", config.parent]
+        status, printed = convert(*arguments, "--split-names", name, *base)
+        assert status == 0 and ("same images" in printed) == (name == "train")
+        if name == "train":
+            config.write_text(config.read_text() + "OUTPUT_DIR: output/mine\n")
+    content, train, test = datasets(config)
+    assert (train, test) == (["mine_train"], ["mine_val"])
+    assert content["OUTPUT_DIR"] == "output/mine"
+    assert setup_cfg(str(config)).DATASETS.TEST == ("mine_val",)
+
+    edited = config.read_text().replace("- mine_val", "- mine_train") + "# mine\n"
+    config.write_text(edited)
+    status, printed = convert(*arguments, "--split-names", "test")
+    assert status == 1 and "changed by hand" in printed and "name: mine_test" in printed
+    assert "detr-panoptic train" not in printed and config.read_text() == edited
+
+
+def test_splits_of_a_folder_have_the_same_classes(convert, tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 3), "--output", tmp_path / "mine"]
+    assert convert(*arguments, "--category", "cell", "--background", "ground")[0] == 0
+    arguments += ["--category", "cell", "--split-names", "val"]
+    status, printed = convert(*arguments)
+    classes = tmp_path / "mine/panoptic_train.json"
+    assert status == 1 and f"Give --classes {classes} to use those" in printed
+    assert convert(*arguments, "--classes", classes)[0] == 0
+
+
+def test_classes_and_sizes_that_look_wrong_are_said(convert, tmp_path):
+    """Masks of 0 and 255, of which 255 is void; and speckles."""
+    make_masks(tmp_path / "in", 2)
+    speckles = np.full((24, 32), 255, np.uint8)
+    speckles[::3, ::3] = 0
+    for name in ("0000", "0001"):
+        Image.fromarray(speckles).save(tmp_path / f"in/masks/{name}.png")
+    (tmp_path / "classes.txt").write_text("ground\ncell\n")
+    arguments = [
+        "class-masks",
+        "--images",
+        tmp_path / "in/images",
+        "--masks",
+        tmp_path / "in/masks",
+    ]
+    arguments += ["--labels", tmp_path / "classes.txt", "--things", "cell"]
+    status, printed = convert(*arguments, "--output", tmp_path / "a")
+    assert status == 0 and "Not a single segment of cell" in printed
+    status, printed = convert(*arguments, "--output", tmp_path / "b", "--things", "ground")
+    assert status == 0 and "--min-area 10 leaves out" in printed
+
+
+def test_the_corrected_command_after_a_wrong_one(convert, tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 3), "--output", tmp_path / "mine"]
+    Image.new("RGB", (32, 24)).save(tmp_path / "in/masks/0002_mask.png")
+    assert convert(*arguments)[0] == 1
+    Image.new("L", (32, 24), 1).save(tmp_path / "in/masks/0002_mask.png")
+    assert convert(*arguments, "--category", "cell")[0] == 0
+
+
+def test_what_is_left_out_is_said(convert, tmp_path):
+    arguments = make_masks(tmp_path / "in", 4)
+    (tmp_path / "in/images/0000.jpg").unlink()
+    (tmp_path / "in/masks/0003_mask.png").unlink()
+    status, printed = convert(*arguments, "--output", tmp_path / "out")
+    assert status == 0 and len(list((tmp_path / "out/panoptic_train").iterdir())) == 2
+    assert "1 masks without an image, such as" in printed and "0000_mask.png" in printed
+    assert "1 images without an annotation, such as" in printed and "0003.jpg" in printed
+
+    content = {
+        "images": [{"id": 1, "file_name": "0001.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "in/images"]
+    status, printed = convert(*arguments, "--output", tmp_path / "coco", "--name", "x")
+    assert status == 0 and (tmp_path / "coco/x.yaml").is_file()
+    assert "Left out: 1 annotations have no segmentation" in printed
+    assert "2 images without an annotation, such as" in printed and "0002.jpg" in printed
+
+
+ERRORS = {
+    "shares": (["--split", "0.8", "0.1"], "add up to 1"),
+    "names without shares": (["--split-names", "a", "b"], "need as many inputs, or --split"),
+    "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be there once"),
+    "path as name": (["--split-names", "../x"], "part of file names"),
+    "unknown class": (["--things", "dog"], "--things names 'dog'"),
+    "no such model": (["--stuff-from-model", "none.yaml", "none.pth"], "none.yaml"),
+    "no such base": (["--base", "none.yaml"], "No config 'none.yaml'"),
+    "background is a thing": (["--background", "object"], "'object' is to be stuff"),
+    "paths that do not pair": (
+        ["--images", "a", "b", "c", "--masks", "a", "b"],
+        "Each input needs one path",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line(convert, tmp_path, case):
+    options, message = ERRORS[case]
+    arguments = [*make_masks(tmp_path / "in", 2), "--output", tmp_path / "out", *options]
+    status, printed = convert(*arguments)
+    (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
+    assert status == 1 and message in line and "Traceback" not in printed
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_ctrl_c_ends_all_processes(tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 600), "--output", tmp_path / "out", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "detr_panoptic_cli", "convert", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and len(list((tmp_path).rglob("out/.convert*/*/*.png"))) < 9:
+            time.sleep(0.01)
+        # As a terminal does: to the whole group, workers included.
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Nothing was written" in output
+    assert "Traceback" not in output
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+# ---- what is written
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Eight images of cells."""
+    make_masks(tmp_path, 8)
+    return instance_masks(tmp_path / "images", tmp_path / "masks", category="cell")
+
+
+@pytest.fixture
+def splits(source):
+    return split_by_chance(source, {"train": 0.75, "val": 0.25}, seed=0)
+
+
+def files(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_the_same_whatever_the_number_of_processes(splits, tmp_path):
+    for workers in (1, 2):
+        converted = write(splits, tmp_path / str(workers), workers=workers)
+        assert [(s.name, s.num_images) for s in converted] == [("train", 6), ("val", 2)]
+    first, second = files(tmp_path / "1"), files(tmp_path / "2")
+    assert first == second and len(first) == 10
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_failed_conversion_leaves_nothing_in_the_way(splits, tmp_path, monkeypatch, stop):
+    write(splits, tmp_path / "whole")
+    calls = []
+
+    def stopped(path, ids):
+        calls.append(path)
+        if len(calls) == 7:
+            raise stop
+        write_panoptic_png(path, ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_panoptic_png", stopped)
+        with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+            write(splits, tmp_path / "out", min_area=3)
+    assert not files(tmp_path / "out")
+    # As if it had been killed, so that it could not clean up.
+    (tmp_path / "out/.convert-train-val/panoptic_train").mkdir(parents=True)
+    (tmp_path / "out/.convert-train-val/panoptic_train/old.png").write_bytes(b"")
+    write(splits, tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    # Nothing that is there is overwritten.
+    for name in ("panoptic_train", "panoptic_train.json"):
+        with pytest.raises(FileExistsError, match=f"'.*{name}' is there already"):
+            write({"new": splits["val"], "train": splits["train"]}, tmp_path / "out", min_area=9)
+        assert not list((tmp_path / "out").glob("*new*"))
+        (tmp_path / "out" / name).rename(tmp_path / f"away_{name}")
+
+
+def test_missing_and_broken_images(source, tmp_path):
+    (tmp_path / "images/0003.jpg").write_bytes(b"no image")
+    with pytest.raises(OSError, match="0003.jpg' cannot be read"):
+        write({"train": source}, tmp_path / "out", workers=2)
+    (tmp_path / "images/0003.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="1 images are missing.*0003.jpg'"):
+        write({"train": source}, tmp_path / "out")
+    source.items.clear()
+    with pytest.raises(ValueError, match="no images to convert for the split 'train'"):
+        write({"train": source}, tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not files(tmp_path / "out")
+
+
+def test_a_killed_process_is_an_error_of_one_line():
+    with pytest.raises(ValueError, match="memory ran out. --workers 1"):
+        map_images(os._exit, [1] * 5, workers=2, description="x")
+    with pytest.raises(ValueError, match="--workers is 0"):
+        map_images(os._exit, [1], workers=0, description="x")
+
+
+CAR = {"id": 4, "name": "car", "isthing": 1, "color": [0, 0, 142]}
+SKY = {"id": 9, "name": "sky", "isthing": 0, "color": [70, 130, 180]}
+BUS = {"id": 5, "name": "bus", "isthing": 1, "color": [0, 0, 0]}
+
+
+def test_parts_of_stuff_and_void():
+    labels = Labels(
+        np.array([[1, 2, 3, 4, 0, 5, 7]], np.int32),
+        [Segment(name) for name in ("sky", "car", "sky", None, "car", "bus", "ignored")],
+    )
+    ids, infos, hidden = to_panoptic(labels, [CAR, SKY, BUS], background="sky")
+    assert [(s["category_id"], s["area"], s["bbox"]) for s in infos] == [
+        (9, 3, [0, 0, 5, 1]),
+        (4, 1, [1, 0, 1, 1]),
+        (4, 1, [5, 0, 1, 1]),
+    ]
+    assert ids[0, 3] == ids[0, 6] == 0 and hidden == 1
+
+
+def test_ids_of_segments_differ_and_begin_with_the_colour():
+    names = ["car"] * 300 + ["sky"] + ["bus"] * 40
+    labels = Labels(np.arange(1, 342, dtype=np.int32)[None], [Segment(name) for name in names])
+    ids, _, _ = to_panoptic(labels, [CAR, SKY, BUS])
+    assert len(np.unique(ids)) == 341 and ids.min() > 0
+    assert ids[0, 0] == 142 << 16 and ids[0, 300] == 70 + (130 << 8) + (180 << 16)
+
+
+# ---- splits and paths
+
+
+ITEMS = [Item(f"{i:03d}.jpg", None) for i in range(50)]
+
+
+def split_names(items, shares, seed=0):
+    splits = split_by_chance(Source(Path(), [], items), shares, seed)
+    return {name: {item.file_name for item in split.items} for name, split in splits.items()}
+
+
+def test_split_by_seed_does_not_depend_on_the_order():
+    shares = {"train": 0.8, "val": 0.2}
+    splits = split_names(ITEMS, shares)
+    assert [len(s) for s in splits.values()] == [40, 10]
+    assert splits["train"] | splits["val"] == {item.file_name for item in ITEMS}
+    assert split_names(ITEMS[::-1], shares) == splits
+    assert split_names(ITEMS, shares, seed=1) != splits
+
+
+@pytest.mark.parametrize(
+    "shares, message",
+    [
+        ({"a": 1.5, "b": -0.5}, "must be positive"),
+        ({"a": 0.999, "b": 0.001}, "leaves one empty"),
+    ],
+)
+def test_bad_shares(shares, message):
+    with pytest.raises(ValueError, match=message):
+        split_names(ITEMS, shares)
+
+
+@pytest.mark.parametrize(
+    "given, train, test",
+    [
+        (["val", "train"], ["train"], ["val"]),
+        (["train", "val", "test"], ["train"], ["val"]),
+        (["test", "train", "more"], ["train", "more"], ["test"]),
+        (["a", "b", "c"], ["a", "b"], ["c"]),
+        (["val"], ["val"], ["val"]),
+    ],
+)
+def test_what_is_trained_on_is_not_evaluated(given, train, test):
+    assert roles(given) == (train, test)
+
+
+def test_png_names_differ():
+    assert png_names(["a.jpg", "b/a.JPG", "d"]) == ["a.png", "b/a.png", "d.png"]
+    given = ["a.jpg", "A.png", "b/a.jpg"]
+    assert png_names(given) == ["a.jpg.png", "A.png.png", "b/a.jpg.png"]
+
+
+def test_resolve_inside(tmp_path):
+    root = tmp_path / "root"
+    inside = {"a.jpg": "a.jpg", "b/./a.jpg": "b/a.jpg", "b\\a.jpg": "b/a.jpg", "b/../a": "a"}
+    inside[str(root / "c.jpg")] = "c.jpg"
+    for name, expected in inside.items():
+        assert resolve_inside(root, name) == expected
+    outside = ["..", ".", "../rooting/a", "/a", "C:a", "b/../../root2/a", "//host/share/a", "..\\a"]
+    for name in [*outside, "", None, 3, "a\0b"]:
+        with pytest.raises(ValueError, match="leads out of|is no file name"):
+            resolve_inside(root, name)
+    assert resolve_inside(root, "../a.jpg", base=root / "labels") == "a.jpg"
+
+
+# ---- classes
+
+
+def short(categories):
+    return [(c["id"], c["name"], c["isthing"]) for c in categories]
+
+
+def test_ids_and_things():
+    found = [
+        {"name": "a", "id": 3},
+        {"name": "b", "isthing": 0},
+        {"name": "c", "id": 0},
+        {"name": "d", "id": 1},
+    ]
+    assert short(choose_categories(found)) == [(3, "a", 1), (2, "b", 0), (4, "c", 1), (1, "d", 1)]
+    options = ClassOptions(things=["b"], stuff=["a"], ignore=["d"], background="sky")
+    extra = [{"name": "b"}, {"name": "sea"}]
+    chosen = choose_categories(found, options, extra_stuff=extra)
+    assert short(chosen) == [(3, "a", 0), (1, "b", 1), (2, "c", 1), (4, "sea", 0), (5, "sky", 0)]
+    assert len({tuple(c["color"]) for c in chosen}) == 5
+    stuff = choose_categories(found, thing_by_default=False)
+    assert [c["isthing"] for c in stuff] == [0, 0, 0, 0]
+
+
+CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id": 9, "isthing": 1}]'
+FILES = {
+    "classes.json": CLASSES,
+    "coco.json": f'{{"categories": {CLASSES}}}',
+    "list.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6, 9, 1\n",
+    "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
+    "names.txt": "\ufeffsky\n\na cow\n",
+    "ids.txt": "sky, 8\na cow,9\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_forms_of_class_lists(tmp_path, name):
+    (tmp_path / name).write_text(FILES[name], encoding="utf-8")
+    sky, cow = read_class_file(tmp_path / name)
+    assert (sky["name"], cow["name"]) == ("sky", "a cow")
+    assert (sky["id"], cow["id"]) == ((0, 1) if name in ("colors.txt", "names.txt") else (8, 9))
+    if not name.endswith("txt"):
+        assert cow["isthing"] == 1
+    if name not in ("names.txt", "ids.txt"):
+        assert sky["color"] == [1, 2, 3]
+
+
+BAD_LISTS = {
+    "no.json": "[",
+    "text.json": '["sky"]',
+    "id.json": '[{"name": "a", "id": "1"}]',
+    "color.json": '[{"name": "a", "color": "red"}]',
+    "some.json": '[{"name": "a", "id": 1}, {"name": "b"}]',
+    "twice.json": '[{"name": "a"}, {"name": "a"}]',
+    "cut.csv": "name, r, g, b\nsky, 1, 2\n",
+    "text.csv": "name, id\nsky, x\n",
+    "empty.txt": "\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_LISTS)
+def test_bad_class_lists_are_named(tmp_path, name):
+    (tmp_path / name).write_text(BAD_LISTS[name])
+    with pytest.raises(ValueError, match=name):
+        read_class_file(tmp_path / name)
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match=name):
+        read_class_file(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        read_class_file(tmp_path / f"gone{name}")
+
+
+def test_a_list_sets_ids_order_and_what_may_occur(tmp_path):
+    (tmp_path / "classes.json").write_text(
+        '[{"name": "b", "id": 5}, {"name": "new", "id": 2}, {"name": "a", "id": 9, "isthing": 0}]'
+    )
+    options = ClassOptions(file=tmp_path / "classes.json")
+    chosen = choose_categories([{"name": "a", "id": 1}, {"name": "b", "isthing": 0}], options)
+    assert short(chosen) == [(5, "b", 0), (2, "new", 1), (9, "a", 0)]
+    with pytest.raises(ValueError, match="class 'bb', which is not in .*--ignore"):
+        choose_categories([{"name": "bb"}], options)
+
+
+# ---- stuff from a model
+
+
+@pytest.fixture
+def weights(tiny_model, tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        # So that stuff, the last two classes, wins somewhere.
+        model.class_embed.bias[3:5] += 5
+    path = tmp_path / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("category, threshold", [("own", 0.0), ("sky", 0.0), ("own", 1.0)])
+def test_stuff_of_a_model_lies_under_what_is_labelled(
+    convert, weights, read_back, tmp_path, save_image, save_mask, category, threshold
+):
+    """An image whose left third is an object, with a void strip."""
+    save_image(tmp_path / "images/a.jpg", 48, 64)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, :20], mask[:4] = 1, 9
+    save_mask(tmp_path / "masks/a_mask.png", mask)
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+    arguments = ["instance-masks", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    arguments += ["--category", category, "--void-value", "9", "--output", tmp_path / "out"]
+    arguments += ["--stuff-from-model", "shapes/tiny.yaml", weights, "--background", "rest"]
+    arguments += ["--stuff-threshold", threshold, "--stuff-opts", *opts]
+    assert convert(*arguments)[0] == 0
+    opts += ["MODEL.WEIGHTS", str(weights), "MODEL.DETR.TEST.SCORE_THRESH", str(threshold)]
+    predictor = Predictor(setup_cfg("shapes/tiny.yaml", opts))
+    ids, segments = predictor(read_image(tmp_path / "images/a.jpg", "BGR"))["panoptic_seg"]
+    names = predictor.metadata.stuff_classes
+    expected = np.full((48, 64), "rest", object)
+    for segment in segments:
+        if not segment["isthing"] and names[segment["category_id"]] != category:
+            expected[(ids == segment["id"]).numpy()] = names[segment["category_id"]]
+    expected[:, :20], expected[:4] = category, ""
+    result = read_back(tmp_path / "out")
+    assert np.array_equal(result.classes("a.jpg"), expected)
+    assert len(np.unique(expected)) > 2
+    kinds = {c["name"]: c["isthing"] for c in result.content["categories"]}
+    assert kinds.pop(category) == 1 and not any(kinds.values()) and len(kinds) > 1

@@ -1,0 +1,521 @@
+"""Small folders in each format, converted and read back, and what is wrong in them named."""
+
+import base64
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
+from detr_panoptic_d2.prepare.convert.coco import coco_instances
+from detr_panoptic_d2.prepare.convert.cvat import cvat
+from detr_panoptic_d2.prepare.convert.labelme import labelme
+from detr_panoptic_d2.prepare.convert.masks import class_masks, instance_masks
+from detr_panoptic_d2.prepare.convert.shapes import from_runs
+
+H, W = 24, 32
+IMAGE = "sub/a.jpg"
+TRIANGLE = [[2.5, 3.0], [12.0, 4.5], [6.0, 15.5]]
+
+
+def rle(mask, compressed=True):
+    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if compressed:
+        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    flat = mask.reshape(-1, order="F").astype(int)
+    ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+    return {"size": list(mask.shape), "counts": np.diff([0, *ends, flat.size]).tolist()}
+
+
+def box(x, y, w, h):
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+
+def polygon_mask(points):
+    flat = [float(v) for p in points for v in p]
+    return mask_util.decode(mask_util.frPyObjects([flat], H, W))[:, :, 0].astype(bool)
+
+
+def png(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture
+def make(tmp_path, save_image, save_mask):
+    """Return ``make(kind, content, **options)``: write a folder with one image and open it."""
+    save_image(tmp_path / "images" / IMAGE, H, W)
+    writers = {
+        "coco": _coco,
+        "labelme": _labelme,
+        "cvat": _cvat,
+        "class-masks": _class_masks,
+        "instance-masks": _instance_masks,
+    }
+
+    def write(kind, content, **options):
+        return writers[kind](tmp_path, content, **options)
+
+    return write
+
+
+def _coco(root, annotations, changed=None, **options):
+    content = {
+        "images": [{"id": 5, "file_name": IMAGE, "height": H, "width": W}],
+        "annotations": [
+            {"id": i, "image_id": 5, "category_id": 7, "iscrowd": 0, **a}
+            for i, a in enumerate(annotations)
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+        **(changed or {}),
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    return coco_instances(root / "instances.json", root / "images", **options)
+
+
+def _labelme(root, shapes, folder="images/sub", changed=None, **options):
+    content = {
+        "shapes": [{"label": "cat", "group_id": None, **s} for s in shapes],
+        "imagePath": "a.jpg",
+        "imageHeight": H,
+        "imageWidth": W,
+        **(changed or {}),
+    }
+    (root / folder).mkdir(exist_ok=True)
+    (root / folder / "a.json").write_text(json.dumps(content))
+    return labelme(root / folder, root / "images", **options)
+
+
+def _cvat(root, shapes, name=IMAGE, head="", labels=("dog", "cat"), **options):
+    listed = "".join(f"<label><name>{n}</name><color>#ff0080</color></label>" for n in labels)
+    (root / "annotations.xml").write_text(
+        f'<?xml version="1.0" encoding="utf-8"?>{head}<annotations><meta><task><labels>{listed}'
+        f'</labels></task></meta><image id="0" name="{name}" width="{W}" height="{H}">{shapes}'
+        "</image></annotations>"
+    )
+    return cvat(root / "annotations.xml", root / "images", **options)
+
+
+CAMVID = "64 128 64\tAnimal\n128 128 128\tSky\n64 0 128\t\tCar\n0 0 0\t\tVoid\n"
+
+
+def _class_masks(root, mask, labels=CAMVID, name="labels.txt", **options):
+    _save(root / "masks/sub/a_L.png", mask)
+    (root / name).write_text(labels)
+    options = {"mask_suffix": "_L.png", **options}
+    return class_masks(root / "images", root / "masks", root / name, **options)
+
+
+def _instance_masks(root, mask, **options):
+    _save(root / "masks/sub/a_mask.png", mask)
+    return instance_masks(root / "images", root / "masks", **options)
+
+
+def _save(path, mask):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(mask, bytes):
+        path.write_bytes(mask)
+    else:
+        (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
+
+
+# ---- COCO
+
+
+def test_coco_masks_are_those_of_pycocotools(make, convert_and_check, tmp_path):
+    blob = np.zeros((H, W), bool)
+    blob[3:9, 20:30] = blob[6:12, 24:28] = True
+    annotations = [
+        {"segmentation": [[1.2, 2.7, 12.4, 3.1, 9.8, 14.9, 2.2, 11.3], [1, 1, 5, 5]]},
+        {"segmentation": [*box(14, 16, 3, 4), [25, 15, 31, 15, 28, 22]], "category_id": 3},
+        {"segmentation": rle(blob)},
+        {"segmentation": rle(np.roll(blob, 12, 0) & (np.arange(W) < 24), False)},
+    ]
+    result = convert_and_check(make("coco", annotations))
+    del annotations[0]["segmentation"][1]  # two points: pycocotools takes them for a box
+    make("coco", annotations)
+    coco = COCO(str(tmp_path / "instances.json"))
+    expected = [coco.annToMask(a) for a in coco.loadAnns(coco.getAnnIds())]
+    found = [mask for _, _, mask in result.segments(IMAGE)]
+    assert len(found) == 4
+    for mask in expected:
+        assert sum(np.array_equal(mask, other) for other in found) == 1
+    assert result.annotations[IMAGE]["image_id"] == 5
+    assert {c["name"]: c["id"] for c in result.content["categories"]} == {"cat": 7, "dog": 3}
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
+def test_compressed_rle_is_decoded_as_pycocotools_does(share):
+    for seed, size in enumerate([(1, 1), (7, 5), (64, 300), (300, 700)]):
+        mask = np.random.default_rng(seed).random(size) < share
+        assert np.array_equal(mask_util.decode(from_runs(rle(mask)["counts"], size)), mask)
+
+
+def test_smaller_objects_lie_above_and_hidden_ones_are_counted(make, convert_and_check):
+    annotations = [
+        {"segmentation": box(4, 4, 6, 6), "category_id": 3},
+        {"segmentation": box(2, 2, 16, 12)},
+        {"segmentation": box(2, 2, 16, 2)},
+        {"segmentation": box(2, 4, 16, 10)},
+    ]
+    result = convert_and_check(make("coco", annotations))
+    assert result.classes(IMAGE)[6, 6] == "dog"
+    assert len(result.segments(IMAGE)) == 3 and result.split.hidden == 1
+
+
+def test_crowd_lies_under_things_and_is_one_segment(make, convert_and_check):
+    whole = np.zeros((H, W), bool)
+    whole[:8] = True
+    annotations = [
+        {"segmentation": box(0, 4, 32, 6)},
+        {"segmentation": rle(whole, False), "iscrowd": 1},
+        {"segmentation": rle(np.flipud(whole), False), "iscrowd": 1},
+    ]
+    found = convert_and_check(make("coco", annotations)).segments(IMAGE)
+    (_, _, cat), (_, _, both) = sorted(found, key=lambda segment: segment[1])
+    assert sorted(crowd for _, crowd, _ in found) == [0, 1]
+    assert cat[4:10].all() and cat.sum() == 6 * W
+    assert both[:4].all() and both[16:].all() and both.sum() == 12 * W
+
+
+def test_coco_with_semantic_json(make, convert_and_check, tmp_path):
+    sky = np.zeros((H, W), bool)
+    sky[:10] = True
+    stuff = {
+        "annotations": [
+            {"id": 1, "image_id": 5, "category_id": 100, "segmentation": rle(sky)},
+            {"id": 2, "image_id": 5, "category_id": 100, "segmentation": box(0, 20, 4, 4)},
+        ],
+        "categories": [{"id": 100, "name": "sky"}],
+    }
+    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
+    cat = [{"segmentation": box(4, 4, 10, 10)}]
+    result = convert_and_check(make("coco", cat, semantic=tmp_path / "stuff.json"))
+    masks = {name: mask for name, _, mask in result.segments(IMAGE)}
+    sky[20:, :4] = True
+    assert masks["cat"].sum() == 100 and np.array_equal(masks["sky"], sky & ~masks["cat"])
+    stuff["categories"][0]["id"] = stuff["annotations"][0]["category_id"] = 7
+    stuff["annotations"].pop()
+    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
+    with pytest.raises(ValueError, match="7 is 'cat' in one file .* and 'sky'"):
+        make("coco", [], semantic=tmp_path / "stuff.json")
+
+
+def test_coco_with_semantic_masks(make, convert_and_check, save_mask, tmp_path):
+    values = np.full((H, W), 255, np.uint8)
+    values[:12], values[12:20] = 0, 1
+    save_mask(tmp_path / "semantic/sub/a.png", values)
+    (tmp_path / "labels.txt").write_text("sky\ncat\n")
+    semantic = {"semantic": tmp_path / "semantic", "labels": tmp_path / "labels.txt"}
+    source = make("coco", [{"segmentation": box(4, 10, 10, 10)}], **semantic)
+    # A pixel that is semantically a cat, but of no instance, is void even with a background.
+    classes = convert_and_check(source, background="ground").classes(IMAGE)
+    assert (classes[:10] == "sky").all() and (classes[10:20, 4:14] == "cat").all()
+    assert (classes[12:20, 14:] == "").all() and (classes[20:] == "ground").all()
+
+
+# ---- LabelMe and CVAT
+
+
+def test_every_shape_of_labelme(make, convert_and_check):
+    small = np.zeros((4, 5), bool)
+    small[1:, 2:] = True
+    shapes = [
+        {"label": "box", "points": [[29, 8], [23, 2]], "shape_type": "rectangle"},
+        {"label": "disc", "points": [[18, 14], [22, 14]], "shape_type": "circle"},
+        {"label": "blob", "points": [[1, 18], [5, 21]], "shape_type": "mask", "mask": png(small)},
+        {"label": "cat", "points": TRIANGLE},
+        {"label": "cat", "points": [[1, 1], [2, 2]], "shape_type": "line"},
+    ]
+    result = convert_and_check(make("labelme", shapes))
+    found = {name: mask for name, _, mask in result.segments(IMAGE)}
+    assert found["box"][2:8, 23:29].all() and found["box"].sum() == 36
+    y, x = np.mgrid[:H, :W] + 0.5
+    disc = np.hypot(x - 18, y - 14)
+    assert found["disc"][disc < 3].all() and not found["disc"][disc > 5].any()
+    assert np.array_equal(found["blob"][18:22, 1:6], small) and found["blob"].sum() == small.sum()
+    assert np.array_equal(found["cat"], polygon_mask(TRIANGLE))
+    assert [c["name"] for c in result.content["categories"]] == ["blob", "box", "cat", "disc"]
+
+
+def test_labelme_jsons_in_a_folder_of_their_own(make, convert_and_check):
+    changed = {"imagePath": "..\\sub\\a.jpg"}
+    source = make("labelme", [{"points": TRIANGLE}], folder="images/labels", changed=changed)
+    assert list(convert_and_check(source).images) == [IMAGE]
+
+
+def test_every_shape_of_cvat(make, convert_and_check):
+    shapes = """
+    <polygon label="cat" points="2.50,3.00;12.00,4.50;6.00,15.50" z_order="0"></polygon>
+    <box label="dog" xtl="15.0" ytl="2.0" xbr="20.0" ybr="6.0" z_order="0"></box>
+    <ellipse label="disc" cx="24" cy="10" rx="4" ry="2" z_order="0"></ellipse>
+    <mask label="blob" rle="2, 3, 2, 3" left="14" top="17" width="5" height="2"></mask>
+    <box label="turned" xtl="23" ytl="18" xbr="29" ybr="20" rotation="90"></box>
+    <polyline label="cat" points="1,1;2,2"></polyline><tag label="dog" source="manual"></tag>"""
+    result = convert_and_check(make("cvat", shapes))
+    found = {name: mask for name, _, mask in result.segments(IMAGE)}
+    assert np.array_equal(found["cat"], polygon_mask(TRIANGLE))
+    assert found["dog"][2:6, 15:20].all() and found["dog"].sum() == 20
+    y, x = np.mgrid[:H, :W] + 0.5
+    inside = ((x - 24) / 4) ** 2 + ((y - 10) / 2) ** 2
+    assert found["disc"][inside < 0.5].all() and not found["disc"][inside > 1.8].any()
+    # Runs go along the rows of the box, from a run of zeros on.
+    runs = np.array([[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
+    assert np.array_equal(found["blob"][17:19, 14:19], runs) and found["blob"].sum() == 6
+    assert found["turned"][16:22, 25:27].all() and found["turned"].sum() == 12
+    classes = [c["name"] for c in result.content["categories"]]
+    assert classes == ["dog", "cat", "blob", "disc", "turned"]
+    assert result.content["categories"][0]["color"] == [255, 0, 128]
+
+
+def test_z_order_of_cvat_comes_first(make, convert_and_check):
+    shapes = """<box label="cat" xtl="2" ytl="2" xbr="20" ybr="18" z_order="1"></box>
+    <box label="dog" xtl="4" ytl="4" xbr="8" ybr="8" z_order="0"></box>"""
+    assert convert_and_check(make("cvat", shapes)).split.hidden == 1
+    source = make("cvat", shapes.replace('z_order="1"', 'z_order="0"'))
+    assert convert_and_check(source, output="flat").split.hidden == 0
+
+
+@pytest.mark.parametrize("kind", ["labelme", "cvat"])
+def test_one_group_and_label_is_one_object(make, convert_and_check, kind):
+    shapes = [("cat", 0, 3), ("cat", 10, 3), ("dog", 20, 3), ("cat", 26, None)]
+    if kind == "labelme":
+        content = [
+            {"label": name, "group_id": group, "points": [[x, 0], [x + 4, 0], [x + 4, 4], [x, 4]]}
+            for name, x, group in shapes
+        ]
+    else:
+        content = "".join(
+            f'<box label="{name}" xtl="{x}" ytl="0" xbr="{x + 4}" ybr="4" group_id="{group or 0}"/>'
+            for name, x, group in shapes
+        )
+    found = convert_and_check(make(kind, content)).segments(IMAGE)
+    assert sorted((n, mask.sum()) for n, _, mask in found) == [
+        ("cat", 16),
+        ("cat", 32),
+        ("dog", 16),
+    ]
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("connectivity, cars", [(8, 2), (4, 3)])
+def test_class_masks_in_colour(make, convert_and_check, connectivity, cars):
+    """CamVid's form: sky, two cars of which one has parts that touch at a corner, and void."""
+    mask = np.zeros((H, W, 3), np.uint8)
+    mask[:4] = 128
+    mask[6:8, 2:4] = mask[8:10, 4:6] = mask[5:7, 10:14] = 64, 0, 128
+    source = make("class-masks", mask, connectivity=connectivity)
+    # What is ignored stays void under a background.
+    result = convert_and_check(source, things=["Car"], ignore=["Void"], background="rest")
+    found = [name for name, *_ in result.segments(IMAGE)]
+    assert sorted(found) == ["Car"] * cars + ["Sky"]
+    classes = result.classes(IMAGE)
+    assert (classes[:4] == "Sky").all() and (classes == "Car").sum() == 16
+    assert (classes == "").sum() == H * W - 4 * W - 16
+    kinds = {c["name"]: (c["isthing"], c["color"]) for c in result.content["categories"]}
+    kinds.pop("rest")
+    assert kinds == {
+        "Animal": (0, [64, 128, 64]),
+        "Sky": (0, [128] * 3),
+        "Car": (1, [64, 0, 128]),
+    }
+
+
+def test_class_masks_of_numbers(make, convert_and_check):
+    """8 and 16 bits, and palette images; 255 is void; 0 gets the smallest free id."""
+    values = np.zeros((H, W), np.uint8)
+    values[:, 8:], values[:2] = 4, 255
+    palette = Image.fromarray(values)
+    palette.putpalette(list(range(256)) * 3)
+    listed = [{"id": 0, "name": "road"}, {"id": 4, "name": "car", "isthing": 1}]
+    options = {"labels": json.dumps(listed), "name": "classes.json"}
+    for number, mask in enumerate((values, palette, values.astype(np.uint16))):
+        result = convert_and_check(make("class-masks", mask, **options), output=str(number))
+        classes = result.classes(IMAGE)
+        assert (classes[2:, :8] == "road").all() and (classes[2:, 8:] == "car").all()
+        assert (classes[:2] == "").all()
+        assert {c["name"]: c["id"] for c in result.content["categories"]} == {"road": 1, "car": 4}
+
+
+def test_void_value_of_instance_masks(make, convert_and_check):
+    mask = np.zeros((H, W), np.uint8)
+    mask[2:6, 2:5], mask[4:9, 8:12], mask[11] = 1, 4, 9
+    source = make("instance-masks", mask, void_value=9)
+    result = convert_and_check(source, background="ground")
+    assert np.array_equal(result.classes(IMAGE) == "", mask == 9)
+    assert len(result.segments(IMAGE)) == 3 and result.split.hidden == 0
+    source = make("instance-masks", mask, category="crack")
+    result = convert_and_check(source, stuff=["crack"], output="stuff")
+    assert [n for n, *_ in result.segments(IMAGE)] == ["crack"]
+
+
+def test_penn_fudan_there_and_back(sample_data, tmp_path, convert_and_check):
+    """Images of the real set, turned into its published form and converted: the same segments."""
+    root = sample_data("pennfudan_panoptic")
+    annotated = json.loads((root / "panoptic_val.json").read_text())
+    names = {i["id"]: i["file_name"] for i in annotated["images"]}
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    expected = {}
+    for annotation in annotated["annotations"][:12]:
+        ids = read_panoptic_png(root / "panoptic_val" / annotation["file_name"])
+        people = [s["id"] for s in annotation["segments_info"] if s["category_id"] == 1]
+        mask = sum((n + 1) * (ids == i) for n, i in enumerate(people)).astype(np.uint8)
+        name = names[annotation["image_id"]]
+        expected[name] = mask
+        Image.fromarray(mask).save(tmp_path / "masks" / name.replace(".jpg", "_mask.png"))
+        shutil.copy(root / "val" / name, tmp_path / "images")
+    source = instance_masks(tmp_path / "images", tmp_path / "masks", category="pedestrian")
+    result = convert_and_check(source, background="background", workers=2)
+    assert result.images.keys() == expected.keys()
+    for name, mask in expected.items():
+        found = result.segments(name)
+        assert [n for n, *_ in found] == ["pedestrian"] * mask.max() + ["background"]
+        for number, (_, _, segment) in enumerate(found, 1):
+            assert np.array_equal(segment, mask == number % len(found))
+
+
+def test_rotated_images_have_their_upright_size(tmp_path, save_image, save_mask, convert_and_check):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(tmp_path / "images/a.jpg", 10, 20, exif=exif)
+    save_mask(tmp_path / "masks/a_mask.png", np.ones((20, 10), np.uint8))
+    result = convert_and_check(instance_masks(tmp_path / "images", tmp_path / "masks"))
+    assert (result.images["a.jpg"]["height"], result.images["a.jpg"]["width"]) == (20, 10)
+
+
+# ---- what is wrong
+
+
+def coco_rle(**rle):
+    return [{"segmentation": {"size": [H, W], **rle}}]
+
+
+def cvat_mask(runs, left=0):
+    return f'<mask label="cat" rle="{runs}" left="{left}" top="0" width="2" height="2"/>'
+
+
+TWO_POINTS = [[1, 2], [3, 4]]
+MASK = np.zeros((H, W), np.uint8)
+# name -> (format, content, changes, message); every message names the file.
+BAD = {
+    "odd polygon": ("coco", [{"segmentation": [[1, 2, 3, 4, 5]]}], {}, "annotation 0: the polygon"),
+    "text as polygon": ("coco", [{"segmentation": [["a", 2]]}], {}, "polygon must be numbers"),
+    "nan": ("coco", [{"segmentation": [[float("nan")] * 6]}], {}, "polygon must be numbers"),
+    "far away": ("coco", [{"segmentation": [[1e9, 2, 3, 4, 5, 6]]}], {}, "far outside"),
+    "text": ("coco", [{"segmentation": "x"}], {}, "must be polygons, or have 'size'"),
+    "no counts": ("coco", coco_rle(), {}, "None do not add up"),
+    "rle size": ("coco", coco_rle(size=[9, 9], counts=[81]), {}, "9 wide and 9 high"),
+    "short rle": ("coco", coco_rle(counts=[5]), {}, "do not add up to 24 x 32"),
+    "negative run": ("coco", coco_rle(counts=[-1, 1 + H * W]), {}, "do not add up"),
+    "cut rle": ("coco", coco_rle(counts="P"), {}, "do not add up"),
+    "no ascii": ("coco", coco_rle(counts="\u00e9"), {}, "do not add up"),
+    "unknown image": ("coco", [{"image_id": 6}], {}, "no entry for its image_id 6"),
+    "unknown class": ("coco", [{"category_id": 8}], {}, "no entry for its category_id 8"),
+    "no images": ("coco", [], {"images": None}, "no list 'images'"),
+    "image twice": ("coco", [], {"images": [{"id": 5, "file_name": IMAGE}] * 2}, "listed twice"),
+    "float id": ("coco", [], {"images": [{"id": 5.5, "file_name": "a"}]}, "integer or a string"),
+    "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
+    "drive": ("coco", [], {"images": [{"id": 5, "file_name": "C:\\x"}]}, "5: .*leads out of"),
+    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "a class has a 'name'"),
+    "no class id": ("coco", [], {"categories": [{"name": "a"}]}, "an integer 'id'"),
+    "class id twice": (
+        "coco",
+        [],
+        {"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]},
+        "id 7 is 'a'",
+    ),
+    "other size": (
+        "coco",
+        [],
+        {"images": [{"id": 5, "file_name": IMAGE, "height": W, "width": H}]},
+        "sub/a.jpg.* is 24 wide and 32 high, .*EXIF",
+    ),
+    "no shapes": ("labelme", [], {"shapes": None}, "no list 'shapes' of mappings"),
+    "no label": ("labelme", [], {"shapes": [{"points": TRIANGLE}]}, "shape 0 has no 'label'"),
+    "points as text": ("labelme", [{"points": "1 2"}], {}, "shape 0: a polygon must be numbers"),
+    "one point": (
+        "labelme",
+        [{"points": [[1, 2]], "shape_type": "rectangle"}],
+        {},
+        "must be 4 numbers",
+    ),
+    "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "no base64 PNG"),
+    "no png": (
+        "labelme",
+        [{"points": TWO_POINTS, "shape_type": "mask", "mask": "bm8="}],
+        {},
+        "no base64 PNG",
+    ),
+    "absolute": ("labelme", [], {"imagePath": "/etc/passwd"}, "leads out of"),
+    "up": ("labelme", [], {"imagePath": "..\\..\\b.jpg"}, "leads out of"),
+    "no path": ("labelme", [], {"imagePath": ""}, "is no file name"),
+    "labelme size": (
+        "labelme",
+        [{"points": TRIANGLE}],
+        {"imageHeight": 99},
+        "sub/a.jpg.* 32 wide and 99 high",
+    ),
+    "no image": ("labelme", [], {"imagePath": "gone.jpg"}, "1 images are missing.*gone.jpg"),
+    "no xml": ("cvat", "<<", {}, "not well-formed"),
+    "no number": ("cvat", '<box label="cat" xtl="a"/>', {}, "box 0: the corners must be 4 numbers"),
+    "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "has no 'label'"),
+    "missing number": ("cvat", '<ellipse label="cat" cx="1" cy="1" rx="2"/>', {}, "4 numbers"),
+    "cvat polygon": ("cvat", '<polygon label="cat" points="1,2;3"/>', {}, "is odd"),
+    "runs": ("cvat", cvat_mask("1"), {}, "do not add up to 2 x 2"),
+    "text as runs": ("cvat", cvat_mask("x"), {}, "'rle' must be numbers"),
+    "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not within the image"),
+    "cvat outside": ("cvat", "", {"name": "../a.jpg"}, "image 0: .*leads out of"),
+    "entities": (
+        "cvat",
+        "&b;",
+        {"head": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>'},
+        "has a DOCTYPE",
+    ),
+    "external entity": (
+        "cvat",
+        "&b;",
+        {"head": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'},
+        "has a DOCTYPE",
+    ),
+    "unknown colour": (
+        "class-masks",
+        np.full((H, W, 3), (1, 2, 3), np.uint8),
+        {},
+        r"a_L.png' has the colour \(1, 2, 3\)",
+    ),
+    "unknown value": ("class-masks", MASK + 9, {}, "a_L.png' has the value 9, .*--void-value"),
+    "mask size": ("class-masks", MASK.T, {}, "a_L.png': it is 24 wide and 32 high.*EXIF"),
+    "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
+    "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
+    "colour twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "colour of its own"),
+    "some colours": ("class-masks", MASK, {"labels": "1 2 3 a\nb\n"}, "colour of its own"),
+    "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "name is there twice"),
+    "colour mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_named(make, convert_and_check, tmp_path, case):
+    name, content, changes, message = BAD[case]
+    if name in ("coco", "labelme"):
+        changes = {"changed": changes} if changes else {}
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        convert_and_check(make(name, content, **changes))
+    files = ("instances.json", "a.json", "annotations.xml", "labels.txt", "a_L", "a_mask", "a.jpg")
+    assert any(file in str(caught.value) for file in files) or "missing" in message
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_video_export_of_cvat_is_refused(tmp_path):
+    (tmp_path / "a.xml").write_text("<annotations><track/></annotations>")
+    with pytest.raises(ValueError, match="a.xml' is no XML of 'CVAT for images 1.1'"):
+        cvat(tmp_path / "a.xml", tmp_path)
