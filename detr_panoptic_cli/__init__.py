@@ -3,7 +3,7 @@
 A package of its own, because importing ``detr_panoptic_d2`` imports torch and Detectron2, which
 takes seconds: arguments are parsed, and ``--help`` is answered, before that. So a module here
 imports only the standard library at its top. Each has ``add_arguments(parser)`` and
-``run(args) -> int``; its docstring is the help text.
+``run(args) -> int``; its docstring is the help text, its first line that of the list of commands.
 """
 
 import argparse
@@ -13,19 +13,11 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 
-# Name of the command -> the line in the list of commands. Its module has the same name.
-COMMANDS = {
-    "train": "train a model, or evaluate one",
-    "convert": "other formats of labels to COCO panoptic, and a config that names them",
-    "check": "what is wrong with a data set, and fix what is sure",
-    "predict": "draw panoptic segmentation over images or videos, COCO json",
-    "explain": "how an image becomes a panoptic map, as figures and a page",
-    "report": "one page about a training: curves, PQ, best and worst images",
-    "web": "a page in the browser: drop an image, click its segments",
-    "export": "two graphs for ONNX Runtime, OpenVINO or torch.export, and a small runtime",
-    "demo": "train a small model on built-in data and measure it; no download",
-    "convert-checkpoint": "between our, official DETR's and Hugging Face's formats",
-}
+# Each is a module here, with "_" for "-".
+COMMANDS = (
+    *("train", "convert", "check", "predict", "explain", "report", "web", "export", "demo"),
+    "convert-checkpoint",
+)
 
 _EPILOG = """\
 detr-panoptic COMMAND --help says more about each. KEY VALUE pairs at the end of a command change
@@ -42,12 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, line in COMMANDS.items():
+    for name in COMMANDS:
         module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
         description, _, epilog = textwrap.dedent(module.__doc__).partition("\nExamples:\n")
         sub = commands.add_parser(
             name,
-            help=line,
+            help=description.splitlines()[0],
             description=description.strip(),
             epilog=f"Examples:\n{epilog.rstrip()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
