@@ -73,7 +73,7 @@ setup(
         "torchvision>=0.19",
         "numpy>=1.26",
         "scipy>=1.11",
-        "Pillow>=10",
+        "Pillow>=10.1",
         "pycocotools>=2.0.7",
         "matplotlib>=3.8",
         "PyYAML>=6",

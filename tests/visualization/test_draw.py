@@ -7,59 +7,36 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from detr_panoptic_d2.data.metadata import COLORS, default_color
 from detr_panoptic_d2.visualization.draw import (
-    ERROR_COLORS,
     draw_beside_ground_truth,
-    draw_errors,
     draw_panoptic,
     limit_size,
     read_ground_truth,
 )
-from detr_panoptic_d2.visualization.panels import enlarge, side_by_side, with_caption, with_legend
-from detr_panoptic_d2.visualization.segment_errors import CORRECT, MISSED, WRONG_CLASS
+from detr_panoptic_d2.visualization.panels import enlarge, side_by_side, with_caption
 from detr_panoptic_d2.visualization.visualizer import PanopticVisualizer, class_colors
 
 HEIGHT, WIDTH = 60, 80
 
 
 @pytest.fixture
-def metadata():
-    names = ["sky", "ball", "ground"]
-    colors = [[120, 180, 250], [210, 40, 40], [40, 120, 60]]
-    return Metadata(thing_classes=names, stuff_classes=names, thing_colors=colors)
+def no_labels(monkeypatch):
+    monkeypatch.setattr(PanopticVisualizer, "draw_text", lambda *args, **more: None)
 
 
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def panoptic():
-    """Sky over ground, two balls, and void in a corner."""
-    ids = np.full((HEIGHT, WIDTH), 1)
-    ids[30:] = 2
-    ids[5:25, 5:25] = 3
-    ids[5:25, 25:45] = 4
-    ids[50:, 70:] = 0
-    segments = [
-        {"id": 1, "category_id": 0, "isthing": False},
-        {"id": 2, "category_id": 2, "isthing": False},
-        {"id": 3, "category_id": 1, "isthing": True, "score": 0.97},
-        {"id": 4, "category_id": 1, "isthing": True, "score": 0.91},
-    ]
-    return ids, segments
-
-
-def test_pixels_without_labels(image, panoptic, metadata):
-    picture = draw_panoptic(image, *panoptic, metadata, labels=False, alpha=0.25)
+def test_pixels(image, panoptic, metadata, no_labels):
+    ids, segments = panoptic
+    # Ids without an entry are void, as 0 is; an entry may be without a pixel.
+    ids[50:, :10] = 99
+    segments.append({"id": 55, "category_id": 1, "isthing": True})
+    picture = draw_panoptic(image, ids, segments, metadata, alpha=0.25)
     assert picture.shape == image.shape and picture.dtype == np.uint8
     for row, column, color in ((5, 60, [120, 180, 250]), (45, 40, [40, 120, 60])):
         expected = 0.75 * image[row, column] + 0.25 * np.array(color)
         assert picture[row, column].tolist() == pytest.approx(expected.tolist(), abs=2)
-    # Void shows the image.
     assert (picture[55:58, 75:78] == image[55:58, 75:78]).all()
+    assert (picture[52:58, 2:8] == image[52:58, 2:8]).all()
     # Two objects of a class have two shades of one hue.
-    picture = draw_panoptic(image, *panoptic, metadata, labels=False, alpha=1.0)
+    picture = draw_panoptic(image, *panoptic, metadata, alpha=1.0)
     assert picture[15, 15].tolist() == [210, 40, 40]
     assert picture[15, 35].tolist() == pytest.approx([126, 24, 24], abs=1)
 
@@ -75,9 +52,10 @@ def test_same_input_same_picture(image, panoptic, metadata):
     assert "area" not in panoptic[1][0]
 
 
-def test_every_segment_of_a_small_image_has_its_label(image, panoptic, metadata):
-    plain = draw_panoptic(image, *panoptic, metadata, labels=False, min_size=300)
+def test_every_segment_of_a_small_image_has_its_label(image, panoptic, metadata, monkeypatch):
     labelled = draw_panoptic(image, *panoptic, metadata, min_size=300)
+    monkeypatch.setattr(PanopticVisualizer, "draw_text", lambda *args, **more: None)
+    plain = draw_panoptic(image, *panoptic, metadata, min_size=300)
     assert labelled.shape == plain.shape == (5 * HEIGHT, 5 * WIDTH, 3)
     changed = (labelled != plain).any(axis=-1)
     for segment in panoptic[1]:
@@ -100,31 +78,15 @@ def test_labels_keep_apart_and_inside(metadata):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("name", ["$x^2", "a_b $", "日本", "x" * 300, "\\frac", ""])
-def test_strange_names(image, panoptic, name):
-    metadata = Metadata(thing_classes=[name] * 3)
+@pytest.mark.parametrize("name", ["$x^2", "a_b $", "日本", "x" * 300, "\\frac", "", None])
+def test_strange_names_and_none(image, panoptic, name):
+    metadata = Metadata() if name is None else Metadata(thing_classes=[name] * 3)
     assert draw_panoptic(image, *panoptic, metadata).shape == image.shape
 
 
-def test_classes_without_names_and_colors(image, panoptic):
-    assert draw_panoptic(image, *panoptic, Metadata()).shape == image.shape
-
-
 def test_nothing_predicted(image, metadata):
-    nothing = np.zeros((HEIGHT, WIDTH), dtype=np.int32), []
-    assert (draw_panoptic(image, *nothing, metadata) == image).all()
-    assert draw_errors(image, nothing, nothing, metadata).shape[1] == 5 * WIDTH
-
-
-def test_pixels_without_segment_and_segments_without_pixel(image, panoptic, metadata):
-    ids = np.where(panoptic[0] == 4, 99, panoptic[0])
-    picture = draw_panoptic(image, ids, panoptic[1], metadata, labels=False)
-    assert (picture[10:20, 30:40] == image[10:20, 30:40]).all()
-
-
-def test_sizes_differ(image, panoptic, metadata):
-    with pytest.raises(ValueError, match="image is 60 x 70 .* segment ids 60 x 80"):
-        draw_panoptic(image[:, :70], *panoptic, metadata)
+    ids = np.zeros((HEIGHT, WIDTH), dtype=np.int32)
+    assert (draw_panoptic(image, ids, [], metadata) == image).all()
 
 
 def test_beside_ground_truth(image, panoptic, metadata):
@@ -139,38 +101,22 @@ def test_beside_ground_truth(image, panoptic, metadata):
         assert picture[:caption, start : start + 2 * WIDTH].min() < 60
     two = draw_beside_ground_truth(image, None, panoptic, metadata, min_size=120)
     assert two.shape[1] == 2 * 2 * WIDTH + 6
-
-
-def test_errors(image, panoptic, metadata):
-    ids, segments = panoptic
-    found = ids.copy()
-    found[ids == 3] = 0
-    wrong = [dict(s, category_id=2) if s["id"] == 4 else s for s in segments]
-    options = {"alpha": 1.0, "min_size": 300}
-    picture = draw_errors(image, panoptic, (found, wrong), metadata, legend=False, **options)
-    assert picture.shape == (5 * HEIGHT, 5 * WIDTH, 3)
-    # Away from labels and edges.
-    for row, column, kind in ((57, 40, CORRECT), (22, 7, MISSED), (22, 42, WRONG_CLASS)):
-        assert picture[5 * row, 5 * column].tolist() == list(ERROR_COLORS[kind])
-    legend = draw_errors(image, panoptic, (found, wrong), metadata, **options)
-    assert legend.shape[0] > picture.shape[0]
-    assert (legend[: picture.shape[0]] == picture).all()
+    with pytest.raises(ValueError, match="image is 60 x 70 .* segment ids 60 x 80"):
+        draw_beside_ground_truth(image[:, :70], None, panoptic, metadata)
 
 
 def test_limit_size(image, panoptic):
-    small, annotated, prediction = limit_size(40, image, panoptic, panoptic)
-    assert small.shape == (30, 40, 3)
+    small, annotated, prediction, nothing = limit_size(40, image, panoptic, panoptic, None)
+    assert small.shape == (30, 40, 3) and nothing is None
     assert annotated[0].shape == prediction[0].shape == (30, 40)
     assert (annotated[0] == panoptic[0][1::2, 1::2]).all()
-    assert limit_size(40, image, None, panoptic)[1] is None
-    same = limit_size(80, image, panoptic, panoptic)
-    assert same[0] is image
-    assert same[1] is panoptic
+    same = limit_size(80, image, panoptic)
+    assert same[0] is image and same[1] is panoptic
 
 
 def test_ground_truth_of_a_dataset_dict(panoptic_set, scene):
-    panoptic_set("truth_set", [scene])
-    (item,) = DatasetCatalog.get("truth_set")
+    panoptic_set("drawn_set", [scene])
+    (item,) = DatasetCatalog.get("drawn_set")
     ids, segments = read_ground_truth(item)
     assert (ids == scene[0]).all()
     assert {s["id"] for s in segments} == set(scene[1])
@@ -200,31 +146,15 @@ def test_no_two_colors_of_the_palette_look_alike():
     assert min(distances) > 23
 
 
-PICTURE = np.full((30, 90, 3), 7, dtype=np.uint8)
-
-
-def test_enlarge():
-    assert enlarge(PICTURE, 40) is PICTURE
-    assert enlarge(PICTURE, 100).shape == (90, 270, 3)
-    assert enlarge(np.eye(2, dtype=int), 4).tolist() == np.kron(np.eye(2), np.ones((2, 2))).tolist()
-
-
-def test_captions_and_legends_do_not_widen():
-    for text in ("", "Image", "a caption that is much longer than its picture is wide", "日本"):
-        picture = with_caption(PICTURE, text)
-        assert picture.shape[1] == 90
-        assert (picture[-30:] == 7).all()
-        # Nothing reaches the right edge.
-        assert (picture[:-30, -3:] == 255).all()
-    few = with_legend(PICTURE, [((255, 0, 0), "a")])
-    many = with_legend(PICTURE, [((255, 0, 0), "some words")] * 5)
-    assert few.shape[1] == many.shape[1] == 90
-    assert many.shape[0] > few.shape[0] > 30
-    assert (many[30:, -2:] == 255).all()
-
-
-def test_side_by_side_of_different_heights():
-    row = side_by_side([PICTURE, np.full((10, 20, 3), 9, dtype=np.uint8)])
+def test_panels():
+    picture = np.full((30, 90, 3), 7, dtype=np.uint8)
+    assert (enlarge(picture, 40) == picture).all()
+    assert enlarge(picture, 100).shape == (90, 270, 3)
+    expected = np.kron(np.eye(2), np.ones((2, 2))).tolist()
+    assert enlarge(np.eye(2, dtype=int), 4).tolist() == expected
+    captioned = with_caption(picture, "a caption that is much longer than its picture is wide")
+    assert captioned.shape[1] == 90 and (captioned[-30:] == 7).all()
+    row = side_by_side([picture, np.full((10, 20, 3), 9, dtype=np.uint8)])
     assert row.shape == (30, 116, 3)
     assert (row[:10, 96:] == 9).all()
     assert (row[10:, 96:] == 255).all()

@@ -17,8 +17,9 @@ from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
 from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, average
-from ...visualization.draw import draw_errors, draw_panoptic, limit_size, read_ground_truth
+from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
+from ...visualization.segment_errors import draw_errors
 from ..page import Block, data_uri
 
 logger = logging.getLogger(__name__)
