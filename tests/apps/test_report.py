@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detr_panoptic_d2.apps.report import write_report
 from detr_panoptic_d2.apps.report.chart import line_chart
-from detr_panoptic_d2.apps.report.report import read_run
 from detr_panoptic_d2.apps.report.results import read_evaluation
+from detr_panoptic_d2.apps.report.run_report import read_run
 from detr_panoptic_d2.evaluation import PanopticEvaluator
 
 LONG_NAME = "a class with a name much longer than the screen of a phone"
@@ -222,7 +222,7 @@ def test_data_sets_that_are_not_there(evaluated, tmp_path):
 
 def test_no_half_page(report, monkeypatch):
     before = report.read_text()
-    monkeypatch.setattr("detr_panoptic_d2.apps.report.report.config", lambda run: [object()])
+    monkeypatch.setattr("detr_panoptic_d2.apps.report.run_report.config", lambda run: [object()])
     with pytest.raises(TypeError):
         write_report(report.parent)
     assert report.read_text() == before

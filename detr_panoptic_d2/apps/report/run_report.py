@@ -223,7 +223,7 @@ def curves(run: Run) -> list[Block]:
     charts = []
     for title, names in named.items():
         series = {curve: run.series.get(name, {}) for curve, name in names.items()}
-        charts.append((title, line_chart(series, from_zero="oss" not in title)))
+        charts.append((title, line_chart(series, from_zero="loss" not in title.lower())))
     charts = [(title, svg) for title, svg in charts if svg]
     return [{"charts": charts}] if charts else []
 
