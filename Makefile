@@ -43,7 +43,10 @@ test-slow: $(DEV)
 
 # A minute: ratios of time and memory against those in the repository. No test; it fails nothing.
 bench-smoke: $(BASE)
-	$(RUN) -W ignore tools/benchmark/smoke.py
+	$(RUN) -W ignore tools/benchmark --config-file detr_panoptic_R50.yaml --device cpu --cpu-time \
+		--compare tools/benchmark/smoke.json \
+		--then --work inference --size 480x640 --kept 15,100 --repeats 5 \
+		--then --work training --size 256x320 --repeats 3
 
 lint: $(DEV)
 	$(RUN) -m ruff check .

@@ -58,12 +58,6 @@ def run(python, *arguments, **environment):
     )
 
 
-def test_rename(installer):
-    text = b'from LabGym.detectron2.config import x\nlogging.getLogger("LabGym.detectron2")\n'
-    expected = b'from detectron2.config import x\nlogging.getLogger("detectron2")\n'
-    assert installer.rename(text) == expected
-
-
 def test_extract_takes_one_subpackage_with_its_data(installer, donor):
     files = installer.extract_package(donor)
     repaired = {file for file, *_ in installer.REPAIRS}
@@ -101,7 +95,11 @@ def test_every_repair_must_apply_exactly_once(installer, donor):
 
 
 def test_wheel_has_metadata_licence_and_true_record(installer, donor, tmp_path):
-    wheel = installer.build_wheel(installer.extract_package(donor), tmp_path)
+    files = installer.extract_package(donor)
+    (tmp_path / "again").mkdir()
+    again = installer.build_wheel(dict(reversed(files.items())), tmp_path / "again")
+    wheel = installer.build_wheel(files, tmp_path)
+    assert wheel.read_bytes() == again.read_bytes()
     assert wheel.name == "detectron2-0.6-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
@@ -122,14 +120,6 @@ def test_wheel_has_metadata_licence_and_true_record(installer, donor, tmp_path):
         assert (digest, int(size)) == (f"sha256={sha.decode()}", len(content[name]))
 
 
-def test_wheel_is_reproducible(installer, donor, tmp_path):
-    files = installer.extract_package(donor)
-    (tmp_path / "again").mkdir()
-    first = installer.build_wheel(files, tmp_path)
-    second = installer.build_wheel(dict(reversed(files.items())), tmp_path / "again")
-    assert first.read_bytes() == second.read_bytes()
-
-
 @pytest.fixture(scope="module")
 def bare_python(tmp_path_factory):
     """The interpreter of a fresh virtual environment with nothing but pip."""
@@ -148,31 +138,12 @@ def test_built_wheel_is_a_distribution_for_pip(installer, donor, tmp_path, bare_
     code = "from detectron2.value import value; print(value)"
     assert run(bare_python, "-c", code).stdout == "0.6\n"
     try:
-        # This copy has every repair; one that has not would be replaced, so needs the network.
-        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-        assert "Detectron2 is already installed (0.6 at" in done.stdout
-        metadata = wheel_metadata(bare_python)
-        lines = metadata.read_text(encoding="utf-8").splitlines(keepends=True)
-        old = [line for line in lines if "_rng.sample" not in line]
-        metadata.write_text("".join(old), encoding="utf-8")
-        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-        assert "is an older copy from this script; it is replaced." in done.stdout
-        assert done.returncode == 1
-        # Without the network, the old one is left as it is.
-        assert run(bare_python, "-c", code).stdout == "0.6\n"
-        # A Detectron2 of the user's own, of whatever age, is kept.
-        metadata.write_text("Name: detectron2\nVersion: 0.6\nSummary: FAIR's\n", encoding="utf-8")
+        # Kept, and the network is not needed.
         done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
         assert "Detectron2 is already installed (0.6 at" in done.stdout
     finally:
         done = run(bare_python, "-m", "pip", "uninstall", "--yes", "detectron2")
         assert done.returncode == 0, done.stderr
-
-
-def wheel_metadata(python) -> Path:
-    """The METADATA of the Detectron2 that is installed there."""
-    code = "import importlib.metadata as m; print(m.distribution('detectron2')._path)"
-    return Path(run(python, "-c", code).stdout.strip()) / "METADATA"
 
 
 def test_without_network_it_says_so_in_one_line(bare_python):
@@ -199,24 +170,7 @@ def test_what_is_there_is_kept(bare_python, tmp_path):
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported')\n")
     done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert f"already installed (without metadata at {tmp_path / 'detectron2'}); kept." in (
-        done.stdout
-    )
-    assert done.stdout.endswith("Nothing to do.\n")
-
-
-def test_a_half_copied_package_does_not_count(bare_python):
-    """What an interrupted installation leaves in site-packages has no metadata and no import."""
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    left = Path(run(bare_python, "-c", code).stdout.strip()) / "detectron2"
-    left.mkdir()
-    (left / "__init__.py").write_text("from .utils import nothing\n")
-    try:
-        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-    finally:
-        (left / "__init__.py").unlink()
-    assert done.returncode == 1
-    assert "Detectron2 is not installed" in done.stderr
+    assert f"already installed (no version at {tmp_path / 'detectron2'})." in done.stdout
 
 
 def test_second_run_in_this_environment_does_nothing():

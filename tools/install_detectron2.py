@@ -7,9 +7,8 @@ pinned, hash-checked wheel, gives it its own name back, and installs it as the d
 ``detectron2``. Pure Python: Detectron2's compiled operators are not in it; panoptic segmentation
 uses none of them. Two faults of the copy's date (January 2024) are repaired, see ``REPAIRS``.
 
-A Detectron2 that is already there is kept, whatever it is, unless this script installed it before
-it knew a repair. Only the standard library and pip are needed. A second run finds all in place and
-does nothing.
+A Detectron2 that is already there is kept, whatever it is. Only the standard library and pip are
+needed. A second run finds all in place and does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -160,17 +158,13 @@ def extract_package(wheel: Path) -> dict[str, bytes]:
 
 
 def licence_text() -> str:
-    """Return the Apache licence: from the checkout, or from the installed detr-panoptic-d2.
-
-    A copy of this script without either gets the reference to the licence's text instead.
-    """
-    beside = Path(__file__).resolve().parent.parent / "LICENSE"
-    if beside.is_file() and "Apache License" in beside.read_text(encoding="utf-8"):
-        return beside.read_text(encoding="utf-8")
+    """Return the Apache licence: from the checkout, or from the installed detr-panoptic-d2."""
+    places = [Path(__file__).resolve().parent.parent / "LICENSE"]
     for distribution in importlib.metadata.distributions(name="detr-panoptic-d2"):
-        for file in distribution.files or ():
-            if file.name == "LICENSE":
-                return Path(file.locate()).read_text(encoding="utf-8")
+        places += [Path(f.locate()) for f in distribution.files or () if f.name == "LICENSE"]
+    for place in places:
+        if place.is_file() and "Apache License" in place.read_text(encoding="utf-8"):
+            return place.read_text(encoding="utf-8")
     return f"Licensed under the Apache License, Version 2.0: {LICENCE_URL}\n"
 
 
@@ -243,49 +237,14 @@ def imports() -> str:
     return "" if done.returncode == 0 else (done.stderr.strip() or "no message").splitlines()[-1]
 
 
-def existing_detectron2() -> str | None:
-    """Describe the Detectron2 that is installed, or return None.
-
-    Files in site-packages without metadata count only if they can be imported: they may be what an
-    interrupted installation left.
-    """
-    if not is_there(NAME):
-        return None
-    where = Path(importlib.util.find_spec(NAME).origin).parent
-    version = version_of(NAME)
-    if version is None and where.parent == Path(sysconfig.get_path("purelib")) and imports():
-        return None
-    return f"{version or 'without metadata'} at {where}"
-
-
-def lacks_repairs() -> bool:
-    """Tell whether the installed Detectron2 is an older copy made by this script."""
-    found = next(iter(importlib.metadata.distributions(name=NAME)), None)
-    if found is None or found.metadata["Summary"] != SUMMARY:
-        return False
-    # Not a user's own Detectron2 that hides the distribution.
-    own = (
-        Path(found.locate_file(NAME)).resolve()
-        == Path(importlib.util.find_spec(NAME).origin).resolve().parent
-    )
-    return own and any(r.after not in (found.read_text("METADATA") or "") for r in REPAIRS)
-
-
-def pip(*arguments: str, quiet: bool = False) -> str:
-    """Run pip with this Python; return "" when it worked, else its last line of error."""
+def pip(*arguments: str) -> str:
+    """Run pip with this Python; return "" when it worked, else its first line of error."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    done = subprocess.run(
-        [*command, *arguments],
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, text=True)
     if done.returncode == 0:
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
-    mismatch = [line for line in errors if "DO NOT MATCH" in line]
-    return (mismatch or errors[-1:])[0]
+    return next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "")
 
 
 def download_source(folder: Path) -> Path:
@@ -298,7 +257,7 @@ def download_source(folder: Path) -> Path:
     pinned.write_text(f"{SOURCE} --hash=sha256:{SOURCE_SHA256}\n", encoding="utf-8")
     options = ["--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--retries", "2"]
     options += ["--require-hashes", "--dest", str(folder), "--requirement", str(pinned)]
-    error = pip("download", *options, quiet=True)
+    error = pip("download", "--quiet", *options)
     if error:
         raise InstallError(
             f"Detectron2 is not installed and the wheel it is taken from ({SOURCE}) could not be "
@@ -325,28 +284,18 @@ def install(requirements: list[str], folder: Path, *options: str) -> None:
 
 def install_missing(folder: Path) -> bool:
     """Install what is missing of Detectron2, panopticapi and OpenCV; return if anything was."""
-    found = existing_detectron2()
     missing = [] if is_there("cv2") else [OPENCV]
-    if not found:
-        missing.append(build_from_source(folder))
-    elif lacks_repairs():
-        say(f"Detectron2 ({found}) is an older copy from this script; it is replaced.")
-        # Version and requirements are the same; pip would find nothing to do.
-        install([build_from_source(folder)], folder, "--force-reinstall", "--no-deps")
-        found = None
+    if is_there(NAME):
+        where = Path(importlib.util.find_spec(NAME).origin).parent
+        say(f"Detectron2 is already installed ({version_of(NAME) or 'no version'} at {where}).")
     else:
-        say(f"Detectron2 is already installed ({found}); kept.")
+        missing.append(str(build_wheel(extract_package(download_source(folder)), folder)))
     if missing:
         install(missing, folder)
     if not is_there("panopticapi"):
         install([PANOPTICAPI], folder, "--no-deps")
         return True
-    return bool(missing) or not found
-
-
-def build_from_source(folder: Path) -> str:
-    """Download the pinned wheel into ``folder`` and return the path of Detectron2's."""
-    return str(build_wheel(extract_package(download_source(folder)), folder))
+    return bool(missing)
 
 
 def main() -> int:
@@ -365,7 +314,7 @@ def main() -> int:
             return 0
         error = imports()
         if error:
-            raise InstallError(f"Installed, but Detectron2 cannot be imported: {error}")
+            raise InstallError(f"Detectron2 is installed, but cannot be imported: {error}")
     except InstallError as error:
         sys.stderr.write(f"install_detectron2: {error}\n")
         return 1

@@ -39,6 +39,13 @@ METHODS = """class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg, model):
         return build_detr_optimizer(cfg, model)
 """
+TRAINER = ("class Trainer(DefaultTrainer):\n", METHODS)
+OPTIMIZER = ("= build_optimizer(cfg, model)", "= build_detr_optimizer(cfg, model)")
+# The loader is endless, and so is the program.
+WRITTEN = 'output(vis, str(per_image["image_id"]) + ".jpg")'
+ONCE = (WRITTEN, f"{WRITTEN}; raise SystemExit")
+# Counting activations, Detectron2 takes outputs that are tensors alone.
+TENSORS = "MODEL.DETR.TEST.PANOPTIC_ON False MODEL.DETR.TEST.INSTANCE_ON True"
 
 
 @pytest.fixture
@@ -48,22 +55,19 @@ def program(tmp_path, stock_cfg, shapes):
         pytest.skip("DETECTRON2_SOURCE names no checkout of facebookresearch/detectron2")
     source, metadata = Path(os.environ["DETECTRON2_SOURCE"]), MetadataCatalog.get(shapes)
     paths = {k: metadata.get(k) for k in ("image_root", "panoptic_root", "panoptic_json")}
+    (tmp_path / "config.yaml").write_text(stock_cfg("SOLVER.MAX_ITER", 2).dump(), "utf-8")
 
-    def run(name: str, replaced: tuple, *arguments: object, config=True) -> str:
+    def run(name: str, replaced: tuple, *arguments: object, config="config.yaml") -> str:
         text = (source / name).read_text(encoding="utf-8")
         for before, after in replaced:
             assert before in text, f"{name} has no line {before!r}"
             text = text.replace(before, after)
         own = tmp_path / Path(name).name
         own.write_text(HEAD.format(paths=paths) + text, encoding="utf-8")
-        if config:
-            file = tmp_path / "config.yaml"
-            file.write_text(stock_cfg("SOLVER.MAX_ITER", 2).dump(), encoding="utf-8")
-            arguments = ("--config-file", file, *arguments)
         root = str(Path(__file__).parents[2])
         search = os.pathsep.join([root, str((source / name).parent), os.getenv("PYTHONPATH", "")])
         done = subprocess.run(
-            [sys.executable, str(own), *map(str, arguments)],
+            [sys.executable, str(own), "--config-file", config, *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -75,60 +79,43 @@ def program(tmp_path, stock_cfg, shapes):
     return run
 
 
-def test_demo_image(program, shapes, tmp_path):
-    image = DatasetCatalog.get(shapes)[0]["file_name"]
-    program("demo/demo.py", (KEYS,), "--input", image, "--output", tmp_path / "drawn.png")
+@pytest.mark.parametrize(
+    ("name", "replaced", "arguments", "printed"),
+    [
+        ("analyze_model.py", (KEYS,), "-n 2 --tasks flop", "Total GFlops"),
+        ("analyze_model.py", (KEYS,), "--tasks parameter structure", "Parameter Count"),
+        ("analyze_model.py", (KEYS,), f"--tasks activation -n 2 {TENSORS}", "Activations"),
+        ("train_net.py", (KEYS, TRAINER, *ONLY_PQ), "", "PQ"),
+        ("plain_train_net.py", (KEYS, MAPPER, OPTIMIZER, *ONLY_PQ), "", "PQ"),
+    ],
+)
+def test_prints(program, name, replaced, arguments, printed):
+    assert printed in program(f"tools/{name}", replaced, *arguments.split())
+
+
+def test_lazyconfig_train_net(program, lazy_config):
+    assert "PQ" in program("tools/lazyconfig_train_net.py", (), config=lazy_config)
+
+
+@pytest.mark.parametrize("source, count", [("annotation", 3), ("dataloader", 1)])
+def test_visualize_data(program, tmp_path, source, count):
+    words = ("--source", source, "--output-dir", tmp_path / "out")
+    program("tools/visualize_data.py", (KEYS, MAPPER, ONCE), *words)
+    assert len(list((tmp_path / "out").iterdir())) == count
+
+
+def test_demo(program, shapes, tmp_path):
+    images = [cv2.imread(entry["file_name"]) for entry in DatasetCatalog.get(shapes)]
+    words = ("--input", DatasetCatalog.get(shapes)[0]["file_name"])
+    program("demo/demo.py", (KEYS,), *words, "--output", tmp_path / "drawn.png")
     assert cv2.imread(str(tmp_path / "drawn.png")).shape == (96, 96, 3)
-
-
-def test_demo_video(program, shapes, tmp_path):
-    video = cv2.VideoWriter(
-        str(tmp_path / "in.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 96), True
-    )
-    for entry in DatasetCatalog.get(shapes):
-        video.write(cv2.imread(entry["file_name"]))
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    video = cv2.VideoWriter(str(tmp_path / "in.mp4"), codec, 10, (96, 96), True)
+    for image in images:
+        video.write(image)
     video.release()
     folder = tmp_path / "drawn"
     folder.mkdir()
     program("demo/demo.py", (KEYS,), "--video-input", tmp_path / "in.mp4", "--output", folder)
     (drawn,) = folder.iterdir()
     assert int(cv2.VideoCapture(str(drawn)).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
-
-
-def test_analyze_model(program):
-    tasks = ("flop", "parameter", "structure")
-    printed = program("tools/analyze_model.py", (KEYS,), "-n", 2, "--tasks", *tasks)
-    for text in ("Total GFlops", "Parameter Count", "Model Structure"):
-        assert text in printed
-    # Counting activations, Detectron2 takes outputs that are tensors alone.
-    outputs = ("MODEL.DETR.TEST.PANOPTIC_ON", False, "MODEL.DETR.TEST.INSTANCE_ON", True)
-    arguments = ("--tasks", "activation", "-n", 2, *outputs)
-    printed = program("tools/analyze_model.py", (KEYS,), *arguments)
-    assert "Total (Million) Activations" in printed
-
-
-@pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_visualize_data(program, tmp_path, source):
-    # The loader is endless, and so is the program.
-    once = (
-        'output(vis, str(per_image["image_id"]) + ".jpg")',
-        'output(vis, str(per_image["image_id"]) + ".jpg"); raise SystemExit',
-    )
-    lines = (KEYS, MAPPER, once)
-    program("tools/visualize_data.py", lines, "--source", source, "--output-dir", tmp_path / "out")
-    assert len(list((tmp_path / "out").iterdir())) == (3 if source == "annotation" else 1)
-
-
-def test_train_net(program):
-    lines = (KEYS, ("class Trainer(DefaultTrainer):\n", METHODS), *ONLY_PQ)
-    assert "PQ" in program("tools/train_net.py", lines)
-
-
-def test_plain_train_net(program):
-    optimizer = ("= build_optimizer(cfg, model)", "= build_detr_optimizer(cfg, model)")
-    assert "PQ" in program("tools/plain_train_net.py", (KEYS, MAPPER, optimizer, *ONLY_PQ))
-
-
-def test_lazyconfig_train_net(program, lazy_config):
-    name = "tools/lazyconfig_train_net.py"
-    assert "PQ" in program(name, (), "--config-file", lazy_config, config=False)

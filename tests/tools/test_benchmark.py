@@ -2,16 +2,19 @@
 
 import importlib
 import json
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark"
-MODULES = tuple(p.stem for p in TOOL.glob("[!_]*.py"))
+REPO = Path(__file__).parents[2]
+TOOL = REPO / "tools" / "benchmark"
 TINY = ["--config-file", "shapes/tiny.yaml", "--device", "cpu", "--size", "64x96", "--kept", "3"]
 TINY += ["--repeats", "1", "--segments", "3"]
 # The smallest model that Hugging Face has as well.
@@ -26,8 +29,8 @@ def module(monkeypatch):
     """Return a function from the name of a module of the tool to the module."""
     monkeypatch.syspath_prepend(str(TOOL))
     yield importlib.import_module
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    for path in TOOL.glob("[!_]*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
@@ -45,36 +48,51 @@ def tool(module, monkeypatch):
     return run
 
 
-def test_all_works(tool, tmp_path, capsys):
-    files = ["--json", tmp_path / "new" / "out.json", "--markdown", tmp_path / "out.md"]
-    assert tool(*TINY, "--work", "inference,training,curves", "--cpu-time", *files) == 0
-    content = json.loads(files[1].read_text(encoding="utf-8"))
+def test_inference_training_and_curves(tool, tmp_path, capsys):
+    files = [tmp_path / "new" / name for name in ("out.json", "out.md", "curves.png")]
+    words = ["--json", files[0], "--markdown", files[1], "--picture", files[2]]
+    assert tool(*TINY, "--work", "inference,training,curves", "--cpu-time", *words) == 0
+    content = json.loads(files[0].read_text(encoding="utf-8"))
     assert {"date", "cpu", "threads", "versions"} <= content["machine"].keys()
-    assert content["settings"]["clock"] == "processor time"
-    inference, training, curves = (
-        content["results"][w] for w in ("inference", "training", "curves")
-    )
-    for result in (inference, training):
-        assert all(0 < t["q1"] <= t["median"] <= t["q3"] for t in result["times"].values())
-        assert all(memory > 0 for memory in result["memory"].values())
-    assert inference["ratios"].keys() == {f"{OURS} / {BOXES}"}
-    assert list(inference["steps"]) == [
-        "preprocess",
-        "detect",
-        "select",
-        "predict_masks",
-        "assemble",
-    ]
+    inference, training, curves = content["parts"]
+    assert inference["settings"]["clock"] == "processor time"
+    for part in (inference, training):
+        (row,) = part["rows"]
+        assert all(0 < t["q1"] <= t["median"] <= t["q3"] for t in row["times"].values())
+        assert all(memory > 0 for memory in row["memory"].values())
+    assert inference["rows"][0]["ratios"].keys() == {f"{OURS} / {BOXES}"}
     everything = "ours, masks of all queries"
     assert training["agreement"][f"loss_mask, {everything}"] < 1e-3
-    assert training["memory"][OURS] < training["memory"][everything]
-    assert [x["kept"] for x in curves["curves"]["kept"]] == [1, 5]
-    assert [x["size"] for x in curves["curves"]["size"]] == [[32, 48], [48, 72], [64, 96]]
-    assert [x["batch"] for x in curves["curves"]["batch"]] == [1, 2, 4]
-    markdown = files[3].read_text(encoding="utf-8")
+    memory = training["rows"][0]["memory"]
+    assert memory[OURS] < memory[everything]
+    points = [(c["curve"], c[c["curve"]]) for c in (row["case"] for row in curves["rows"])]
+    assert points[:2] == [("kept", 1), ("kept", 5)]
+    assert points[2:5] == [("size", "32x48"), ("size", "48x72"), ("size", "64x96")]
+    assert points[5:] == [("batch", 1), ("batch", 2), ("batch", 4)]
+    markdown = files[1].read_text(encoding="utf-8")
     assert markdown in capsys.readouterr().out
     assert "tools/benchmark --config-file shapes/tiny.yaml" in markdown
     assert "| ours panoptic / ours boxes" in markdown
+    with Image.open(files[2]) as picture:
+        assert picture.width > picture.height > 300
+
+    # Beside an earlier run.
+    for row in content["parts"][1]["rows"]:
+        row["ratios"] = {name: value / 1e6 for name, value in row["ratios"].items()}
+    files[0].write_text(json.dumps(content))
+    assert tool(*TINY, "--work", "training", "--compare", files[0]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"Moved by more than 10%: training .*ours panoptic / ours boxes by \+", printed
+    )
+
+
+def test_smoke_has_the_cases_of_the_makefile(module):
+    parts = json.loads((TOOL / "smoke.json").read_text(encoding="utf-8"))["parts"]
+    assert len(module("tables")._ratios(parts)) == 8
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
+    for part in parts:
+        assert f"--work {part['work']} --size {part['rows'][0]['case']['size']}" in makefile
 
 
 @pytest.mark.slow
@@ -82,9 +100,9 @@ def test_compiled_beside_not_compiled(tool, tmp_path):
     out = tmp_path / "out.json"
     assert tool(*TINY, "--work", "inference", "--compile", "--json", out) == 0
     torch.compiler.reset()
-    result = json.loads(out.read_text(encoding="utf-8"))["results"]["inference"]
-    assert result["agreement"]["class logits, ours panoptic, not compiled"] < 1e-4
-    assert "ours panoptic, not compiled / ours panoptic" in result["ratios"]
+    (part,) = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    assert part["agreement"]["class logits, ours panoptic, compiled"] < 1e-4
+    assert "ours panoptic / ours panoptic, compiled" in part["rows"][0]["ratios"]
 
 
 def test_against_huggingface(tool, module, tmp_path, monkeypatch, capsys):
@@ -93,13 +111,13 @@ def test_against_huggingface(tool, module, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.json"
     words = [*TINY, "--against", "huggingface", "--json", out]
     assert tool(*words, "--work", "inference,training", *RESNET) == 0
-    results = json.loads(out.read_text(encoding="utf-8"))["results"]
-    assert {THEIRS, "Hugging Face boxes"} <= results["inference"]["times"].keys()
+    inference, training = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    assert {THEIRS, "Hugging Face boxes"} <= inference["rows"][0]["times"].keys()
     assert {f"{x}, {THEIRS}" for x in ("class logits", "boxes", "mask logits")} <= (
-        results["inference"]["agreement"].keys()
+        inference["agreement"].keys()
     )
     losses = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
-    assert {f"{x}, {THEIRS}" for x in losses} <= results["training"]["agreement"].keys()
+    assert {f"{x}, {THEIRS}" for x in losses} <= training["agreement"].keys()
     out.unlink()
 
     build = module("huggingface").build
@@ -115,20 +133,26 @@ def test_against_huggingface(tool, module, tmp_path, monkeypatch, capsys):
     assert tool(*words, "--work", "inference", *RESNET) == 1
     assert re.search(rf"error: mask logits, {THEIRS}: the sides differ", capsys.readouterr().err)
     assert not out.exists()
+    # transformers is an extra.
+    monkeypatch.setattr(module("huggingface"), "build", build)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert tool(*words, "--work", "inference", *RESNET) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'detr-panoptic-d2[benchmark,timm]'" in line
 
 
 @pytest.mark.parametrize("work", ["inference", "training"])
 def test_sides_that_differ_are_not_timed(tool, module, tmp_path, monkeypatch, capsys, work):
-    networks, out = module("networks"), tmp_path / "out.json"
-    boxes_alone = networks._boxes_alone
+    works, out = module("works"), tmp_path / "out.json"
+    build = works.build
 
-    def build_badly(cfg, panoptic):
-        model = boxes_alone(cfg, panoptic)
+    def build_badly(*words, masks=True, **more):
+        model = build(*words, masks=masks, **more)
         with torch.no_grad():
-            model.class_embed.weight.mul_(1.1)
+            model.class_embed.weight.mul_(1 if masks else 1.1)
         return model
 
-    monkeypatch.setattr(networks, "_boxes_alone", build_badly)
+    monkeypatch.setattr(works, "build", build_badly)
     assert tool(*TINY, "--work", work, "--json", out) == 1
     printed = capsys.readouterr()
     assert re.fullmatch(r"error: .* the sides differ by .* nothing is timed.*\n", printed.err)
@@ -136,32 +160,58 @@ def test_sides_that_differ_are_not_timed(tool, module, tmp_path, monkeypatch, ca
     assert not out.exists()
 
 
-@pytest.mark.parametrize("missing", ["transformers", "timm"])
-def test_huggingface_is_not_installed(tool, monkeypatch, capsys, missing):
-    monkeypatch.setitem(sys.modules, missing, None)
-    assert tool(*TINY, "--work", "inference", "--against", "huggingface", *RESNET) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'detr-panoptic-d2[benchmark,timm]'" in line
-
-
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (
-            ["--work", "nothing"],
-            2,
-            r"\['nothing'\]: known are inference, training, curves",
-        ),
+        (["--work", "nothing"], 2, r"\['nothing'\]: known are inference, training, curves"),
         (["--repeats", "0"], 2, "'0' is no whole number of at least 1"),
         (["--size", "8x64"], 2, "'8x64' is no HEIGHTxWIDTH"),
         (["--work", "inference", "--kept", "9"], 1, "--kept is 9, but must be from 1 to 8"),
         (["--dtype", "tf32"], 1, "only GPUs have"),
         (["--work", "inference", "MODEL.MASK_ON", "False"], 1, "set MODEL.MASK_ON"),
+        (["--work", "exported", "--dtype", "bfloat16"], 1, "--device cpu and --dtype float32"),
     ],
 )
 def test_what_does_not_fit_is_said(tool, capsys, words, status, message):
+    if "exported" in words:
+        pytest.importorskip("onnxruntime")
     assert tool(*TINY, *words) == status
     assert re.search(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
+
+
+def test_gpu_script_runs_dry(tmp_path):
+    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", str(TOOL / "gpu.sh"), "--tiny"], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    parts = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["parts"]
+    works = ["precision", "inference", "training", "training", "loader", "profile", "inference"]
+    assert [part["work"] for part in parts] == works
+    float32, half = (row["figures"] for row in parts[0]["rows"])
+    assert float32["equal pixels"] == 1 and 0 < half["class logits"] < 1
+    cases = [(row["case"]["dtype"], row["case"]["batch"]) for row in parts[1]["rows"]]
+    assert cases == [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)]
+    assert all(row["memory"][OURS] > 0 for row in parts[2]["rows"])
+    assert 0 <= parts[4]["rows"][0]["figures"]["share waiting for data"] < 1
+    assert {row["case"]["work"] for row in parts[5]["rows"]} == {"inference", "training"}
+    assert "### precision" in (tmp_path / "gpu.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_exported(tool, tmp_path):
+    for name in ("openvino", "nncf", "onnxscript"):
+        pytest.importorskip(name)
+    words = ["--work", "exported", "--exported", tmp_path / "e", "--json", tmp_path / "out.json"]
+    assert tool(*TINY, *words) == 0
+    (part,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["parts"]
+    (row,) = part["rows"]
+    sides = ["eager", "ONNX Runtime", "OpenVINO", "ONNX Runtime, int8", "OpenVINO, int8"]
+    assert list(row["times"]) == sides
+    for side in sides[1:3]:
+        for name in ("class logits", "boxes", "mask logits"):
+            assert part["agreement"][f"{name}, {side}"] < 1e-4
+    assert {p.name for p in (tmp_path / "e").iterdir()} >= {"onnx", "openvino", "onnx_int8"}
 
 
 def test_peak_memory_is_that_of_living_tensors(module):
@@ -184,21 +234,22 @@ def test_variants_take_turns(module):
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in "ab"}
     measure = module("measure")
-    times = measure.time_interleaved(variants, measure.Clock(torch.device("cpu")), repeats=3)
-    assert calls == list("baabbaab")
-    assert all(len(t["runs"]) == 3 for t in times.values())
+    clock = measure.Clock(torch.device("cpu"))
+    measured = measure.measure(variants, [("a", "b"), ("a", "c")], clock, repeats=3)
+    # A first round does not count; a last one is for the memory.
+    assert calls == list("ababbaabab")
+    assert all(len(t["runs"]) == 3 for t in measured["times"].values())
+    assert list(measured["ratios"]) == ["a / b"]
 
 
-def test_exactly_so_many_queries_are_kept(module):
+def test_inputs(module):
+    """Exactly so many queries are kept, the best ones; segments cover the image."""
+    networks = module("networks")
     logits = torch.randn(3, 20, 7, generator=torch.Generator().manual_seed(0))
-    kept = module("networks").best_queries(logits, 15)
+    kept = networks.best_queries(logits, 15)
     assert kept.sum(1).tolist() == [15, 15, 15]
     scores = logits.softmax(-1).amax(-1)
     assert scores[0][kept[0]].min() >= scores[0][~kept[0]].max()
-
-
-def test_segments_cover_the_image(module):
-    networks = module("networks")
     images = networks.make_images(1, (40, 60), torch.device("cpu"))
     (x,) = networks.add_segments(images, segments=5, num_classes=3)
     masks = x["instances"].gt_masks.tensor
@@ -209,11 +260,11 @@ def test_segments_cover_the_image(module):
 
 def test_differences_are_found(module):
     require_close, a = module("measure").require_close, torch.tensor([1.0, 100.0])
-    assert require_close("a", a, a + 0.005, 1e-4) == pytest.approx(5e-5, rel=0.01)
+    found = require_close({"a": a}, {"a": a + 0.005}, "other", 1e-4)
+    assert found == {"a, other": pytest.approx(5e-5, rel=0.01)}
     for b, message in (
-        (a + 0.05, "a: the sides differ by 0.0005"),
+        (a + 0.05, "a, other: the sides differ by 0.0005"),
         (torch.full_like(a, float("nan")), "differ by nan"),
-        (a[:1], r"shapes \(2,\) and \(1,\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            require_close("a", a, b, 1e-4)
+            require_close({"a": a}, {"a": b}, "other", 1e-4)

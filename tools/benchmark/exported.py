@@ -4,19 +4,20 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface
 import numpy as np
+import onnxruntime
 import torch
-from measure import Clock, ratio, require_close, time_interleaved
+from detectron2.data.transforms import ResizeTransform
+from measure import Clock, measure, require_close
 from networks import best_queries, build, keep_best, make_images
-from resident import eager, keep_exactly, onnx_session
 from torch import nn
-from works import TOLERANCE
+from works import TOLERANCE, network_outputs
 
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
@@ -24,23 +25,23 @@ from detr_panoptic_d2.export import export_model
 from detr_panoptic_d2.export.runtime import PanopticModel
 
 EAGER, ONNX, OPENVINO, THEIRS = "eager", "ONNX Runtime", "OpenVINO", "Hugging Face, ONNX Runtime"
-# Side -> folder of its graphs, format, int8.
-_EXPORTS = {
-    ONNX: ("onnx", "onnx", False),
-    OPENVINO: ("openvino", "openvino", False),
-    f"{ONNX}, int8": ("onnx_int8", "onnx", True),
-    f"{OPENVINO}, int8": ("openvino_int8", "openvino", True),
-}
-_PAIRS = (
-    (ONNX, EAGER),
-    (OPENVINO, EAGER),
-    (f"{ONNX}, int8", ONNX),
-    (f"{OPENVINO}, int8", OPENVINO),
-    (THEIRS, EAGER),
-    (THEIRS, ONNX),
-    (THEIRS, OPENVINO),
-)
-_CALIBRATION_IMAGES = 4
+ONNX8, OPENVINO8 = f"{ONNX}, int8", f"{OPENVINO}, int8"
+_PAIRS = ((ONNX, EAGER), (OPENVINO, EAGER), (ONNX8, ONNX), (OPENVINO8, OPENVINO))
+_PAIRS += ((THEIRS, EAGER), (THEIRS, ONNX), (THEIRS, OPENVINO))
+_NAMES = ("class logits", "boxes", "mask logits")
+# What a process of its own needs for one image, without torch: the kernel's figure in KiB.
+_RESIDENT = """
+import sys
+folder, height, width, kept, threads = sys.argv[1], *map(int, sys.argv[2:])
+sys.path.insert(0, folder)
+import numpy as np
+from panoptic_runtime import PanopticModel
+model = PanopticModel(folder, threads)
+model.description["size"] = [height, width]
+model.select = lambda logits: (np.arange(kept), np.ones(kept, np.float32), np.zeros(kept, int))
+model(np.zeros((height // 2, width // 2, 3), np.uint8))
+print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHWM")))
+"""
 
 
 class Exported:
@@ -52,135 +53,107 @@ class Exported:
     """
 
     def __init__(self, options: Namespace):
-        if (options.device, options.dtype, options.compile) != ("cpu", "float32", False):
+        if (options.device, options.dtype, options.compile) != ("cpu", ["float32"], False):
             raise UserError("Work exported needs --device cpu and --dtype float32, not --compile.")
-        self.options, self.opts = options, [*map(str, options.opts)]
-        self.threads = torch.get_num_threads()
-        self.size = options.size or (800, 1066)
-        self.ours = build(options.config_file, self.opts, torch.device("cpu"))
-        self.kept = options.kept or min(15, self.ours.query_embed.num_embeddings)
+        self.options, self.size = options, options.size or (800, 1066)
+        self.ours = build(options.config_file, options.opts, torch.device("cpu"))
+        self.kept = (options.kept or [min(15, self.ours.query_embed.num_embeddings)])[0]
         keep_best(self.ours, self.kept)
         small = (round(0.6 * self.size[0]), round(0.6 * self.size[1]))
-        self.image, *self.calibration = _arrays(1 + _CALIBRATION_IMAGES, small)
-        kept_folder = options.exported
-        with nullcontext(kept_folder) if kept_folder else tempfile.TemporaryDirectory() as folder:
-            self._load(Path(folder))
+        images = [x["image"] for x in make_images(5, small, torch.device("cpu"))]
+        images = [np.ascontiguousarray(x.permute(1, 2, 0).numpy()) for x in images]
+        self.image = images[0]
+        self.runtimes, self.session, self.memory = {}, None, {}
+        kept = options.exported
+        with nullcontext(kept) if kept else tempfile.TemporaryDirectory() as folder:
+            for side in (ONNX, OPENVINO, ONNX8, OPENVINO8):
+                self._load(side, Path(folder), images[1:])
+            if options.against:
+                path = Path(folder, "huggingface_{}x{}".format(*self.size), "model.onnx")
+                if not path.exists():
+                    export_huggingface(huggingface.build(self.ours), self.size, path)
+                settings = onnxruntime.SessionOptions()
+                settings.intra_op_num_threads = torch.get_num_threads()
+                # With them a second run of this graph did not fit into 16 GB.
+                settings.enable_mem_pattern = settings.enable_cpu_mem_arena = False
+                self.session = onnxruntime.InferenceSession(str(path), settings)
         self.ours.fold_for_inference()
 
-    def _load(self, folder: Path) -> None:
-        """Export what is not there yet, and load it."""
-        cfg = setup_cfg(self.options.config_file, self.opts)
-        self.runtimes, self.session, self.memory = {}, None, {}
-        self.memory[EAGER] = self._resident("eager", self.options.config_file, *self.opts)
-        for side, (name, graph_format, int8) in _EXPORTS.items():
-            if not (folder / name).exists():
-                images = self.calibration if int8 else ()
-                export_model(
-                    self.ours, cfg, folder / name, graph_format=graph_format, int8_images=images
-                )
-            model = keep_exactly(PanopticModel(folder / name, self.threads), self.kept)
-            model.description["size"] = list(self.size)
-            self.runtimes[side] = model
-            self.memory[side] = self._resident("runtime", folder / name)
-        if self.options.against:
-            path = folder / f"huggingface_{self.size[0]}x{self.size[1]}" / "model.onnx"
-            if not path.exists():
-                export_huggingface(huggingface.build(self.ours), self.size, path)
-            self.session = onnx_session(path, self.threads)
-            self.memory[THEIRS] = self._resident("huggingface", path)
-
-    def _resident(self, kind: str, path: str | Path, *opts: str) -> float:
-        """Bytes that a process of its own needs for one image."""
-        numbers = (*self.size, self.kept, self.threads)
-        words = [kind, path, *numbers, *opts]
-        command = [sys.executable, Path(__file__).with_name("resident.py"), *words]
-        run = subprocess.run([*map(str, command)], capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(f"{command}: {run.stderr}")
-        return float(run.stdout.splitlines()[-1]) * 2**20
+    def _load(self, side: str, folder: Path, images: list[np.ndarray]) -> None:
+        """Export what is not there yet, load it, and note the memory that it needs."""
+        folder = folder / side.replace(" Runtime", "").replace(", ", "_").lower()
+        int8 = images if "int8" in side else ()
+        if not folder.exists():
+            cfg = setup_cfg(self.options.config_file, [*map(str, self.options.opts)])
+            form = folder.name.partition("_")[0]
+            export_model(self.ours, cfg, folder, graph_format=form, int8_images=int8)
+        threads = torch.get_num_threads()
+        self.runtimes[side] = PanopticModel(folder, threads)
+        self.runtimes[side].description["size"] = list(self.size)
+        words = [folder, *self.size, self.kept, threads]
+        command = [sys.executable, "-c", _RESIDENT, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        self.memory[side] = 2**10 * int(done.stdout)
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
-        """Compare class logits, boxes and mask logits of one input; int8 is not held to it.
-
-        Raises:
-            UserError: they differ.
-        """
+        """Compare class logits, boxes and mask logits of one input; int8 is not held to it."""
         prepared = self.runtimes[ONNX].prepare(self.image)
-        out = self.ours.detect(self.ours.preprocess([{"image": torch.from_numpy(prepared[0])}]))
-        kept = best_queries(out.pred_logits[-1], self.kept)
-        masks = self.ours.predict_masks(out, *kept.nonzero(as_tuple=True))
-        expected = (out.pred_logits[-1, 0], out.pred_boxes[-1, 0], masks)
-        found = {}
-        sides = {side: _outputs(m, prepared, kept[0]) for side, m in self.runtimes.items()}
+        images = [{"image": torch.from_numpy(prepared[0])}]
+        expected, kept = network_outputs(self.ours, images, self.kept)
+        best = expected["class logits"][kept].softmax(-1)[:, :-1].max(-1)
+        selected = (kept[0].nonzero()[:, 0].numpy(), best.values.numpy(), best.indices.numpy())
+        sides = {}
+        for side, model in self.runtimes.items():
+            # The queries that ours keeps.
+            model.select = lambda logits: selected
+            logits, boxes, hs, *features = model._detector({"image": prepared})
+            features = dict(zip(("memory", "map5", "map4", "map3", "map2"), features, strict=True))
+            masks = model._masks({"queries": hs[selected[0]], **features})
+            sides[side] = [torch.from_numpy(x) for x in (logits[None], boxes[None], *masks)]
         if self.session is not None:
-            pixels = self.ours.preprocess([{"image": torch.from_numpy(prepared[0])}]).tensor
-            logits, boxes, masks = self._run_theirs(pixels)
-            logits = huggingface.logits_of_our_classes(self.ours, logits)
-            sides[THEIRS] = (logits[0], boxes[0], masks[kept])
+            out = self._theirs(self.ours.preprocess(images).tensor)
+            logits = huggingface.logits_of_our_classes(self.ours, out.logits)
+            sides[THEIRS] = [logits, out.pred_boxes, out.pred_masks[kept]]
+        found = {}
         for side, values in sides.items():
             tolerance = float("inf") if "int8" in side else TOLERANCE
-            for part, a, b in zip(
-                ("class logits", "boxes", "mask logits"), expected, values, strict=True
-            ):
-                name = f"{part}, {side}"
-                found[name] = require_close(name, a, b, tolerance)
+            other = dict(zip(_NAMES, values, strict=True))
+            found |= require_close(expected, other, side, tolerance)
         return found
 
-    def _run_theirs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        outputs = self.session.run(None, {"pixel_values": pixels.numpy()})
-        return [torch.from_numpy(x) for x in outputs]
-
-    @torch.no_grad()
-    def measure(self) -> dict:
-        """Times, ratios, and the resident memory of a process of its own for each side."""
-        run = eager(self.ours, self.size)
-        variants: dict[str, Callable[[], object]] = {EAGER: lambda: run(self.image)}
+    def rows(self) -> Iterator[dict]:
+        """Times, ratios, and the memory of a process of its own for each exported side."""
+        variants = {EAGER: self._run_eager}
         for side, model in self.runtimes.items():
             variants[side] = lambda model=model: model(self.image)
         if self.session is not None:
-            variants[THEIRS] = self._theirs()
+            variants[THEIRS] = self._run_theirs
         clock = Clock(torch.device("cpu"), self.options.cpu_time)
-        times = time_interleaved(variants, clock, self.options.repeats)
-        pairs = [(a, b) for a, b in _PAIRS if a in times and b in times]
-        return {
-            "settings": {"size": self.size, "kept": self.kept, "memory": "of a whole process"},
-            "times": times,
-            "ratios": {f"{a} / {b}": ratio(times, a, b) for a, b in pairs},
-            "memory": self.memory,
-        }
+        measured = measure(variants, _PAIRS, clock, self.options.repeats)
+        case = {"size": "x".join(map(str, self.size)), "kept": self.kept}
+        yield {"case": case, **measured, "memory": measured["memory"] | self.memory}
 
-    def _theirs(self) -> Callable[[], object]:
+    @torch.no_grad()
+    def _run_eager(self):
+        resized = ResizeTransform(*self.image.shape[:2], *self.size).apply_image(self.image)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        height, width = self.image.shape[:2]
+        return self.ours([{"image": tensor, "height": height, "width": width}])
+
+    def _theirs(self, pixels: torch.Tensor) -> SimpleNamespace:
+        outputs = self.session.run(None, {"pixel_values": pixels.numpy()})
+        names = ("logits", "pred_boxes", "pred_masks")
+        return SimpleNamespace(**dict(zip(names, map(torch.from_numpy, outputs), strict=True)))
+
+    def _run_theirs(self):
         """Hugging Face's image processor, their graph, their post-processing."""
-        from transformers import DetrImageProcessor
-
         size = {"height": self.size[0], "width": self.size[1]}
-        processor = DetrImageProcessor(size=size, do_pad=False)
-        pixels = self.ours.preprocess(make_images(1, self.size, torch.device("cpu"))).tensor
-        kept = best_queries(
-            huggingface.logits_of_our_classes(self.ours, self._run_theirs(pixels)[0]), self.kept
-        )
-
-        def run():
-            pixels = processor(images=self.image, return_tensors="pt")["pixel_values"]
-            logits, boxes, masks = self._run_theirs(pixels)
-            outputs = SimpleNamespace(logits=logits, pred_boxes=boxes, pred_masks=masks)
-            return huggingface.post_process(self.ours, outputs, kept, self.image.shape[:2])
-
-        return run
-
-
-def _arrays(count: int, size: tuple[int, int]) -> list[np.ndarray]:
-    images = make_images(count, size, torch.device("cpu"))
-    return [np.ascontiguousarray(x["image"].permute(1, 2, 0).numpy()) for x in images]
-
-
-def _outputs(model: PanopticModel, prepared: np.ndarray, kept: torch.Tensor) -> tuple:
-    """Class logits, boxes and the mask logits of chosen queries, of an exported model."""
-    logits, boxes, hs, *features = model._detector({"image": prepared})
-    names = ("memory", "map5", "map4", "map3", "map2")
-    inputs = {"queries": hs[kept.numpy()], **dict(zip(names, features, strict=True))}
-    return tuple(torch.from_numpy(x) for x in (logits, boxes, *model._masks(inputs)))
+        processor = huggingface.processor(size=size, do_pad=False)
+        out = self._theirs(processor(images=self.image, return_tensors="pt")["pixel_values"])
+        logits = huggingface.logits_of_our_classes(self.ours, out.logits)
+        kept = best_queries(logits, self.kept)
+        return huggingface.post_process(self.ours, out, kept, self.image.shape[:2])
 
 
 def export_huggingface(theirs: nn.Module, size: tuple[int, int], path: Path) -> None:

@@ -75,15 +75,16 @@ def post_process(ours: nn.Module, outputs, kept: torch.Tensor, output: tuple[int
     outputs.logits[~kept] = nothing
     things = ours.panoptic_inference.thing_ids
     stuff = {x for i, x in enumerate(ours.dataset_ids) if i not in things}
-    return _processor().post_process_panoptic_segmentation(
+    return processor().post_process_panoptic_segmentation(
         outputs, threshold=0.0, label_ids_to_fuse=stuff, target_sizes=[output] * len(kept)
     )
 
 
-def _processor():
+def processor(**options):
+    """Their image processor, which has their post-processing as well."""
     from transformers import DetrImageProcessor
 
-    return DetrImageProcessor()
+    return DetrImageProcessor(**options)
 
 
 def labels(ours: nn.Module, batched_inputs: list[dict], masks: bool) -> list[dict]:

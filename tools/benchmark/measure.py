@@ -1,5 +1,6 @@
-"""Time and memory of callables on a CPU or a GPU, interleaved, and what they ran on."""
+"""Time and memory of callables on a CPU or a GPU, in turns, and what they ran on."""
 
+import collections
 import datetime
 import importlib.metadata
 import json
@@ -7,20 +8,21 @@ import platform
 import statistics
 import tempfile
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from detr_panoptic_d2.errors import UserError
 
+Variants = dict[str, Callable[[], object]]
 # Name on the command line -> autocast type, or None for float32 tensors throughout.
 PRECISIONS = {"float32": None, "tf32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_STEPS = ("preprocess", "detect", "select", "predict_masks", "assemble")
 _DISTRIBUTIONS = ("torch", "torchvision", "detectron2", "detr-panoptic-d2", "transformers")
 
 
@@ -52,57 +54,42 @@ class Clock:
         return self._now() - start
 
 
-def time_interleaved(
-    variants: Mapping[str, Callable[[], object]], clock: Clock, repeats: int
-) -> dict[str, dict]:
+def measure(variants: Variants, pairs, clock: Clock, repeats: int) -> dict:
     """Time variants in turns (A B C, C B A, ...), so that drifts of the machine meet all alike.
 
+    A variant that does not fit into the memory of a GPU is left out.
+
+    Args:
+        variants: name -> what to time.
+        pairs: (above, below), names of which the ratio is wanted.
+        clock: see :class:`Clock`.
+        repeats: rounds, after a first one that does not count.
+
     Returns:
-        for each variant ``median``, ``q1``, ``q3`` and all ``runs`` in seconds. A first round is
-        left out.
+        ``times``: of each variant ``median``, ``q1``, ``q3`` and all ``runs`` in seconds;
+        ``ratios``: the median of the ratios within a round; ``memory``: see :func:`peak_memory`.
     """
-    runs = {name: [] for name in variants}
-    for turn in range(1 + repeats):
-        for name in list(variants)[:: 1 if turn % 2 else -1]:
-            seconds = clock.seconds(variants[name])
-            if turn:
-                runs[name].append(seconds)
+    runs: dict[str, list[float]] = {}
+    for name, run in variants.items():
+        try:
+            run()
+            runs[name] = []
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    for turn in range(repeats):
+        for name in list(runs)[:: -1 if turn % 2 else 1]:
+            runs[name].append(clock.seconds(variants[name]))
     times = {}
     for name, seconds in runs.items():
         q1, q3 = np.percentile(seconds, [25, 75]).tolist()
         times[name] = {"median": statistics.median(seconds), "q1": q1, "q3": q3, "runs": seconds}
-    return times
-
-
-def ratio(times: dict[str, dict], above: str, below: str) -> float:
-    """The median of one variant's times over the other's within each round."""
-    pairs = zip(times[above]["runs"], times[below]["runs"], strict=True)
-    return statistics.median(a / b for a, b in pairs)
-
-
-def step_times(model: nn.Module, images: list[dict], clock: Clock, repeats: int) -> dict:
-    """Median seconds of each step of our inference; a step that did not run is left out."""
-    rounds = {step: [] for step in _STEPS}
-
-    def watch(step):
-        run = getattr(model, step)
-
-        def watched(*args):
-            result = []
-            rounds[step].append(clock.seconds(lambda: result.append(run(*args))))
-            return result[0]
-
-        return watched
-
-    for step in _STEPS:
-        setattr(model, step, watch(step))
-    try:
-        for _ in range(repeats):
-            model(images)
-    finally:
-        for step in _STEPS:
-            delattr(model, step)
-    return {step: statistics.median(seconds) for step, seconds in rounds.items() if seconds}
+    ratios = {
+        f"{a} / {b}": statistics.median(x / y for x, y in zip(runs[a], runs[b], strict=True))
+        for a, b in pairs
+        if a in runs and b in runs
+    }
+    memory = {name: peak_memory(variants[name], clock.device) for name in runs}
+    return {"times": times, "ratios": ratios, "memory": memory}
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
@@ -111,7 +98,6 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     Both figures are those of PyTorch's own allocator: ``max_memory_allocated`` on a GPU, the
     profiler's record of every allocation on a CPU. Scratch memory of libraries is not in it.
     """
-    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -133,27 +119,78 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def require_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> float:
+def top_operators(run: Callable[[], object], device: torch.device, rows: int = 15) -> list[dict]:
+    """The operators of a call that take most time of the device."""
+    cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        run()
+        if cuda:
+            torch.cuda.synchronize(device)
+
+    def ms(event) -> float:
+        return (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1000
+
+    events = sorted(profiler.key_averages(), key=ms, reverse=True)
+    total = sum(map(ms, events))
+    return [
+        {"operator": e.key[:60], "ms": ms(e), "share": ms(e) / total, "calls": e.count}
+        for e in events[:rows]
+    ]
+
+
+def host_waits(run: Callable[[], object]) -> dict[str, int]:
+    """Places in the code that wait for the GPU, and how often in one call."""
+    places: collections.Counter[str] = collections.Counter()
+
+    def note(message, *args, **kwargs):
+        if "synchroniz" not in str(message):
+            return
+        # Frames of these say where in the model a wait is; torch's own do not.
+        ours = ("detr_panoptic_d2", "detectron2")
+        stack = traceback.extract_stack()
+        where = ([f for f in stack if any(x in f.filename for x in ours)] or stack[:-1])[-1]
+        places[f"{Path(where.filename).name}:{where.lineno} {where.name}"] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return dict(places.most_common())
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The greatest ``|ours - theirs| / max(1, max |theirs|)``."""
+    ours, theirs = ours.double().cpu(), theirs.double().cpu()
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+
+def require_close(ours: Mapping, theirs: Mapping, side: str, tolerance: float) -> dict[str, float]:
     """Check that two sides compute the same, before their times are compared.
 
+    Args:
+        ours, theirs: name -> tensor; those of ``theirs`` are compared.
+        side: name of the other side.
+        tolerance: for each :func:`difference`.
+
     Returns:
-        the greatest ``|ours - theirs| / max(1, max |theirs|)``.
+        the differences, by name and side.
 
     Raises:
-        UserError: it is above the tolerance, or no number, or the shapes differ.
+        UserError: one is above the tolerance, or no number.
     """
-    if ours.shape != theirs.shape:
-        raise UserError(
-            f"{name}: shapes {tuple(ours.shape)} and {tuple(theirs.shape)} differ; nothing is timed"
-        )
-    ours, theirs = ours.double(), theirs.double()
-    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
-    if not difference <= tolerance:
-        raise UserError(
-            f"{name}: the sides differ by {difference:.3g}, more than {tolerance:.0e}; nothing is "
-            "timed. Were weights, inputs or one of the models changed?"
-        )
-    return difference
+    found = {f"{name}, {side}": difference(ours[name], theirs[name]) for name in theirs}
+    for name, distance in found.items():
+        if not distance <= tolerance:
+            raise UserError(
+                f"{name}: the sides differ by {distance:.3g}, more than {tolerance:.0e}; nothing "
+                "is timed. Were weights, inputs or one of the models changed?"
+            )
+    return found
 
 
 @contextmanager
@@ -161,17 +198,12 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
     """Compute in a number format of ``PRECISIONS``: TF32 under "tf32" alone; 16 bits: autocast."""
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    dtype = PRECISIONS[name]
     try:
-        with autocast(name, device):
+        with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def autocast(name: str, device: torch.device):
-    """The autocast context of a number format."""
-    dtype = PRECISIONS[name]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def describe_machine(device: torch.device) -> dict:

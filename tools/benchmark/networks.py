@@ -1,11 +1,8 @@
-"""What is measured: our networks with random weights that behave like trained ones, and inputs."""
+"""Our networks with random weights that behave like trained ones, and inputs."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -16,13 +13,8 @@ from torchvision.ops import masks_to_boxes
 
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.modeling.mask_head import MaskHeadSmallConv
 
 _NORMS = (FrozenBatchNorm2d, TorchvisionFrozenBatchNorm2d, nn.BatchNorm2d)
-# Spread over queries of what a trained model gives: class logits, attention logits, mask logits.
-_CLASS_SPREAD, _ATTENTION_SPREAD, _MASK_SPREAD = 4.0, 3.0, 4.0
-# With the usual start all queries look at the same places.
-_QUERY_SCALE = 20.0
 
 
 def build(config_file: str, opts: list[str], device: torch.device, masks: bool = True) -> nn.Module:
@@ -37,7 +29,7 @@ def build(config_file: str, opts: list[str], device: torch.device, masks: bool =
     Raises:
         UserError: the config does not fit.
     """
-    cfg = setup_cfg(config_file, [*opts, "MODEL.DEVICE", device.type])
+    cfg = setup_cfg(config_file, [*map(str, opts), "MODEL.DEVICE", device.type])
     if not (cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON):
         raise UserError(
             "Panoptic and boxes are compared anyway: set MODEL.MASK_ON and "
@@ -46,11 +38,8 @@ def build(config_file: str, opts: list[str], device: torch.device, masks: bool =
     torch.manual_seed(0)
     panoptic = build_model(cfg).eval()
     calibrate(panoptic, make_images(1, (480, 640), device))
-    return panoptic if masks else _boxes_alone(cfg, panoptic)
-
-
-def _boxes_alone(cfg: CfgNode, panoptic: nn.Module) -> nn.Module:
-    cfg = cfg.clone()
+    if masks:
+        return panoptic
     cfg.defrost()
     cfg.MODEL.MASK_ON = cfg.MODEL.DETR.FREEZE_DETECTOR = False
     test = cfg.MODEL.DETR.TEST
@@ -59,6 +48,31 @@ def _boxes_alone(cfg: CfgNode, panoptic: nn.Module) -> nn.Module:
     weights = panoptic.state_dict()
     boxes.load_state_dict({name: weights[name] for name in boxes.state_dict()})
     return boxes
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: list[dict]) -> None:
+    """Scale random weights so that activations look like a trained model's.
+
+    Batch norms get the statistics of the images, attention maps become peaked, queries differ in
+    class and mask, and none is no-object. No amount of work depends on it, but without it values
+    explode through frozen norms, and all masks are the same.
+    """
+
+    def set_statistics(norm, args):
+        norm.running_mean.copy_(args[0].mean((0, 2, 3)))
+        norm.running_var.copy_(args[0].var((0, 2, 3)).clamp(min=1e-6))
+
+    norms = [m for m in model.backbone.modules() if isinstance(m, _NORMS)]
+    handles = [norm.register_forward_pre_hook(set_statistics) for norm in norms]
+    model.query_embed.weight *= 20
+    hs = model.detect(model.preprocess(images)).hs[-1].flatten(0, 1)
+    for handle in handles:
+        handle.remove()
+    for linear in (model.class_embed, model.bbox_attention.q_linear):
+        linear.weight *= 4 / (hs @ linear.weight.T).std(0).mean()
+        linear.bias.copy_(-linear.weight @ hs.mean(0))
+    model.class_embed.bias[-1] -= 40
 
 
 def keep_best(model: nn.Module, kept: int) -> None:
@@ -78,61 +92,6 @@ def best_queries(pred_logits: torch.Tensor, kept: int) -> torch.Tensor:
     scores = pred_logits.float().softmax(-1).amax(-1)
     best = scores.topk(kept, dim=1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True)
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, images: list[dict]) -> None:
-    """Scale random weights so that activations look like a trained model's.
-
-    Batch norms get the statistics of the images, attention maps become peaked, queries differ in
-    class and mask, and none is no-object. No amount of work depends on it, but without it values
-    explode through frozen norms, and all masks are the same.
-    """
-    model.query_embed.weight *= _QUERY_SCALE
-    canvas = model.preprocess(images)
-    with _statistics_from_input(model.backbone):
-        model.backbone(canvas.tensor)
-    out = model.detect(canvas)
-    classes, hs = model.class_embed, out.hs[-1].flatten(0, 1)
-    classes.weight *= _CLASS_SPREAD / (hs @ classes.weight.T).std(0).mean()
-    classes.bias.copy_(-classes.weight @ hs.mean(0))
-    classes.bias[-1] -= 10 * _CLASS_SPREAD
-
-    attention, head = model.bbox_attention, model.mask_head
-    attention.q_linear.bias.copy_(-attention.q_linear.weight @ hs.mean(0))
-    maps = attention(out.hs[-1], out.memory, out.padding)
-    scale = _ATTENTION_SPREAD / maps.clamp(min=1e-30).log().flatten(2).std(-1).mean()
-    attention.q_linear.weight *= scale
-    attention.q_linear.bias *= scale
-    if not isinstance(head, MaskHeadSmallConv):
-        return
-    maps = attention(out.hs[-1], out.memory, out.padding).flatten(0, 1)
-    weight = head.lay1.weight
-    from_image = F.conv2d(out.src_proj, weight[:, : head.hidden_dim], padding=1).std()
-    from_query = F.conv2d(maps, weight[:, head.hidden_dim :], padding=1).std()
-    weight[:, head.hidden_dim :] *= from_image / from_query
-    first = torch.arange(min(out.hs.shape[2], 8))
-    masks = model.predict_masks(out, torch.zeros_like(first), first)
-    scale = _MASK_SPREAD / masks.std()
-    head.out_lay.weight *= scale
-    head.out_lay.bias.sub_(masks.mean()).mul_(scale)
-
-
-@contextmanager
-def _statistics_from_input(module: nn.Module) -> Iterator[None]:
-    """Give every norm that runs in here the statistics of its input."""
-
-    def set_statistics(norm, args):
-        norm.running_mean.copy_(args[0].mean((0, 2, 3)))
-        norm.running_var.copy_(args[0].var((0, 2, 3)).clamp(min=1e-6))
-
-    norms = [m for m in module.modules() if isinstance(m, _NORMS)]
-    handles = [norm.register_forward_pre_hook(set_statistics) for norm in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def make_images(batch: int, size: tuple[int, int], device: torch.device) -> list[dict]:

@@ -1,77 +1,93 @@
 """Results as Markdown tables."""
 
+import itertools
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tabulate import tabulate
 
 _MIB = 2**20
+# A ratio that changed by more has moved.
+_MOVED = 0.1
 
 
-def report(head: Mapping, results: Mapping[str, Mapping], command: list[str]) -> str:
+def report(machine: Mapping, parts: Sequence[Mapping], command: Sequence[str]) -> str:
     """Everything as a section of a page: machine, command, tables.
 
     Args:
-        head: ``machine`` and ``settings``.
-        results: of each work.
+        machine: what was measured on.
+        parts: works with their settings, agreement and rows.
         command: that was run.
     """
-    machine = head["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    parts = [
+    blocks = [
         f"## {machine.get('gpu', machine['cpu'])}, {machine['date'][:10]}",
         f"```\n{shlex.join(command)}\n```",
         f"{machine['cpu']}, {machine['threads']} threads; {versions}",
-        _line(head["settings"]),
     ]
-    for name, result in results.items():
-        parts += [f"### {name}", _line(result["settings"])]
-        parts += [
-            tabulate(rows, header, tablefmt="github", disable_numparse=True)
-            for header, rows in _tables(result)
-        ]
-    return "\n\n".join(parts) + "\n"
+    for part in parts:
+        settings = ", ".join(f"{key} {_plain(value)}" for key, value in part["settings"].items())
+        blocks += [f"### {part['work']}", settings]
+        if part["agreement"]:
+            rows = [{"agreement": k, "difference": v} for k, v in part["agreement"].items()]
+            blocks.append(_table(rows))
+        blocks += _tables(part["rows"])
+    return "\n\n".join(blocks) + "\n"
 
 
-def _tables(result: Mapping) -> Iterable[tuple[list[str], list[list[str]]]]:
-    """Header and rows of every table of a work."""
-    if result["agreement"]:
-        agreement = result["agreement"].items()
-        yield ["agreement, greatest difference", ""], [[k, f"{v:.1e}"] for k, v in agreement]
-    if "times" in result:
-        rows = []
-        for name, times in result["times"].items():
-            quartiles = f"{1000 * times['q1']:.0f} - {1000 * times['q3']:.0f}"
-            memory = f"{result['memory'][name] / _MIB:.0f}"
-            rows.append([name, f"{1000 * times['median']:.0f}", quartiles, memory])
-        yield ["side", "median ms", "quartiles", "peak MiB"], rows
-    if "steps" in result:
-        steps = result["steps"]
-        yield ["step of ours", *steps], [["ms", *(f"{1000 * s:.1f}" for s in steps.values())]]
-    for key, points in result.get("curves", {}).items():
-        yield _curve(key, points)
-    if "ratios" in result:
-        yield ["ratio", ""], [[k, f"{v:.2f}"] for k, v in result["ratios"].items()]
+def _tables(rows: Sequence[Mapping]) -> Iterable[str]:
+    timed, ratios, figures = [], [], []
+    for row in rows:
+        for side, times in row.get("times", {}).items():
+            cells = {
+                "side": side,
+                "median ms": f"{1000 * times['median']:.1f}",
+                "quartiles": f"{1000 * times['q1']:.1f} - {1000 * times['q3']:.1f}",
+                "peak MiB": f"{row['memory'][side] / _MIB:.0f}",
+            }
+            timed.append({**row["case"], **cells})
+        if "ratios" in row:
+            ratios.append({**row["case"], **row["ratios"]})
+        if "figures" in row:
+            figures.append({**row["case"], **row["figures"]})
+    for cells in (timed, ratios, figures):
+        # Rows of one header are one table.
+        for _, group in itertools.groupby(cells, key=tuple):
+            yield _table(list(group))
 
 
-def _curve(key: str, points: list[Mapping]) -> tuple[list[str], list[list[str]]]:
-    sides = list(points[0]["times"])
-    first = next(iter(points[0]["ratios"]))
-    rows = []
-    for point in points:
-        times = [f"{1000 * point['times'][side]['median']:.0f}" for side in sides]
-        memory = [f"{point['memory'][side] / _MIB:.0f}" for side in sides]
-        rows.append([_plain(point[key]), *times, f"{point['ratios'][first]:.2f}", *memory])
-    header = [key, *(f"{side}, ms" for side in sides), first]
-    return [*header, *(f"{side}, peak MiB" for side in sides)], rows
+def compare(parts: Sequence[Mapping], before: Sequence[Mapping]) -> str:
+    """A table of the ratios of times and memory beside those of before, and which have moved."""
+    old, rows, moved = _ratios(before), [], []
+    for name, value in _ratios(parts).items():
+        if name not in old:
+            continue
+        change = value / old[name] - 1
+        rows.append({"ratio": name, "now": value, "before": old[name], "change": f"{change:+.1%}"})
+        if abs(change) > _MOVED:
+            moved.append(f"{name} by {change:+.0%}")
+    found = f"Moved by more than {_MOVED:.0%}: {'; '.join(moved) or 'nothing'}."
+    return f"{_table(rows)}\n\n{found}\n"
 
 
-def _line(settings: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {_plain(value)}" for key, value in settings.items())
+def _ratios(parts: Sequence[Mapping]) -> dict[str, float]:
+    found = {}
+    for part in parts:
+        for row in part["rows"]:
+            case = " ".join([part["work"], *(f"{k} {v}" for k, v in row["case"].items())])
+            for name, value in row["ratios"].items():
+                above, below = (row["memory"][side] for side in name.split(" / "))
+                found[f"{case}: {name}"] = value
+                found[f"{case}: {name}, memory"] = above / below
+    return found
+
+
+def _table(rows: Sequence[Mapping]) -> str:
+    cells = [{key: _plain(value) for key, value in row.items()} for row in rows]
+    return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, tuple | list):
-        sizes = len(value) == 2 and all(isinstance(v, int) for v in value)
-        return ("x" if sizes else " ").join(map(str, value)) or "none"
-    return str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}" if value >= 0.01 or value == 0 else f"{value:.1e}"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

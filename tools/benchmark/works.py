@@ -1,36 +1,49 @@
-"""The kinds of work: each first checks that all sides agree, and then measures them."""
+"""The kinds of work: each first checks that all sides agree, and then measures them.
 
+A work is made of the command line's options. ``check()`` gives the differences of its sides by
+name, and raises ``UserError`` where they are too large. ``rows()`` gives one dict after the other:
+``case`` (what was varied), and ``times``, ``ratios``, ``memory`` (see ``measure.measure``) or other
+``figures``.
+"""
+
+import copy
 import functools
+import itertools
+import tempfile
+import time
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import huggingface
 import torch
 from measure import (
     Clock,
-    autocast,
-    peak_memory,
+    Variants,
+    difference,
+    host_waits,
+    measure,
     precision,
-    ratio,
     require_close,
-    step_times,
-    time_interleaved,
+    top_operators,
 )
 from networks import add_segments, best_queries, build, keep_best, make_images
 from torch import nn
 
+from detr_panoptic_d2.data import make_shapes
+from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+
 OURS, BOXES, ALL = "ours panoptic", "ours boxes", "ours, masks of all queries"
-NOT_COMPILED = "ours panoptic, not compiled"
+COMPILED = "ours panoptic, compiled"
 THEIRS, THEIR_BOXES = "Hugging Face panoptic", "Hugging Face boxes"
-# Of the ratio that each work prints, what is above and what is below.
+# Of the ratios that are printed, what is above and what is below.
 PAIRS = (
     (OURS, BOXES),
     (OURS, THEIR_BOXES),
     (THEIRS, OURS),
     (THEIRS, THEIR_BOXES),
     (ALL, OURS),
-    (NOT_COMPILED, OURS),
+    (OURS, COMPILED),
 )
 # Greatest difference of network outputs, relative to the greatest value where that is above 1.
 # Losses are sums over pixels and boxes, so that they round more.
@@ -39,43 +52,36 @@ _LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 _KEPT, _BATCHES = (1, 5, 15, 30, 50, 100), (1, 2, 4)
 _SIZES = ((480, 640), (640, 853), (800, 1066), (1066, 1421), (1333, 1333))
 
-Variants = dict[str, Callable[[], object]]
-
 
 class Work:
-    """The models of one kind of work.
+    """Models of the options: ours with masks, without, and compiled; Hugging Face's."""
 
-    Attributes:
-        sides: those that are timed; None: all.
-    """
-
-    sides: Collection[str] | None = None
+    size, batch = (800, 1066), 1
 
     def __init__(self, options: Namespace):
         self.options = options
         self.device = torch.device(options.device)
         self.clock = Clock(self.device, options.cpu_time)
-        opts = ["MODEL.DETR.COMPILE", options.compile, *options.opts]
-        self.ours, self.boxes = (
-            build(options.config_file, [*map(str, opts)], self.device, masks)
-            for masks in (True, False)
-        )
+        self.size = options.size or self.size
+        self.batches = options.batch or [self.batch]
+        make = functools.partial(build, options.config_file, device=self.device)
+        self.ours = make(options.opts)
+        self.models = {OURS: self.ours, BOXES: make(options.opts, masks=False)}
+        if options.compile:
+            self.models[COMPILED] = make([*options.opts, "MODEL.DETR.COMPILE", True])
         self.theirs = huggingface.build(self.ours) if options.against else None
-        if self.theirs is not None and options.compile:
-            self.theirs.compile(dynamic=True)
-            self.theirs.detr.compile(dynamic=True)
+        queries = self.ours.query_embed.num_embeddings
+        self.kept = options.kept or [min(15, queries)]
 
-    def timed(self, variants: Variants) -> dict:
-        """Times, ratios and peak memory."""
-        if self.sides is not None:
-            variants = {name: run for name, run in variants.items() if name in self.sides}
-        times = time_interleaved(variants, self.clock, self.options.repeats)
-        pairs = [(a, b) for a, b in PAIRS if a in times and b in times]
-        return {
-            "times": times,
-            "ratios": {f"{a} / {b}": ratio(times, a, b) for a, b in pairs},
-            "memory": {name: peak_memory(run, self.device) for name, run in variants.items()},
-        }
+    def keep(self, kept: int) -> None:
+        for name in (OURS, COMPILED):
+            if name in self.models:
+                keep_best(self.models[name], kept)
+
+    def measured(self, case: dict, variants: Variants) -> dict:
+        """A row of times, in the number format of the case."""
+        with precision(case["dtype"], self.device):
+            return {"case": case, **measure(variants, PAIRS, self.clock, self.options.repeats)}
 
 
 class Inference(Work):
@@ -87,118 +93,90 @@ class Inference(Work):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.kept = options.kept or min(15, self.ours.query_embed.num_embeddings)
-        self.size = options.size or (800, 1066)
-        self.not_compiled = None
-        if options.compile:
-            opts = [*options.opts, "MODEL.DETR.COMPILE", "False"]
-            self.not_compiled = build(options.config_file, opts, self.device).fold_for_inference()
-            keep_best(self.not_compiled, self.kept)
-        for model in (self.ours, self.boxes):
+        self.keep(self.kept[0])
+        for model in self.models.values():
             model.fold_for_inference()
-        keep_best(self.ours, self.kept)
 
     @torch.no_grad()
-    def check(self, case: dict | None = None) -> dict[str, float]:
-        """Compare class logits, boxes and mask logits of all sides in float32.
-
-        Raises:
-            UserError: they differ.
-        """
-        images = self._images(case or {})
+    def check(self) -> dict[str, float]:
+        """Compare class logits, boxes and mask logits in float32."""
         found = {}
+        images = make_images(self.batches[0], self.size, self.device)
         with precision("float32", self.device):
-            canvas = self.ours.preprocess(images)
-            out = self.ours.detect(canvas)
-            sides = {BOXES: self.boxes, NOT_COMPILED: self.not_compiled}
-            for name, model in sides.items():
-                if model is not None:
-                    logits = model.detect(canvas).pred_logits
-                    found[f"class logits, {name}"] = require_close(
-                        f"class logits of {name}", out.pred_logits, logits, TOLERANCE
-                    )
+            outputs, kept = network_outputs(self.ours, images, self.kept[0])
+            logits = self.models[BOXES].detect(self.ours.preprocess(images)).pred_logits[-1]
+            found |= require_close(outputs, {"class logits": logits}, BOXES, TOLERANCE)
+            if COMPILED in self.models:
+                other, _ = network_outputs(self.models[COMPILED], images, self.kept[0], kept)
+                found |= require_close(outputs, other, COMPILED, TOLERANCE)
             if self.theirs is not None:
-                kept = best_queries(out.pred_logits[-1], self.kept)
-                theirs = self.theirs(canvas.tensor)
-                logits = huggingface.logits_of_our_classes(self.ours, theirs.logits)
-                masks = self.ours.predict_masks(out, *kept.cpu().nonzero(as_tuple=True))
-                for name, a, b in (
-                    ("class logits", out.pred_logits[-1], logits),
-                    ("boxes", out.pred_boxes[-1], theirs.pred_boxes),
-                    ("mask logits", masks, theirs.pred_masks[kept]),
-                ):
-                    name = f"{name}, {THEIRS}"
-                    found[name] = require_close(name, a, b, TOLERANCE)
+                theirs = self.theirs(self.ours.preprocess(images).tensor)
+                other = {
+                    "class logits": huggingface.logits_of_our_classes(self.ours, theirs.logits),
+                    "boxes": theirs.pred_boxes,
+                    "mask logits": theirs.pred_masks[kept],
+                }
+                found |= require_close(outputs, other, THEIRS, TOLERANCE)
         return found
 
-    def _images(self, case: dict) -> list[dict]:
-        batch = case.get("batch") or self.options.batch or 1
-        return make_images(batch, case.get("size") or self.size, self.device)
+    def rows(self) -> Iterator[dict]:
+        """Every number format, batch and number of kept queries."""
+        for case in itertools.product(self.options.dtype, self.batches, self.kept):
+            yield self.row(*case, self.size)
 
     @torch.no_grad()
-    def measure(self) -> dict:
-        """Times, ratios and memory of all sides, and the time of each step of ours."""
-        images = self._images({})
-        with precision(self.options.dtype, self.device):
-            result = self.timed(self._variants(images))
-            steps = step_times(self.ours, images, self.clock, self.options.repeats)
-        settings = {"size": self.size, "batch": len(images), "kept": self.kept}
-        return {"settings": settings, **result, "steps": steps}
-
-    def _variants(self, images: list[dict], maps: bool = True) -> Variants:
-        models = {OURS: self.ours, BOXES: self.boxes, NOT_COMPILED: self.not_compiled}
-        variants = {n: functools.partial(m, images) for n, m in models.items() if m is not None}
-        if self.theirs is None:
-            return variants
-        pixels = self.ours.preprocess(images).tensor
-        if maps:
-            logits = self.ours.detect(self.ours.preprocess(images)).pred_logits[-1]
-            kept = best_queries(logits, self.kept)
+    def row(self, dtype: str, batch: int, kept: int, size: tuple[int, int]) -> dict:
+        """Times, ratios and memory of all sides."""
+        images = make_images(batch, size, self.device)
+        self.keep(kept)
+        variants = {name: functools.partial(m, images) for name, m in self.models.items()}
+        if self.theirs is not None:
+            canvas = self.ours.preprocess(images)
+            wanted = best_queries(self.ours.detect(canvas).pred_logits[-1], kept)
             output = (images[0]["height"], images[0]["width"])
-            arguments = (self.ours, self.theirs, pixels, kept, output)
+            arguments = (self.ours, self.theirs, canvas.tensor, wanted, output)
             variants[THEIRS] = functools.partial(huggingface.panoptic, *arguments)
-        variants[THEIR_BOXES] = functools.partial(self.theirs.detr, pixels)
+            variants[THEIR_BOXES] = functools.partial(self.theirs.detr, canvas.tensor)
+        case = {"dtype": dtype, "batch": batch, "kept": kept, "size": "x".join(map(str, size))}
+        return self.measured(case, self.chosen(variants))
+
+    def chosen(self, variants: Variants) -> Variants:
+        """Those that are timed."""
         return variants
 
 
 class Curves(Inference):
     """How the cost of inference grows with kept queries, image size and batch."""
 
-    @torch.no_grad()
-    def measure(self) -> dict:
+    def chosen(self, variants: Variants) -> Variants:
+        return {name: run for name, run in variants.items() if name != THEIRS}
+
+    def rows(self) -> Iterator[dict]:
         """Times and peak memory at every point of three curves through one point."""
         queries = self.ours.query_embed.num_embeddings
         sizes = _SIZES
         if self.options.size:
             sizes = [tuple(max(32, int(x * f)) for x in self.size) for f in (0.5, 0.75, 1)]
-        curves = {
-            "kept": [k for k in _KEPT if k <= queries],
-            "size": sizes,
-            "batch": [(self.options.batch or 1) * b for b in _BATCHES],
-        }
-        result = {name: [] for name in curves}
-        with precision(self.options.dtype, self.device):
-            for name, values in curves.items():
-                for value in values:
-                    keep_best(self.ours, value if name == "kept" else self.kept)
-                    images = self._images({name: value})
-                    point = self.timed(self._variants(images, maps=False))
-                    result[name].append({name: value, **point})
-        keep_best(self.ours, self.kept)
-        return {"settings": {"size": self.size, "kept": self.kept}, "curves": result}
+        point = {"dtype": self.options.dtype[0], "batch": self.batches[0], "kept": self.kept[0]}
+        point["size"] = self.size
+        for curve, values in (
+            ("kept", [k for k in _KEPT if k <= queries]),
+            ("size", sizes),
+            ("batch", [self.batches[0] * b for b in _BATCHES]),
+        ):
+            for value in values:
+                row = self.row(**{**point, curve: value})
+                yield {**row, "case": {"curve": curve, **row["case"]}}
 
 
 class Training(Work):
     """Forward, losses, backward and an AdamW step of rate 0, on images that lie on the device."""
 
-    def __init__(self, options: Namespace):
-        super().__init__(options)
-        self.size = options.size or (480, 640)
-        images = make_images(options.batch or 2, self.size, self.device)
-        self.inputs = add_segments(images, options.segments, self.ours.num_classes)
-        for model in (self.ours, self.boxes):
-            model.train()
-            keep_statistics(model)
+    size, batch = (480, 640), 2
+
+    def inputs(self, batch: int) -> list[dict]:
+        images = make_images(batch, self.size, self.device)
+        return add_segments(images, self.options.segments, self.ours.num_classes)
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
@@ -206,109 +184,182 @@ class Training(Work):
 
         Auxiliary losses of transformers are of another network: it feeds the normed output of a
         decoder layer to the next one.
-
-        Raises:
-            UserError: they differ.
         """
-        others = {}
-        with precision("float32", self.device), no_dropout(self.ours), no_dropout(self.boxes):
-            losses = self.ours(self.inputs)
-            others[BOXES] = self.boxes(self.inputs)
+        inputs, others = self.inputs(self.batches[0]), {}
+        with precision("float32", self.device):
+            losses = losses_without_dropout(self.ours, inputs)
+            others[BOXES] = losses_without_dropout(self.models[BOXES], inputs)
             with all_queries(self.ours):
-                others[ALL] = self.ours(self.inputs)
+                others[ALL] = losses_without_dropout(self.ours, inputs)
             if self.theirs is not None:
-                pixels = self.ours.preprocess(self.inputs).tensor
-                labels = huggingface.labels(self.ours, self.inputs, masks=True)
-                parts = self.theirs.eval()(pixels, labels=labels).loss_dict
-                weights = self.ours.criterion.weights
-                others[THEIRS] = {key: weights[key] * parts[key] for key in _LOSSES}
+                pixels = self.ours.preprocess(inputs).tensor
+                labels = huggingface.labels(self.ours, inputs, masks=True)
+                parts = self.theirs(pixels, labels=labels).loss_dict
+                others[THEIRS] = {k: self.ours.criterion.weights[k] * parts[k] for k in _LOSSES}
         found = {}
-        for name, other in others.items():
-            for key in set(_LOSSES) & other.keys():
-                label = f"{key}, {name}"
-                found[label] = require_close(label, losses[key], other[key], LOSS_TOLERANCE)
+        for side, other in others.items():
+            last = {key: other[key] for key in _LOSSES if key in other}
+            found |= require_close(losses, last, side, LOSS_TOLERANCE)
         return found
 
-    def measure(self) -> dict:
+    def rows(self) -> Iterator[dict]:
         """Times, ratios and memory of a step on every side."""
-        ours = functools.partial(_our_total, self.ours, self.inputs)
-        step = self._step(self.ours, ours)
+        for dtype, batch in itertools.product(self.options.dtype, self.batches):
+            inputs = self.inputs(batch)
+            steps = {name: self.step(m, dtype) for name, m in self.models.items()}
+            variants = {name: functools.partial(step, inputs) for name, step in steps.items()}
 
-        def all_step():
-            with all_queries(self.ours):
-                step()
+            def all_step(step=steps[OURS], inputs=inputs):
+                with all_queries(self.ours):
+                    step(inputs)
 
-        boxes = functools.partial(_our_total, self.boxes, self.inputs)
-        variants = {OURS: step, BOXES: self._step(self.boxes, boxes), ALL: all_step}
-        if self.theirs is not None:
-            self.theirs.train()
-            self.theirs.config.auxiliary_loss = self.ours.deep_supervision
-            pixels = self.ours.preprocess(self.inputs).tensor
-            for name, model in ((THEIRS, self.theirs), (THEIR_BOXES, self.theirs.detr)):
-                labels = huggingface.labels(self.ours, self.inputs, name == THEIRS)
-                loss = functools.partial(_their_total, model, pixels, labels)
-                variants[name] = self._step(model, loss)
-        with precision(self.options.dtype, self.device):
-            result = self.timed(variants)
-        segments = [len(x["instances"]) for x in self.inputs]
-        settings = {"size": self.size, "batch": len(self.inputs), "segments": segments}
-        return {"settings": settings, **result}
+            variants[ALL] = all_step
+            if self.theirs is not None:
+                self.theirs.config.auxiliary_loss = self.ours.deep_supervision
+                pixels = self.ours.preprocess(inputs).tensor
+                for name, model in ((THEIRS, self.theirs), (THEIR_BOXES, self.theirs.detr)):
+                    labels = huggingface.labels(self.ours, inputs, name == THEIRS)
+                    step = self.step(model, dtype, lambda m, x: m(x[0], labels=x[1]).loss)
+                    variants[name] = functools.partial(step, (pixels, labels))
+            size = "x".join(map(str, self.size))
+            yield self.measured({"dtype": dtype, "batch": batch, "size": size}, variants)
 
-    def _step(self, model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        update = self._update(model)
-        return lambda: update(loss)
-
-    def step_on_batches(self, model: nn.Module) -> Callable[[list[dict]], None]:
-        """A training step as it is measured, on inputs that are given to it."""
-        update = self._update(model)
-        return lambda inputs: update(functools.partial(_our_total, model, inputs))
-
-    def _update(self, model: nn.Module) -> Callable[[Callable[[], torch.Tensor]], None]:
+    def step(self, model: nn.Module, dtype: str, loss=lambda m, x: sum(m(x).values())):
+        """A training step, as a function of the inputs."""
+        model.train()
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
-        dtype = self.options.dtype
         scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == "float16")
 
-        def update(loss):
-            with autocast(dtype, self.device):
-                total = loss()
+        def run(inputs) -> None:
+            total = loss(model, inputs)
             with torch.autocast(self.device.type, enabled=False):
                 scaler.scale(total).backward()
                 scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
 
-        return update
+        return run
 
 
-def _our_total(model, inputs) -> torch.Tensor:
-    return sum(model(inputs).values())
+class Precision(Work):
+    """The device's results in every number format against those of the CPU in float32."""
+
+    @torch.no_grad()
+    def check(self) -> dict[str, float]:
+        """Compare the device's float32, without TF32, with the CPU's."""
+        host = copy.deepcopy(self.ours).cpu()
+        self.expected, self.wanted = self.results(host, "float32")
+        found, _ = self.results(self.ours, "float32", self.wanted)
+        names = ("class logits", "boxes", "mask logits")
+        return require_close(found, {x: self.expected[x] for x in names}, "CPU", TOLERANCE)
+
+    @torch.no_grad()
+    def rows(self) -> Iterator[dict]:
+        for dtype in self.options.dtype:
+            found, _ = self.results(self.ours, dtype, self.wanted)
+            equal = (found.pop("panoptic") == self.expected["panoptic"]).double().mean()
+            figures = {name: difference(x, self.expected[name]) for name, x in found.items()}
+            yield {"case": {"dtype": dtype}, "figures": {**figures, "equal pixels": float(equal)}}
+
+    def results(self, model: nn.Module, dtype: str, wanted=None) -> tuple[dict, torch.Tensor]:
+        images = make_images(1, self.size, model.device)
+        inputs = add_segments(images, self.options.segments, model.num_classes)
+        with precision(dtype, model.device):
+            found, wanted = network_outputs(model, images, self.kept[0], wanted)
+            keep_best(model, self.kept[0])
+            found["panoptic"] = model(images)[0]["panoptic_seg"][0].cpu()
+            found["total loss"] = sum(losses_without_dropout(model, inputs).values())
+        return found, wanted
 
 
-def _their_total(model, pixels, labels) -> torch.Tensor:
-    return model(pixels, labels=labels).loss
+class Loader(Training):
+    """Whether the training loader keeps up with a training, on built-in images of 480 x 480."""
+
+    def check(self) -> dict[str, float]:
+        return {}
+
+    def rows(self) -> Iterator[dict]:
+        """Images per second of the loader alone and in training, and the share that waits."""
+        batch, repeats, dtype = self.batches[0], self.options.repeats, self.options.dtype[0]
+        step = self.step(self.ours, dtype)
+        with tempfile.TemporaryDirectory() as folder, precision(dtype, self.device):
+            paths = make_shapes(folder, "loader", 16, size=480, seed=0)
+            opts = ["DATASETS.REGISTER", [{"name": "loader", **paths}], "DATASETS.TRAIN"]
+            opts += [("loader",), "DATASETS.TEST", (), "MODEL.DETR.NUM_CLASSES", -1]
+            opts = [*self.options.opts, *opts, "SOLVER.IMS_PER_BATCH", batch]
+            cfg = setup_cfg(self.options.config_file, [*map(str, opts)]).clone()
+            cfg.defrost()
+            for cfg.DATALOADER.NUM_WORKERS in self.options.workers:
+                loader = iter(PanopticTrainer.build_train_loader(cfg))
+                alone, _ = self._seconds(loader, None)
+                total, waiting = self._seconds(loader, step)
+                figures = {
+                    "loader alone, images per second": batch * repeats / alone,
+                    "training, images per second": batch * repeats / total,
+                    "share waiting for data": waiting / total,
+                }
+                case = {"workers": cfg.DATALOADER.NUM_WORKERS, "batch": batch}
+                yield {"case": case, "figures": figures}
+
+    def _seconds(self, batches: Iterator, step) -> tuple[float, float]:
+        """Seconds of some steps after a first one, and those of them that waited for the loader."""
+        waiting = start = 0.0
+        for turn in range(1 + self.options.repeats):
+            if turn == 1:
+                start, waiting = time.perf_counter(), 0.0
+            before = time.perf_counter()
+            images = next(batches)
+            waiting += time.perf_counter() - before
+            if step is not None:
+                step(images)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start, waiting
 
 
-def keep_statistics(model: nn.Module) -> None:
-    """Let trained batch norms keep their running statistics in training."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0
+class Profile(Training):
+    """Where time goes in inference and in a training step, and where the host waits for a GPU."""
+
+    def check(self) -> dict[str, float]:
+        return {}
+
+    def rows(self) -> Iterator[dict]:
+        dtype, inputs = self.options.dtype[0], self.inputs(self.batches[0])
+        self.keep(self.kept[0])
+        inference = torch.no_grad()(functools.partial(self.ours, inputs))
+        training = functools.partial(self.step(copy.deepcopy(self.ours), dtype), inputs)
+        for name, run in (("inference", inference), ("training", training)):
+            self.ours.eval()
+            with precision(dtype, self.device):
+                run()
+                for row in top_operators(run, self.device):
+                    yield {"case": {"work": name, "operator": row.pop("operator")}, "figures": row}
+                if self.device.type == "cuda":
+                    for place, times in host_waits(run).items():
+                        case = {"the host waits in": name, "at": place}
+                        yield {"case": case, "figures": {"times": times}}
 
 
-@contextmanager
-def no_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch every dropout of a model off, in training mode as well."""
-    switches = [(m, n) for m in model.modules() for n in ("p", "dropout")]
-    switches = [(m, n) for m, n in switches if isinstance(getattr(m, n, None), float)]
-    before = [getattr(m, n) for m, n in switches]
+def network_outputs(
+    model: nn.Module, images: list[dict], kept: int, wanted: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Class logits, boxes, and mask logits of the wanted queries (B x N bool), else of the best."""
+    out = model.detect(model.preprocess(images))
+    if wanted is None:
+        wanted = best_queries(out.pred_logits[-1], kept).cpu()
+    masks = model.predict_masks(out, *wanted.nonzero(as_tuple=True))
+    outputs = {"class logits": out.pred_logits[-1], "boxes": out.pred_boxes[-1]}
+    return {**outputs, "mask logits": masks}, wanted
+
+
+def losses_without_dropout(model: nn.Module, inputs: list[dict]) -> dict[str, torch.Tensor]:
+    """The losses of a model in eval mode, which stays in it."""
+    model.eval().training = True
     try:
-        for m, n in switches:
-            setattr(m, n, 0.0)
-        yield
+        return model(inputs)
     finally:
-        for (m, n), value in zip(switches, before, strict=True):
-            setattr(m, n, value)
+        model.training = False
 
 
 @contextmanager
