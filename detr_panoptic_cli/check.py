@@ -54,8 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
     import logging
 
-    from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, duplicates_between
-    from detr_panoptic_d2.prepare.check.report import plot_classes, write_findings
+    from detr_panoptic_d2.prepare.check.dataset import DatasetPaths
+    from detr_panoptic_d2.prepare.check.report import (
+        duplicates_between,
+        plot_classes,
+        write_findings,
+    )
 
     set_up_console()
     logger = logging.getLogger("detr_panoptic_d2.check")
@@ -103,8 +107,7 @@ def _sets_of_config(config_file: str, opts: list[str]) -> list:
 
 def _check(paths, args: argparse.Namespace, logger):
     """Check a data set, fix it if that is wanted, and print the result."""
-    from detr_panoptic_d2.prepare.check.dataset import check_dataset
-    from detr_panoptic_d2.prepare.check.findings import fix_json
+    from detr_panoptic_d2.prepare.check.dataset import check_dataset, fix_json
     from detr_panoptic_d2.prepare.check.report import describe
 
     report = check_dataset(paths, workers=args.workers)

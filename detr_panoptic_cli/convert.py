@@ -127,21 +127,18 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     classes = ClassOptions(args.classes, args.things, args.stuff, args.ignore, args.background)
-    workers, extra_stuff = args.workers, []
     if args.stuff_from_model:
         from detr_panoptic_d2.prepare.convert.model_stuff import ModelStuff
 
         model = ModelStuff(*args.stuff_from_model, args.stuff_threshold, args.stuff_opts)
         splits = {name: model.under(source) for name, source in splits.items()}
-        workers, extra_stuff = 1, model.classes
     try:
         converted = convert(
             splits,
             args.output,
             classes,
-            extra_stuff=extra_stuff,
             min_area=args.min_area,
-            workers=workers,
+            workers=1 if args.stuff_from_model else args.workers,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None

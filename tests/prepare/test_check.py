@@ -3,6 +3,8 @@
 import copy
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,14 @@ from PIL import Image
 
 from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
-from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.check.findings import KINDS, MOST_PER_IMAGE, fix_json, is_error
+from detr_panoptic_d2.prepare.check.dataset import (
+    MOST_PER_IMAGE,
+    WARNINGS,
+    DatasetPaths,
+    check_dataset,
+    fix_json,
+    is_error,
+)
 from detr_panoptic_d2.prepare.check.report import describe
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -247,9 +255,12 @@ def test_findings_and_fixes(clean, check, case):
             assert json.loads(clean.panoptic_json.read_text()) == good
 
 
-def test_every_kind_has_a_case():
+def test_every_kind_has_a_case_and_is_in_the_docs():
     found = {kind for _, expected in CASES.values() for kind in expected.strip("+").split()}
-    assert found | {"no-labels"} == set(KINDS)
+    text = (Path(__file__).parents[2] / "docs/own_data.md").read_text(encoding="utf-8")
+    errors, warnings = text.partition("| errors |")[2].partition("`--fix`")[0].split("Warnings:")
+    assert set(re.findall("`([a-z-]+)`", warnings)) == set(WARNINGS)
+    assert set(re.findall("`([a-z-]+)`", errors)) | set(WARNINGS) == found | {"no-labels"}
 
 
 def test_nothing_is_wrong(clean, check):

@@ -176,7 +176,7 @@ def test_what_is_left_out_is_said(convert, tmp_path):
     arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "in/images"]
     status, printed = convert(*arguments, "--output", tmp_path / "coco", "--name", "x")
     assert status == 0 and (tmp_path / "coco/x.yaml").is_file()
-    assert "Left out: 1 annotations have no segmentation" in printed
+    assert "Left out: 1 annotations without a segmentation" in printed
     assert "2 images without an annotation, such as" in printed and "0002.jpg" in printed
 
 
@@ -414,12 +414,9 @@ def test_ids_and_things():
     ]
     assert short(choose_categories(found)) == [(3, "a", 1), (2, "b", 0), (4, "c", 1), (1, "d", 1)]
     options = ClassOptions(things=["b"], stuff=["a"], ignore=["d"], background="sky")
-    extra = [{"name": "b"}, {"name": "sea"}]
-    chosen = choose_categories(found, options, extra_stuff=extra)
+    chosen = choose_categories([*found, {"name": "sea", "isthing": 0}], options)
     assert short(chosen) == [(3, "a", 0), (1, "b", 1), (2, "c", 1), (4, "sea", 0), (5, "sky", 0)]
     assert len({tuple(c["color"]) for c in chosen}) == 5
-    stuff = choose_categories(found, thing_by_default=False)
-    assert [c["isthing"] for c in stuff] == [0, 0, 0, 0]
 
 
 CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id": 9, "isthing": 1}]'

@@ -15,8 +15,7 @@ from pycocotools import mask as mask_util
 from scipy import ndimage
 
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
-from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.check.findings import is_error
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset, is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat

@@ -1,16 +1,18 @@
 """Look at every entry, image and PNG of a data set in COCO panoptic format."""
 
 import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from ...checkpoint.atomic import atomic_file
 from ...data.dataset_mapper import read_image
 from ...data.masks import ids_to_labels, label_boxes_and_areas
 from ...data.panoptic_check import (
@@ -23,7 +25,23 @@ from ...data.panoptic_check import (
 from ...data.panoptic_json import read_panoptic_json
 from ...data.panoptic_png import read_panoptic_png
 from ..parallel import map_images
-from .findings import capped, is_error, only_sure_fixes
+
+# Kinds of findings that are no errors: training and evaluation go on and are right.
+WARNINGS = (
+    "wrong-box",
+    "one-pixel",
+    "nothing-labelled",
+    "exif-rotated",
+    "unused-class",
+    "split-stuff",
+    "no-annotation",
+    "duplicate-image",
+)
+# Of one kind in one image; the rest is a number. Findings with a fix are all kept.
+MOST_PER_IMAGE = 20
+# Fixes that take the PNG for right, and those of them that contradict the json.
+_FROM_PNG = ("segment-without-pixels", "wrong-area", "no-area", "wrong-box", "wrong-size")
+_CONTRADICTING = ("segment-without-pixels", "wrong-area")
 
 
 class DatasetPaths(NamedTuple):
@@ -45,18 +63,10 @@ class SegmentSize(NamedTuple):
 
 @dataclass
 class ImageResult:
-    """What was seen of an image.
-
-    Attributes:
-        name: as in the json.
-        size: (height, width), upright; None if it cannot be read.
-        digest: of the file.
-        segments: those that have pixels.
-        findings: what is wrong.
-    """
+    """What was seen of an image: findings, and the segments that have pixels."""
 
     name: str
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | None = None  # height, width, upright
     digest: str | None = None
     segments: list[SegmentSize] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -66,17 +76,8 @@ class ImageResult:
         self.findings.append(Finding(kind, self.name, detail, fix))
 
 
-@dataclass
-class Report:
-    """The result of a check.
-
-    Attributes:
-        paths: of the data set.
-        findings: errors and warnings.
-        categories: by id, in the order of the json.
-        images: those that were looked at.
-        unsure: number of findings whose fix is known, but not sure.
-    """
+class Report(NamedTuple):
+    """The result of a check; ``unsure`` is the number of findings whose fix is not sure."""
 
     paths: DatasetPaths
     findings: list[Finding]
@@ -112,13 +113,11 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     images = map_images(
         check_image, usable.annotated, workers=workers, description=f"Checking {paths.name}"
     )
-    findings = capped(findings)
-    for image in images:
-        findings += image.findings
-    findings += _of_the_whole(usable, images)
+    findings = _capped(findings) + _of_the_whole(usable, images)
+    findings += [finding for image in images for finding in image.findings]
     if not any(image.segments for image in images):
         findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
-    sure = only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
+    sure = _only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
     unsure = sum(old.fix != new.fix for old, new in zip(findings, sure, strict=True))
     return Report(paths, sure, usable.categories, images, unsure)
 
@@ -154,7 +153,7 @@ def check_image(task: AnnotatedImage) -> ImageResult:
         fix = Fix(task.place, dict(zip(("height", "width"), result.size, strict=True)))
         result.add("wrong-size", f"(height, width) in the json {listed}, found {result.size}", fix)
     _check_segments(task, ids, result)
-    result.findings = capped(result.findings)
+    result.findings = _capped(result.findings)
     return result
 
 
@@ -215,12 +214,78 @@ def _of_the_whole(usable: PanopticContent, images: list[ImageResult]) -> list[Fi
     return found
 
 
-def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
-    """Find image files that are in two data sets: ``set: image`` of both."""
-    seen: dict[str, str] = {}
-    result = []
-    for report in reports:
-        here = {i.digest: f"{report.paths.name}: {i.name}" for i in report.images if i.digest}
-        result += [(seen[digest], place) for digest, place in here.items() if digest in seen]
-        seen = here | seen
-    return result
+def is_error(finding: Finding) -> bool:
+    """Whether training or evaluation would stop or go wrong."""
+    return finding.kind not in WARNINGS
+
+
+def _capped(findings: Iterable[Finding]) -> list[Finding]:
+    """Keep ``MOST_PER_IMAGE`` findings of a kind and place; one more says how many there were."""
+    kept = []
+    counts: Counter[tuple[str, str]] = Counter()
+    for finding in findings:
+        counts[finding.kind, finding.where] += 1
+        if counts[finding.kind, finding.where] <= MOST_PER_IMAGE or finding.fix is not None:
+            kept.append(finding)
+    for (kind, where), count in counts.items():
+        if count > MOST_PER_IMAGE:
+            kept.append(Finding(kind, where, f"{count} of these in all"))
+    return kept
+
+
+def _only_sure_fixes(findings: Sequence[Finding], num_segments: int) -> list[Finding]:
+    """Take away the fixes that are not sure.
+
+    - Where an error has no fix, nothing is taken from the PNG: areas of a PNG of the wrong size are
+      wrong.
+    - If more than a tenth of the segments would be removed or get another area than they have,
+      nothing is taken from any PNG: they are not those of the json.
+    """
+    contradictions = sum(f.fix is not None and f.kind in _CONTRADICTING for f in findings)
+    doubt = contradictions > max(1, num_segments // 10)
+    broken = {f.where for f in findings if f.fix is None and is_error(f)}
+    return [
+        replace(f, fix=None) if f.kind in _FROM_PNG and (doubt or f.where in broken) else f
+        for f in findings
+    ]
+
+
+def fix_json(path: str | os.PathLike, findings: Sequence[Finding]) -> tuple[int, Path | None]:
+    """Apply fixes to a json, after a copy of it beside it.
+
+    Args:
+        path: of a json that has not changed since the check.
+        findings: of the check.
+
+    Returns:
+        (int, Path | None): number of fixes, and the copy (``*.bak``, ``*.bak1``, ...); no copy
+        if there is nothing to fix.
+    """
+    fixes = [finding.fix for finding in findings if finding.fix is not None]
+    if not fixes:
+        return 0, None
+    path = Path(path)
+    old = path.read_bytes()
+    content = json.loads(old)
+    for place, change in fixes:
+        if change is not None:
+            _follow(content, place).update(change)
+    # From the end of each list, so that the other indices stay right; what is deeper first.
+    removed = {place for place, change in fixes if change is None}
+    for place in sorted(removed, key=lambda p: (len(p), p[-1]), reverse=True):
+        del _follow(content, place[:-1])[place[-1]]
+    backup, number = path.with_name(f"{path.name}.bak"), 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak{number}")
+    with atomic_file(backup, "wb") as f:
+        f.write(old)
+    with atomic_file(path) as f:
+        json.dump(content, f)
+    return len(fixes), backup
+
+
+def _follow(content: Any, place: tuple[str | int, ...]) -> Any:
+    for key in place:
+        content = content[key]
+    return content

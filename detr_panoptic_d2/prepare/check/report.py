@@ -11,8 +11,7 @@ from tabulate import tabulate
 
 from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding
-from .dataset import Report
-from .findings import KINDS
+from .dataset import Report, is_error
 
 
 def describe(report: Report) -> str:
@@ -41,15 +40,18 @@ def _findings_table(findings: Sequence[Finding]) -> str:
         return "Nothing is wrong."
     by_kind = defaultdict(list)
     for finding in findings:
-        by_kind[finding.kind].append(finding)
+        by_kind[_severity(finding), finding.kind].append(finding)
     rows = []
-    for kind, those in sorted(by_kind.items(), key=lambda item: KINDS[item[0]][0]):
-        severity, text = KINDS[kind]
+    for (severity, kind), those in sorted(by_kind.items()):
         fixable = sum(f.fix is not None for f in those)
         example = f"{those[0].where}: {those[0].detail}"
-        rows.append([severity, kind, len(those), fixable or "", text, example])
-    headers = ["", "kind", "number", "fixable", "what", "such as"]
-    return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 30, 50])
+        rows.append([severity, kind, len(those), fixable or "", example])
+    headers = ["", "kind", "number", "fixable", "such as"]
+    return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 70])
+
+
+def _severity(finding: Finding) -> str:
+    return "error" if is_error(finding) else "warning"
 
 
 def _by_class(report: Report) -> list[tuple[dict, list[int], int, int]]:
@@ -65,6 +67,17 @@ def _by_class(report: Report) -> list[tuple[dict, list[int], int, int]]:
     return [(c, areas[i], crowds[i], images[i]) for i, c in report.categories.items()]
 
 
+def duplicates_between(reports: Sequence[Report]) -> list[tuple[str, str]]:
+    """Find image files that are in two data sets: ``set: image`` of both."""
+    seen: dict[str, str] = {}
+    result = []
+    for report in reports:
+        here = {i.digest: f"{report.paths.name}: {i.name}" for i in report.images if i.digest}
+        result += [(seen[digest], place) for digest, place in here.items() if digest in seen]
+        seen = here | seen
+    return result
+
+
 def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
     """Write every finding as a line of a csv file."""
     with atomic_file(path) as f:
@@ -73,7 +86,7 @@ def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
         for report in reports:
             for finding in report.findings:
                 row = [finding.kind, finding.where, finding.detail, finding.fix is not None]
-                writer.writerow([report.paths.name, KINDS[finding.kind][0], *row])
+                writer.writerow([report.paths.name, _severity(finding), *row])
 
 
 def plot_classes(report: Report, path: str | os.PathLike) -> None:

@@ -5,6 +5,7 @@ A class is a mapping as in the ``categories`` of COCO, of which ``name`` alone i
 
 import csv
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
-from .source import errors_of, read_json, short
+from .source import errors_of, read_json
 
 _RGB_NAME = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(.+)")
 _NAME_ID = re.compile(r"(.*[^\s,])\s*,\s*(\d+)")
@@ -41,18 +42,14 @@ class ClassOptions:
 
 def choose_categories(
     found: Iterable[dict],
-    options: ClassOptions = ClassOptions(),
-    *,
-    thing_by_default: bool = True,
-    extra_stuff: Iterable[dict] = (),
+    options: ClassOptions = ClassOptions(),  # noqa: B008  immutable
 ) -> list[dict]:
     """Decide about the categories of the json.
 
     Args:
         found: classes of the data, in their order; those of several splits one after the other.
+            They are things unless data or user say otherwise.
         options: of the user.
-        thing_by_default: what a class is of which neither data nor user say it.
-        extra_stuff: stuff classes that are added if the data have none of their name.
 
     Returns:
         list[dict]: ``id``, ``name``, ``isthing``, ``color``. Ids that are missing (or 0, which is
@@ -61,52 +58,41 @@ def choose_categories(
     Raises:
         UserError: a name is not known, or is named twice or as thing and stuff.
     """
-    found = merge_classes(found)
-    names = [c["name"] for c in found]
+    by_name = {c["name"]: c for c in merge_classes(found)}
     for option in ("things", "stuff", "ignore"):
         for name in getattr(options, option):
-            if name not in names:
+            if name not in by_name:
                 raise UserError(
                     f"--{option} names '{name}', which the data does not have. Its classes: "
-                    f"{', '.join(names)}."
+                    f"{', '.join(by_name)}."
                 )
     if both := set(options.things) & set(options.stuff):
         raise UserError(f"{sorted(both)} are named both in --things and in --stuff.")
+    listed = list(by_name.values())
     if options.file is not None:
-        found = _listed(options.file, [c for c in found if c["name"] not in options.ignore])
+        listed = read_class_file(options.file)
+        if unknown := by_name.keys() - {c["name"] for c in listed} - set(options.ignore):
+            raise UserError(
+                f"The data has the class '{sorted(unknown)[0]}', which is not in "
+                f"'{options.file}'. Add it there, or leave it out with --ignore."
+            )
     chosen = []
-    for one in found:
-        isthing = one.get("isthing")
-        if isthing is None:
-            isthing = thing_by_default
-        if one["name"] in (*options.things, *options.stuff):
-            isthing = one["name"] in options.things
-        if one["name"] not in options.ignore:
+    for one in listed:
+        name = one["name"]
+        known = [c.get("isthing") for c in (one, by_name.get(name, {}))]
+        isthing = next((value for value in known if value is not None), True)
+        if name in (*options.things, *options.stuff):
+            isthing = name in options.things
+        if name not in options.ignore:
             chosen.append({**one, "isthing": int(isthing)})
-    things = [c["name"] for c in chosen if c["isthing"]]
-    if options.background in things:
-        raise UserError(
-            f"'{options.background}' is to be stuff, but the data has it as a thing. Choose "
-            "another name, or make it stuff with --stuff."
-        )
-    extra = [c for c in extra_stuff if c["name"] not in things]
     if options.background is not None:
-        extra.append({"name": options.background})
-    return _complete(merge_classes([*chosen, *({**c, "isthing": 0} for c in extra)]))
-
-
-def _listed(file: Path, found: list[dict]) -> list[dict]:
-    """Return the classes of the list, with the thing-ness of those found where it has none."""
-    listed = read_class_file(file)
-    isthing = {c["name"]: c.get("isthing") for c in found}
-    if unknown := isthing.keys() - {c["name"] for c in listed}:
-        raise UserError(
-            f"The data has the class '{sorted(unknown)[0]}', which is not in '{file}'. Add it "
-            "there, or leave it out with --ignore."
-        )
-    return [
-        {**c, "isthing": isthing.get(c["name"])} if c.get("isthing") is None else c for c in listed
-    ]
+        if any(c["name"] == options.background and c["isthing"] for c in chosen):
+            raise UserError(
+                f"'{options.background}' is to be stuff, but the data has it as a thing. Choose "
+                "another name, or make it stuff with --stuff."
+            )
+        chosen.append({"name": options.background, "isthing": 0})
+    return _complete(merge_classes(chosen))
 
 
 def merge_classes(found: Iterable[dict]) -> list[dict]:
@@ -225,6 +211,6 @@ def check_class(entry: Any, *, needs_id: bool = False) -> dict:
     ):
         raise UserError(
             "a class has a 'name', and perhaps an integer 'id', a 'color' of three numbers to 255 "
-            f"(in a table r, g, b) and 'isthing' 0 or 1; {short(entry)} is not so"
+            f"(in a table r, g, b) and 'isthing' 0 or 1; {reprlib.repr(entry)} is not so"
         )
     return {**one, "name": one["name"].strip()}

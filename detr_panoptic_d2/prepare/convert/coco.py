@@ -1,6 +1,5 @@
 """COCO instances json (polygons, RLE, crowd), with or without semantic annotations -> panoptic."""
 
-from collections import defaultdict
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from ...errors import UserError
 from .categories import check_class, merge_classes
-from .masks import ClassMasks, match_masks
+from .masks import Regions, class_regions, match_masks, read_mask_classes
 from .shapes import Shape, draw_shapes, from_polygons, from_runs
 from .source import (
     Item,
@@ -50,43 +49,39 @@ def coco_instances(
     """
     content = read_json(instances, "images", "annotations", "categories")
     listed = _images(content, instances, images)
-    annotations: dict[Any, list[tuple[str, str, dict]]] = {image_id: [] for image_id in listed}
-    classes = _collect(content, instances, annotations, is_thing=True)
-    reader, masks = None, {}
+    shapes: dict[Any, list[Shape]] = {image_id: [] for image_id in listed}
+    classes = _collect(content, instances, shapes, is_thing=True)
+    regions, masks = None, {}
     if semantic is not None and semantic.is_file():
         content = read_json(semantic, "annotations", "categories")
-        classes += _collect(content, semantic, annotations, is_thing=False)
+        classes += _collect(content, semantic, shapes, is_thing=False)
     elif semantic is not None:
-        reader = ClassMasks.open(semantic, labels)
-        taken = {c["id"] for c in classes}
-        classes += [
-            {**c, "isthing": 0, "id": None if c["id"] in taken else c["id"]} for c in reader.classes
-        ]
+        if labels is None:
+            raise UserError(f"Class masks ('{semantic}') need the list of their classes: --labels.")
+        stuff = read_mask_classes(labels)
+        regions = partial(class_regions, classes=stuff)
         masks = match_masks(semantic, [name for name, _ in listed.values()], mask_suffix)
+        taken = {c["id"] for c in classes}
+        classes += [{**c, "isthing": 0, "id": None if c["id"] in taken else c["id"]} for c in stuff]
     items = [
-        Item(name, partial(_draw, annotations[image_id], reader, masks.get(name)), image_id, size)
+        Item(name, partial(_draw, shapes[image_id], regions, masks.get(name)), image_id, size)
         for image_id, (name, size) in listed.items()
     ]
     return Source(images, merge_classes(classes), items)
 
 
 def _draw(
-    annotations: list[tuple[str, str, dict]],
-    reader: ClassMasks | None,
+    shapes: list[Shape],
+    regions: Regions | None,
     mask: Path | None,
     size: Size,
     things: Collection[str],
 ) -> Labels:
-    """Draw (place, class, annotation) of each instance, and a class mask under them."""
-    shapes = []
-    for where, name, annotation in annotations:
-        with errors_of(where):
-            rle = _encode(annotation["segmentation"], size)
-        shapes.append(Shape(name, rle, iscrowd=int(bool(annotation.get("iscrowd", 0)))))
-    labels = draw_shapes(shapes, size, things)
-    if reader is not None and mask is not None:
+    """Draw the annotations of an image, and a class mask under them."""
+    labels = draw_shapes(_encode, shapes, size, things)
+    if regions is not None and mask is not None:
         free = labels.map == 0
-        for name, where in reader.regions(mask, size):
+        for name, where in regions(mask, size):
             labels.segments.append(Segment(None if name in things else name))
             labels.map[free & where] = len(labels.segments)
     return labels
@@ -102,7 +97,9 @@ def _encode(segmentation: Any, size: Size) -> dict:
     return from_runs(segmentation.get("counts"), size)
 
 
-def _collect(content: dict, path: Path, annotations: dict, *, is_thing: bool) -> list[dict]:
+def _collect(
+    content: dict, path: Path, shapes: dict[Any, list[Shape]], *, is_thing: bool
+) -> list[dict]:
     """Sort the annotations of a json by image; return its classes."""
     with errors_of(f"'{path}': 'categories'"):
         classes = [check_class(c, needs_id=True) for c in content["categories"]]
@@ -111,19 +108,20 @@ def _collect(content: dict, path: Path, annotations: dict, *, is_thing: bool) ->
         if len(merge_classes(classes)) < len(classes):
             raise UserError("a name is there twice")
     names = {c["id"]: c["name"] for c in classes}
-    left_out = defaultdict(list)
+    without_mask = []
     for annotation in content["annotations"]:
         where = f"'{path}': annotation {annotation.get('id')!r}"
-        for key, known in (("image_id", annotations), ("category_id", names)):
+        for key, known in (("image_id", shapes), ("category_id", names)):
             value = annotation.get(key)
             if not isinstance(value, int | str) or value not in known:
                 raise UserError(f"{where}: the file has no entry for its {key} {value!r}.")
         if annotation.get("segmentation"):
-            name = names[annotation["category_id"]]
-            annotations[annotation["image_id"]].append((where, name, annotation))
+            name, crowd = names[annotation["category_id"]], int(bool(annotation.get("iscrowd")))
+            shape = Shape(where, name, annotation["segmentation"], iscrowd=crowd)
+            shapes[annotation["image_id"]].append(shape)
         else:
-            left_out["annotations have no segmentation (a box is no mask)"].append(where)
-    log_left_out(left_out)
+            without_mask.append(where)
+    log_left_out("annotations without a segmentation (a box is no mask)", without_mask)
     return classes
 
 

@@ -2,8 +2,6 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import defaultdict
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from ...errors import UserError
 from .shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
 from .source import (
     Item,
-    Labels,
     Size,
     Source,
     errors_of,
@@ -45,7 +42,7 @@ def cvat(annotations: Path, images: Path) -> Source:
     """
     root = _read_xml(annotations)
     items: dict[str, Item] = {}
-    left_out = defaultdict(list)
+    not_drawn: list[str] = []
     for image in root.iter("image"):
         place = f"'{annotations}': image {image.get('id')}"
         shapes = []
@@ -56,14 +53,23 @@ def cvat(annotations: Path, images: Path) -> Source:
             for index, element in enumerate(image):
                 where = f"{place}, {element.tag} {index}"
                 if element.tag in _DRAWN:
-                    shapes.append((where, element.tag, dict(element.attrib)))
+                    shapes.append(_shape(element, where))
                 elif element.tag != "tag":
-                    left_out[f"shapes are a {element.tag}, which is not drawn"].append(where)
+                    not_drawn.append(where)
             size = [image.get(side) for side in ("height", "width")]
             height, width = numbers(size, "height and width", 2).astype(int).tolist()
-        items[name] = Item(name, partial(_draw, shapes), size=(height, width))
-    log_left_out(left_out)
+        items[name] = Item(name, partial(draw_shapes, _encode, shapes), size=(height, width))
+    log_left_out("shapes of a kind without area", not_drawn)
     return Source(images, _classes(root), [items[name] for name in sorted(items)])
+
+
+def _shape(element: ElementTree.Element, where: str) -> Shape:
+    label, group = element.get("label"), element.get("group_id", "0")
+    if not label:
+        raise UserError(f"{element.tag} has no 'label'")
+    (z,) = numbers(element.get("z_order", 0), "'z_order'", 1)
+    drawn = {"kind": element.tag, **element.attrib}
+    return Shape(where, label, drawn, None if group == "0" else group, z=int(z))
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -101,37 +107,22 @@ def _classes(root: ElementTree.Element) -> list[dict]:
     ]
 
 
-def _draw(
-    shapes: list[tuple[str, str, dict[str, str]]], size: Size, things: Collection[str]
-) -> Labels:
-    """Draw (place, kind, attributes) of each shape."""
-    drawn = []
-    for where, kind, attributes in shapes:
-        with errors_of(where):
-            if not attributes.get("label"):
-                raise UserError("it has no 'label'")
-            (z,) = numbers(attributes.get("z_order", 0), "'z_order'", 1)
-            rle = _encode(kind, attributes, size)
-        group = attributes.get("group_id", "0")
-        drawn.append(Shape(attributes["label"], rle, None if group == "0" else group, z=int(z)))
-    return draw_shapes(drawn, size, things)
+def _encode(drawn: dict[str, str], size: Size) -> dict:
+    def of(*names: str) -> list:
+        return [drawn.get(name) for name in names]
 
-
-def _encode(kind: str, attributes: dict[str, str], size: Size) -> dict:
+    kind = drawn["kind"]
     if kind == "polygon":
-        points = attributes.get("points", "").replace(";", ",").split(",")
-        return from_polygons([points], size)
-    (degrees,) = numbers(attributes.get("rotation", 0), "'rotation'", 1)
+        return from_polygons([drawn.get("points", "").replace(";", ",").split(",")], size)
+    (degrees,) = numbers(drawn.get("rotation", 0), "'rotation'", 1)
     if kind == "box":
-        return from_rectangle(
-            [attributes.get(k) for k in ("xtl", "ytl", "xbr", "ybr")], size, degrees
-        )
+        return from_rectangle(of("xtl", "ytl", "xbr", "ybr"), size, degrees)
     if kind == "ellipse":
-        return from_ellipse([attributes.get(k) for k in ("cx", "cy", "rx", "ry")], size, degrees)
-    box = [attributes.get(side) for side in ("left", "top", "width", "height")]
-    left, top, width, height = numbers(box, "the box of a mask", 4).astype(int).tolist()
+        return from_ellipse(of("cx", "cy", "rx", "ry"), size, degrees)
+    box = numbers(of("left", "top", "width", "height"), "the box of a mask", 4)
+    left, top, width, height = box.astype(int).tolist()
     # Along the rows of the box, from a run of zeros on.
-    runs = numbers(attributes.get("rle", "").split(","), "'rle'").astype(int)
+    runs = numbers(drawn.get("rle", "").split(","), "'rle'").astype(int)
     if runs.min() < 0 or runs.sum() != width * height or width > size[1] or height > size[0]:
         raise UserError(f"the runs of a mask do not add up to {width} x {height} within the image")
     pixels = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)

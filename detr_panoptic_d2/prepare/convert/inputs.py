@@ -107,5 +107,5 @@ def _warn_of_unused(sources: list[Source]) -> None:
     roots = {source.image_root for source in sources}
     used = {source.image_root / item.file_name for source in sources for item in source.items}
     images = [root / name for root in sorted(roots) for name in find_images(root)]
-    unused = [f"'{image}'" for image in images if image not in used]
-    log_left_out({"images without an annotation": unused} if unused else {})
+    unused = [image for image in images if image not in used]
+    log_left_out("images without an annotation", unused)

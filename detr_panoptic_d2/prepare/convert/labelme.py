@@ -3,11 +3,8 @@
 import base64
 import io
 import math
-from collections import defaultdict
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +13,6 @@ from ...errors import UserError
 from .shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
 from .source import (
     Item,
-    Labels,
     Size,
     Source,
     errors_of,
@@ -25,8 +21,6 @@ from .source import (
     read_json,
     resolve_inside,
 )
-
-_DRAWN = ("polygon", "rectangle", "circle", "mask")
 
 
 def labelme(annotations: Path, images: Path | None = None) -> Source:
@@ -51,7 +45,7 @@ def labelme(annotations: Path, images: Path | None = None) -> Source:
     root = images or annotations
     items: dict[str, Item] = {}
     labels: set[str] = set()
-    left_out = defaultdict(list)
+    not_drawn: list[str] = []
     for path in files:
         content = read_json(path, "shapes")
         shapes = []
@@ -59,43 +53,36 @@ def labelme(annotations: Path, images: Path | None = None) -> Source:
             name = resolve_inside(root, content.get("imagePath"), base=path.parent)
             if name in items:
                 raise UserError(f"another json has the image '{name}' too")
-            for index, shape in enumerate(content["shapes"]):
-                if not isinstance(shape.get("label"), str):
+            for index, drawn in enumerate(content["shapes"]):
+                label, where = drawn.get("label"), f"'{path}': shape {index}"
+                if not isinstance(label, str):
                     raise UserError(f"shape {index} has no 'label'")
-                labels.add(shape["label"])
-                kind, where = shape.get("shape_type") or "polygon", f"'{path}': shape {index}"
-                if kind in _DRAWN:
-                    shapes.append((where, kind, shape))
+                labels.add(label)
+                if drawn.get("shape_type") in ("polygon", "rectangle", "circle", "mask", None):
+                    shapes.append(Shape(where, label, drawn, drawn.get("group_id")))
                 else:
-                    left_out[f"shapes are a {kind}, which is not drawn"].append(where)
+                    not_drawn.append(f"{where} ({drawn['shape_type']})")
         size = content.get("imageHeight"), content.get("imageWidth")
-        items[name] = Item(name, partial(_draw, shapes), size=None if None in size else size)
-    log_left_out(left_out)
+        draw = partial(draw_shapes, _encode, shapes)
+        items[name] = Item(name, draw, size=None if None in size else size)
+    log_left_out("shapes of a kind without area", not_drawn)
     classes = [{"name": label} for label in sorted(labels)]
     return Source(root, classes, [items[name] for name in sorted(items)])
 
 
-def _draw(shapes: list[tuple[str, str, dict]], size: Size, things: Collection[str]) -> Labels:
-    """Draw (place, kind, entry of the json) of each shape."""
-    drawn = []
-    for where, kind, shape in shapes:
-        with errors_of(where):
-            rle = _encode(kind, shape.get("points"), shape.get("mask"), size)
-        drawn.append(Shape(shape["label"], rle, shape.get("group_id")))
-    return draw_shapes(drawn, size, things)
-
-
-def _encode(kind: str, points: Any, mask: Any, size: Size) -> dict:
+def _encode(drawn: dict, size: Size) -> dict:
+    kind = drawn.get("shape_type") or "polygon"
     if kind == "polygon":
-        return from_polygons([points], size)
-    corners = numbers(points, "'points'", 4)
+        return from_polygons([drawn.get("points")], size)
+    corners = numbers(drawn.get("points"), "'points'", 4)
     if kind == "rectangle":
         return from_rectangle(corners, size)
     if kind == "circle":
         radius = math.hypot(*(corners[2:] - corners[:2]))
         return from_ellipse([*corners[:2], radius, radius], size)
     try:
-        with Image.open(io.BytesIO(base64.b64decode(mask, validate=True))) as image:
+        png = base64.b64decode(drawn.get("mask", ""), validate=True)
+        with Image.open(io.BytesIO(png)) as image:
             pixels = np.asarray(image.convert("L")) > 0
     except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"'mask' is no base64 PNG ({error})") from error

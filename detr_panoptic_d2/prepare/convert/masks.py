@@ -1,8 +1,6 @@
 """Masks beside images -> panoptic: a class per pixel (CamVid), or an object (Penn-Fudan)."""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +23,10 @@ from .source import (
     open_image,
 )
 
+_PACK = np.array([1, 256, 65536])
+# From mask and image size to the name and the pixels of each class.
+Regions = Callable[[Path, Size], Iterator[tuple[str, np.ndarray]]]
+
 
 def class_masks(
     images: Path,
@@ -35,15 +37,14 @@ def class_masks(
     void_value: int = 255,
     connectivity: int = 8,
 ) -> Source:
-    """Images and a class mask for each.
+    """Images and a class mask for each: of stuff one segment, of things one per component.
 
-    Stuff classes become one segment per image, things one per connected component. Classes are
-    stuff unless the list or the user make them things.
+    Classes are stuff unless the list or the user make them things.
 
     Args:
         images: folder of the images.
         masks: folder of the masks.
-        labels: list of the classes; see ``categories.read_class_file``.
+        labels: list of the classes; see :func:`read_mask_classes`.
         mask_suffix: what follows the image's name without suffix in the name of its mask.
         void_value: value of unlabelled pixels in grey masks.
         connectivity: 8, or 4 to keep apart what touches at corners only.
@@ -52,19 +53,21 @@ def class_masks(
         FileNotFoundError: a file is missing, or no image has a mask.
         UserError: the list of classes does not fit.
     """
-    reader = ClassMasks.open(masks, labels, void_value)
+    classes = read_mask_classes(labels)
+    regions = partial(class_regions, classes=classes, void_value=void_value)
     matched = match_masks(masks, find_images(images), mask_suffix)
     structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    items = [Item(n, partial(_draw_classes, reader, m, structure)) for n, m in matched.items()]
-    return Source(images, list(reader.classes), items, thing_by_default=False)
+    draw = partial(_draw_classes, structure, regions)
+    items = [Item(name, partial(draw, mask)) for name, mask in matched.items()]
+    return Source(images, [{**c, "isthing": c["isthing"] or 0} for c in classes], items)
 
 
 def _draw_classes(
-    reader: "ClassMasks", mask: Path, structure: np.ndarray, size: Size, things: Collection[str]
+    structure: np.ndarray, regions: Regions, mask: Path, size: Size, things: Collection[str]
 ) -> Labels:
     """Label the components of things, and each stuff class as a whole."""
     labels = Labels(np.zeros(size, np.int32), [])
-    for name, where in reader.regions(mask, size):
+    for name, where in regions(mask, size):
         parts, count = ndimage.label(where, structure) if name in things else (where, 1)
         labels.map[where] = parts[where] + len(labels.segments)
         labels.segments += [Segment(name)] * count
@@ -81,7 +84,7 @@ def instance_masks(
 ) -> Source:
     """Images of one class of things, and a mask for each: 0 background, n the n-th object.
 
-    Numbers may have gaps. The masks of the published Penn-Fudan set are so.
+    Numbers may have gaps.
 
     Args:
         images: folder of the images.
@@ -109,71 +112,56 @@ def _draw_objects(
     return Labels(labels[:-1].reshape(size).astype(np.int32), [Segment(name) for name in names])
 
 
-@dataclass(frozen=True)
-class ClassMasks:
-    """Reads class masks.
+def read_mask_classes(labels: Path) -> list[dict]:
+    """Read the list of the classes of masks; see ``categories.read_class_file``.
 
-    A list of classes with colours is for masks in colour (RGB or palette); grey masks hold ids,
-    which are positions in the list unless it has ids of its own.
+    A list with colours is for masks in colour (RGB or palette); grey masks hold ids, which are
+    positions in the list unless it has ids of its own.
 
-    Attributes:
-        classes: with ids, and colours if masks are in colour.
-        void: value that means "not labelled" although the list does not have it.
+    Raises:
+        FileNotFoundError: the list is missing.
+        UserError: it cannot be read, or has an id or colour twice.
     """
-
-    classes: tuple[dict, ...]
-    void: int = 255
-
-    @classmethod
-    def open(cls, masks: Path, labels: Path | None, void: int = 255) -> "ClassMasks":
-        """Read the list of classes.
-
-        Raises:
-            FileNotFoundError: the list is missing.
-            UserError: it is not given, cannot be read, or has an id or colour twice.
-        """
-        if labels is None:
-            raise UserError(f"Class masks ('{masks}') need the list of their classes: --labels.")
-        classes = read_class_file(labels)
-        with errors_of(f"'{labels}'"):
-            merge_classes(classes)
-            colors = [tuple(c["color"]) for c in classes if c.get("color")]
-            if len(set(colors)) not in (0, len(classes)):
-                raise UserError("each class, or none, must have a colour of its own")
-        return cls(tuple(classes), void)
-
-    def regions(self, mask: Path, size: Size) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the name and the pixels, bool (H, W), of each class of a mask.
-
-        Raises:
-            OSError: it is no whole image.
-            UserError: it has another size than its image, or a value or colour of no class.
-        """
-        image = _read(mask, size)
-        names = {c["id"]: c["name"] for c in self.classes}
-        in_color = image.mode in ("P", "RGB", "RGBA") and self.classes[0].get("color")
-        if in_color:
-            names = {int(np.dot(c["color"], _PACK)): c["name"] for c in self.classes}
-            values = np.asarray(image.convert("RGB")).astype(np.int32) @ _PACK
-        else:
-            values = _numbers(image, mask)
-        for value in np.unique(values).tolist():
-            if value in names:
-                yield names[value], values == value
-            elif in_color:
-                rgb = value & 255, value >> 8 & 255, value >> 16
-                raise UserError(
-                    f"Mask '{mask}' has the colour {rgb}, which is in no class of the list. (A "
-                    "mask that was stored as JPEG or resized smoothly cannot be used.)"
-                )
-            elif value != self.void:
-                raise UserError(
-                    f"Mask '{mask}' has the value {value}, which is no class of the list "
-                    f"({sorted(names)}). Add it there, or give it as --void-value."
-                )
+    classes = read_class_file(labels)
+    with errors_of(f"'{labels}'"):
+        merge_classes(classes)
+        colors = {tuple(c["color"]) for c in classes if c["color"]}
+        if len(colors) not in (0, len(classes)):
+            raise UserError("each class, or none, must have a colour of its own")
+    return classes
 
 
-_PACK = np.array([1, 256, 65536])
+def class_regions(
+    mask: Path, size: Size, *, classes: list[dict], void_value: int = 255
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the name and the pixels, bool (H, W), of each class of a mask.
+
+    Raises:
+        OSError: it is no whole image.
+        UserError: it has another size than its image, or a value or colour of no class.
+    """
+    image = _read(mask, size)
+    names = {c["id"]: c["name"] for c in classes}
+    in_color = image.mode in ("P", "RGB", "RGBA") and classes[0]["color"]
+    if in_color:
+        names = {int(np.dot(c["color"], _PACK)): c["name"] for c in classes}
+        values = np.asarray(image.convert("RGB")).astype(np.int32) @ _PACK
+    else:
+        values = _numbers(image, mask)
+    for value in np.unique(values).tolist():
+        if value in names:
+            yield names[value], values == value
+        elif in_color:
+            rgb = value & 255, value >> 8 & 255, value >> 16
+            raise UserError(
+                f"Mask '{mask}' has the colour {rgb}, which is in no class of the list. (A mask "
+                "that was stored as JPEG or resized smoothly cannot be used.)"
+            )
+        elif value != void_value:
+            raise UserError(
+                f"Mask '{mask}' has the value {value}, which is no class of the list "
+                f"({sorted(names)}). Add it there, or give it as --void-value."
+            )
 
 
 def _read(mask: Path, size: Size) -> Image.Image:
@@ -215,8 +203,5 @@ def match_masks(root: Path, images: list[str], suffix: str) -> dict[str, Path]:
             f"None of {len(images)} images has a mask; '{images[0]}' needs '{wanted[images[0]]}'. "
             "Are the folder and --mask-suffix right?"
         )
-    left_out = defaultdict(list)
-    for mask in sorted(there - set(found.values())):
-        left_out["masks without an image"].append(f"'{mask}'")
-    log_left_out(left_out)
+    log_left_out("masks without an image", sorted(there - set(found.values())))
     return found

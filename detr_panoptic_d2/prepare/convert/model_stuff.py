@@ -26,9 +26,6 @@ class ModelStuff:
         threshold: least confidence; the model's own ``MODEL.DETR.TEST.SCORE_THRESH`` is set to it.
         opts: further config keys and values.
 
-    Attributes:
-        classes: the model's stuff.
-
     Raises:
         UserError: the threshold is not within 0 and 1, or the weights do not fit the model.
     """
@@ -40,18 +37,16 @@ class ModelStuff:
         self._predictor = Predictor(setup_cfg(config, opts))
         metadata = self._predictor.metadata
         things = thing_class_ids(metadata)
-        pairs = zip(metadata.stuff_classes, metadata.stuff_colors, strict=True)
         self._names = {i: n for i, n in enumerate(metadata.stuff_classes) if i not in things}
-        self.classes = [
-            {"name": name, "color": [int(channel) for channel in color]}
-            for i, (name, color) in enumerate(pairs)
-            if i not in things
+        self._classes = [
+            {"name": name, "isthing": 0, "color": list(metadata.stuff_colors[i])}
+            for i, name in self._names.items()
         ]
 
     def under(self, source: Source) -> Source:
         """Return the source with the model's stuff under its labels; only this process draws it."""
         items = [replace(i, draw=partial(self._draw, source, i)) for i in source.items]
-        return replace(source, items=items)
+        return replace(source, classes=[*source.classes, *self._classes], items=items)
 
     def _draw(self, source: Source, item: Item, size: Size, things: Collection[str]) -> Labels:
         labels = item.draw(size, things)

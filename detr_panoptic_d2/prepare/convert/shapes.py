@@ -1,34 +1,42 @@
-"""Shapes that people draw around objects -> label map. All are run lengths of pycocotools."""
+"""Shapes that people draw around objects -> run lengths of pycocotools -> label map."""
 
 import math
-from collections.abc import Collection, Sequence
+import reprlib
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_util
 
 from ...errors import UserError
-from .source import Labels, Segment, Size, numbers, short
+from .source import Labels, Segment, Size, errors_of, numbers
 
 
 class Shape(NamedTuple):
     """A shape of an image.
 
     Attributes:
+        where: to name it in errors.
         name: of its class.
-        rle: compressed run lengths of pycocotools.
+        drawn: how it is drawn, in the form of its format.
         group: shapes of one class and group are one object; None: of no group.
         z: what is higher lies above.
     """
 
+    where: str
     name: str
-    rle: dict
+    drawn: Any
     group: Any = None
     iscrowd: int = 0
     z: int = 0
 
 
-def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) -> Labels:
+def draw_shapes(
+    encode: Callable[[Any, Size], dict],
+    shapes: Sequence[Shape],
+    size: Size,
+    things: Collection[str],
+) -> Labels:
     """Draw shapes over each other.
 
     From bottom to top: by ``z``; within it stuff, then crowds, then things; within these the
@@ -36,24 +44,30 @@ def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) ->
     in front, or held).
 
     Args:
+        encode: ``encode(drawn, size)`` returns compressed run lengths of pycocotools.
         shapes: S shapes.
         size: (H, W).
         things: names of the classes that are things.
     """
     groups: dict[Any, list[Shape]] = {}
     for index, shape in enumerate(shapes):
+        with errors_of(shape.where):
+            encoded = shape._replace(drawn=encode(shape.drawn, size))
         key = index if shape.group is None else (shape.name, shape.group)
-        groups.setdefault(key, []).append(shape)
-    objects = [g[0]._replace(rle=mask_util.merge([s.rle for s in g])) for g in groups.values()]
+        groups.setdefault(key, []).append(encoded)
+    objects = [
+        group[0]._replace(drawn=mask_util.merge([shape.drawn for shape in group]))
+        for group in groups.values()
+    ]
 
     def height(shape: Shape) -> tuple:
         layer = 0 if shape.name not in things else 1 if shape.iscrowd else 2
-        return shape.z, layer, -int(mask_util.area(shape.rle))
+        return shape.z, layer, -int(mask_util.area(shape.drawn))
 
     labels = np.zeros(size, np.int32)
     objects.sort(key=height)
     for label, shape in enumerate(objects, 1):
-        labels[mask_util.decode(shape.rle) != 0] = label
+        labels[mask_util.decode(shape.drawn) != 0] = label
     return Labels(labels, [Segment(s.name, int(s.iscrowd and s.name in things)) for s in objects])
 
 
@@ -67,7 +81,7 @@ def from_polygons(polygons: Sequence[Any], size: Size) -> dict:
     for values in flat:
         # pycocotools walks along each edge: far corners cost memory without bound.
         if len(values) % 2 or np.abs(values).max(initial=0) > 10 * max(size):
-            raise UserError(f"the polygon {short(values.tolist())} is odd, or far outside")
+            raise UserError(f"the polygon {reprlib.repr(values.tolist())} is odd, or far outside")
     drawn = [values.tolist() for values in flat if len(values) >= 6]
     if not drawn:
         return from_runs([size[0] * size[1]], size)
@@ -125,7 +139,9 @@ def from_runs(counts: Any, size: Size) -> dict:
     # pycocotools does not check this itself, and would leave pixels as they are in memory.
     is_list = isinstance(runs, list) and all(type(c) is int and c >= 0 for c in runs)
     if not is_list or sum(runs) != size[0] * size[1]:
-        raise UserError(f"the run lengths {short(counts)} do not add up to {size[0]} x {size[1]}")
+        raise UserError(
+            f"the run lengths {reprlib.repr(counts)} do not add up to {size[0]} x {size[1]}"
+        )
     return mask_util.frPyObjects({"size": list(size), "counts": runs}, *size)
 
 

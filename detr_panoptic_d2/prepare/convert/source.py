@@ -4,7 +4,8 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -70,15 +71,13 @@ class Source:
 
     Attributes:
         image_root: folder of the images.
-        classes: those that the data has, in its order; see ``categories.check_class``.
+        classes: those that the data has, in its order; see ``categories``.
         items: one per image.
-        thing_by_default: what a class is of which neither data nor user say it.
     """
 
     image_root: Path
     classes: list[dict]
     items: list[Item]
-    thing_by_default: bool = True
 
 
 @contextlib.contextmanager
@@ -90,10 +89,10 @@ def errors_of(where: str) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from None
 
 
-def log_left_out(left_out: Mapping[str, list[str]]) -> None:
-    """Warn of what is left out: reasons, and the places that each of them is about."""
-    for reason, places in left_out.items():
-        logger.warning("Left out: %d %s, such as %s.", len(places), reason, places[0])
+def log_left_out(what: str, places: Sequence[object]) -> None:
+    """Warn of what is left out: its number, and one place."""
+    if places:
+        logger.warning("Left out: %d %s, such as %s.", len(places), what, places[0])
 
 
 def read_json(path: Path, *keys: str) -> Any:
@@ -116,12 +115,6 @@ def read_json(path: Path, *keys: str) -> Any:
     return content
 
 
-def short(value: Any) -> str:
-    """Return the value for an error, cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
     """Return numbers, also those that are text, as float64 (N,).
 
@@ -134,20 +127,17 @@ def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
         found = np.full(1, np.nan)
     if not np.isfinite(found).all() or (count is not None and len(found) != count):
         needed = "numbers" if count is None else f"{count} numbers"
-        raise UserError(f"{what} must be {needed}, not {short(values)}")
+        raise UserError(f"{what} must be {needed}, not {reprlib.repr(values)}")
     return found
 
 
 def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
-    """Turn a path of an annotation file into one relative to ``root``, which it must not leave.
+    """Turn a path of an annotation file into a normalised one relative to ``root``, with ``/``.
 
     Args:
         root: folder of the images.
         name: as it stands in the file; ``\\`` counts as ``/``.
         base: folder that relative names start from; default ``root``.
-
-    Returns:
-        The normalised relative path, with ``/``.
 
     Raises:
         UserError: the name is none, or leads out of ``root``.

@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -55,7 +55,6 @@ def convert(
     output: Path,
     classes: ClassOptions = ClassOptions(),  # noqa: B008  immutable
     *,
-    extra_stuff: Iterable[dict] = (),
     min_area: int = 1,
     workers: int = 1,
 ) -> list[Converted]:
@@ -70,7 +69,6 @@ def convert(
         splits: name and source of each.
         output: folder; made if need be.
         classes: what the user says about classes.
-        extra_stuff: stuff classes that the sources draw besides their own.
         min_area: segments of fewer pixels are left unlabelled.
         workers: number of processes.
 
@@ -87,12 +85,8 @@ def convert(
             raise FileNotFoundError(
                 f"{len(missing)} images are missing, the first is '{missing[0]}'."
             )
-    categories = choose_categories(
-        [c for source in splits.values() for c in source.classes],
-        classes,
-        thing_by_default=next(iter(splits.values())).thing_by_default,
-        extra_stuff=extra_stuff,
-    )
+    found = [c for source in splits.values() for c in source.classes]
+    categories = choose_categories(found, classes)
     # The jsons last: what has one is whole.
     parts = [f"panoptic_{name}{end}" for end in ("", ".json") for name in splits]
     for part in parts:
