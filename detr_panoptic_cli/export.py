@@ -31,37 +31,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, export it and say where it is."""
     import numpy as np
+    from detectron2.data import DatasetCatalog
     from detectron2.data.detection_utils import read_image
     from detectron2.modeling import build_model
 
+    from detr_panoptic_d2.apps.predict import find_inputs
     from detr_panoptic_d2.checkpoint import PanopticCheckpointer
     from detr_panoptic_d2.engine import setup_cfg
     from detr_panoptic_d2.evaluation import build_evaluator
-    from detr_panoptic_d2.export import check_exportable, evaluate_exported, export_model
+    from detr_panoptic_d2.export import ExportedPredictor, export_model
 
     set_up_console()
     cfg = setup_cfg(args.config_file, args.opts)
     model = build_model(cfg).eval()
-    check_exportable(model)
     PanopticCheckpointer(model).load(cfg.MODEL.WEIGHTS, complete=True)
-    images = []
-    if args.int8:
-        from detr_panoptic_d2.apps.predict import find_inputs
-
-        images = [np.asarray(read_image(str(path), "RGB")) for path in find_inputs([args.int8])]
+    paths = find_inputs([args.int8]) if args.int8 else []
     folder = export_model(
         model,
         cfg,
         args.output,
         graph_format=args.format,
         half=args.half,
-        int8_images=images,
+        int8_images=[np.asarray(read_image(str(path), "RGB")) for path in paths],
         size=args.size,
     )
     print(f"Exported: {folder}")
     if args.evaluate:
-        evaluator = build_evaluator(cfg, cfg.DATASETS.TEST[0])
-        results = evaluate_exported(folder, cfg, evaluator)["panoptic_seg"]
+        name, predictor = cfg.DATASETS.TEST[0], ExportedPredictor(folder)
+        evaluator = build_evaluator(cfg, name)
+        evaluator.reset()
+        for item in DatasetCatalog.get(name):
+            evaluator.process([item], [predictor(read_image(item["file_name"], "BGR"))])
+        results = evaluator.evaluate()["panoptic_seg"]
         print("  ".join(f"{key} {results[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")))
     return 0
 

@@ -4,17 +4,7 @@
 runs them with NumPy and a runtime alone.
 """
 
-from .graphs import DetectorGraph, MaskGraph, check_exportable, export_programs
-from .predictor import ExportedPredictor, evaluate_exported
-from .write import FORMATS, export_model
+from .predictor import ExportedPredictor
+from .write import export_model
 
-__all__ = [
-    "FORMATS",
-    "DetectorGraph",
-    "ExportedPredictor",
-    "MaskGraph",
-    "check_exportable",
-    "evaluate_exported",
-    "export_model",
-    "export_programs",
-]
+__all__ = ["ExportedPredictor", "export_model"]

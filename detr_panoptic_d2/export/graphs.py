@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError, check_value
-from ..modeling.mask_head import BoxAttentionMap, MaskHeadSmallConv
+from ..errors import UserError
+from ..modeling.mask_head import MaskHeadSmallConv
 from ..modeling.meta_arch import PanopticDETR
 from ..modeling.panoptic_inference import DETRPanopticInference, OfficialPanopticInference
 
@@ -97,30 +97,17 @@ class _GroupNorm(nn.Module):
         return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
-def check_exportable(model: nn.Module) -> None:
-    """Check that the graphs and the runtime can say all that a model does.
-
-    Raises:
-        UserError: the meta architecture, mask head or panoptic inference is not one of ours, or
-            there is no mask head.
-    """
-    if type(model) is not PanopticDETR:
-        raise UserError(f"MODEL.META_ARCHITECTURE {type(model).__name__} cannot be exported.")
-    if model.mask_head is None:
-        raise UserError("MODEL.MASK_ON is False: a model without masks cannot be exported.")
-    head, rule = type(model.mask_head), type(model.panoptic_inference)
-    check_value(
-        "MODEL.DETR.MASK_HEAD.NAME",
-        head.__name__,
-        head is MaskHeadSmallConv and type(model.bbox_attention) is BoxAttentionMap,
-        "MaskHeadSmallConv to be exported",
-    )
-    check_value(
-        "MODEL.DETR.TEST.PANOPTIC_INFERENCE",
-        rule.__name__,
-        rule in (DETRPanopticInference, OfficialPanopticInference),
-        "DETRPanopticInference or OfficialPanopticInference to be exported",
-    )
+def _refuse_others(model: nn.Module) -> None:
+    """Raise a ``UserError`` unless the graphs and the runtime can say all that the model does."""
+    parts = [type(model)]
+    parts += [type(getattr(model, x, None)) for x in ("mask_head", "panoptic_inference")]
+    rules = (DETRPanopticInference, OfficialPanopticInference)
+    if parts[:2] != [PanopticDETR, MaskHeadSmallConv] or parts[2] not in rules:
+        raise UserError(
+            "Only PanopticDETR with MODEL.MASK_ON, MODEL.DETR.MASK_HEAD.NAME MaskHeadSmallConv and "
+            f"MODEL.DETR.TEST.PANOPTIC_INFERENCE {' or '.join(r.__name__ for r in rules)} can be "
+            f"exported, not {', '.join(part.__name__ for part in parts)}."
+        )
 
 
 @torch.no_grad()
@@ -134,31 +121,25 @@ def export_programs(
         size: (H, W) of the network's input; None: any from ``MIN_SIZE`` to ``MAX_SIZE``.
 
     Raises:
-        UserError: see :func:`check_exportable`; or ``torch.export`` cannot follow the backbone.
+        UserError: the mask head or the rule is none of ours, or ``torch.export`` cannot follow
+            the backbone.
     """
-    check_exportable(model)
+    _refuse_others(model)
     model = copy.deepcopy(model).cpu().float().fold_for_inference()
     # Dimensions of 1 and those that happen to be equal would be taken for constants.
     image = torch.zeros(1, 3, *(size or (224, 288)))
     detector = DetectorGraph(model)
     _, _, hs, *rest = detector(image)
     masks = MaskGraph(model)
-    dynamic = {"detector": None, "masks": ({0: torch.export.Dim("kept", max=hs.shape[0])},)}
+    free, kept = None, torch.export.Dim("kept", max=hs.shape[0])
+    image_shapes = None
     if size is None:
-        auto = torch.export.Dim.AUTO
-        dynamic["detector"] = (
-            {
-                2: torch.export.Dim("height", min=MIN_SIZE, max=MAX_SIZE),
-                3: torch.export.Dim("width", min=MIN_SIZE, max=MAX_SIZE),
-            },
-        )
-        dynamic["masks"] += ({2: auto, 3: auto}, tuple({2: auto, 3: auto} for _ in rest[1:]))
-    else:
-        dynamic["masks"] += (None, tuple(None for _ in rest[1:]))
+        free = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
+        sides = [torch.export.Dim(x, min=MIN_SIZE, max=MAX_SIZE) for x in ("height", "width")]
+        image_shapes = (dict(zip((2, 3), sides, strict=True)),)
+    mask_shapes = ({0: kept}, free, tuple(free for _ in rest[1:]))
     try:
-        program = torch.export.export(
-            detector, (image,), dynamic_shapes=dynamic["detector"], strict=False
-        )
+        program = torch.export.export(detector, (image,), dynamic_shapes=image_shapes, strict=False)
     except Exception as error:
         # Whatever a backbone of someone else's does that torch.export cannot follow.
         name = type(model.backbone).__name__
@@ -167,6 +148,6 @@ def export_programs(
             f"({str(error).splitlines()[0]}). Try one size: --size HxW."
         ) from error
     mask_program = torch.export.export(
-        masks, (hs[:3], *rest), dynamic_shapes=dynamic["masks"], strict=False
+        masks, (hs[:3], *rest), dynamic_shapes=mask_shapes, strict=False
     )
     return program, mask_program

@@ -5,10 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata
-from detectron2.data.detection_utils import read_image
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import Metadata
 
 from ..errors import UserError
 from .runtime import PanopticModel
@@ -49,14 +46,3 @@ class ExportedPredictor:
         ids, segments = self.model(np.ascontiguousarray(image[:, :, ::-1]))
         segments = [{**s, "category_id": self._contiguous[s["category_id"]]} for s in segments]
         return {"panoptic_seg": (torch.from_numpy(ids), segments)}
-
-
-def evaluate_exported(
-    folder: str | os.PathLike, cfg: CfgNode, evaluator: DatasetEvaluator
-) -> dict[str, dict[str, float]]:
-    """Evaluate an exported model on the first of ``DATASETS.TEST``; returns the results."""
-    predictor = ExportedPredictor(folder)
-    evaluator.reset()
-    for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
-        evaluator.process([item], [predictor(read_image(item["file_name"], "BGR"))])
-    return evaluator.evaluate()

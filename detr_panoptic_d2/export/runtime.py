@@ -19,7 +19,6 @@ import json
 import os
 import struct
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-# What the description of an exported model is called, and the form of it that is read here.
-DESCRIPTION, FORMAT_VERSION = "panoptic.json", 1
+# What the description of an exported model is called.
+DESCRIPTION = "panoptic.json"
 # Values of upsampled mask logits held at one time.
 _VALUES_PER_STRIP = 2**22
 # Pillow computes with weights of this many binary places.
@@ -50,7 +49,7 @@ class PanopticModel:
         description: all of ``panoptic.json``.
 
     Raises:
-        ValueError: the folder is not whole, or of a newer version.
+        ValueError: the folder is not whole.
         ImportError: its runtime is not installed.
     """
 
@@ -59,11 +58,6 @@ class PanopticModel:
         if not path.is_file():
             raise ValueError(f"{folder} is no exported model: it has no {DESCRIPTION}.")
         self.description = json.loads(path.read_text(encoding="utf-8"))
-        if self.description["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format version {self.description['format_version']}, but this "
-                f"runtime reads {FORMAT_VERSION}: use the runtime that lies in the folder."
-            )
         self.classes: list[dict] = self.description["classes"]
         files = self.description["files"]
         missing = [name for name in files.values() if not Path(folder, name).is_file()]
@@ -144,74 +138,44 @@ class PanopticModel:
             size: (H, W) of the network's input.
             output: (H, W) of the result.
         """
-        segments = self._queries_of_segments(labels)
-        own_area = None
-        owner = np.zeros(output, np.int64)
-        overlap = self.description["overlap_thresh"]
-        if len(segments) and overlap > 0:
-            own_area = np.zeros(len(segments), np.int64)
-        for rows, strip in _resized_strips(masks, size, output):
-            owner[rows] = strip.argmax(0)
-            if own_area is not None:
-                inside = strip >= 0
-                own_area += [inside[queries].any(0).sum() for queries in segments]
-        areas = self._drop(masks, size, owner, own_area, segments, scores)
-        table, found = np.zeros(max(1, len(scores)), np.int32), []
-        for i, area in areas.items():
-            info = self.classes[labels[segments[i][0]]]
-            found.append(
-                {
-                    "id": len(found) + 1,
-                    "category_id": info["id"],
-                    "name": info["name"],
-                    "isthing": info["isthing"],
-                    "area": int(area),
-                    "score": float(max(scores[q] for q in segments[i])),
-                }
-            )
-            table[segments[i]] = len(found)
-        return table[owner], found
-
-    def _queries_of_segments(self, labels: np.ndarray) -> list[list[int]]:
-        """One query for a thing, all of its class for stuff."""
-        segments: list[list[int]] = []
-        stuff: dict[int, list[int]] = {}
-        for query, label in enumerate(labels.tolist()):
+        segments: Segments = []
+        stuff: dict[int, dict] = {}
+        for query, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
             if label in stuff:
-                stuff[label].append(query)
+                stuff[label]["queries"].append(query)
+                stuff[label]["score"] = max(score, stuff[label]["score"])
                 continue
-            segments.append([query])
+            segments.append({"class": self.classes[label], "score": score, "queries": [query]})
             if not self.classes[label]["isthing"]:
                 stuff[label] = segments[-1]
-        return segments
-
-    def _drop(self, masks, size, owner, own_area, segments, scores) -> dict[int, int]:
-        """Drop segments until all that are left pass; changes ``owner`` and ``segments``."""
-        least, overlap = self.description["min_segment_area"], self.description["overlap_thresh"]
-
-        def pixels() -> np.ndarray:
-            return np.bincount(owner.ravel(), minlength=len(scores))
-
-        if self.description["rule"] == "OfficialPanopticInference" and segments:
+        if self.description["rule"] == "OfficialPanopticInference":
             # Merged stuff counts for the first of its queries; the others are dropped as small.
-            won = pixels()
-            segments[:] = [q[:1] for q in segments if won[q].sum() > least]
-            left = [q[0] for q in segments]
-            _reassign(masks, size, owner, left)
-        alive = dict(enumerate(segments))
-        while alive:
-            won = pixels()
-            areas = {i: int(won[queries].sum()) for i, queries in alive.items()}
-            dropped = [i for i, area in areas.items() if area <= least]
-            if not dropped and own_area is not None:
-                weak = [i for i, area in areas.items() if area < overlap * own_area[i]]
-                dropped = sorted(weak, key=lambda i: max(scores[segments[i]]))[:1]
-            if not dropped:
-                return areas
-            for i in dropped:
-                del alive[i]
-            _reassign(masks, size, owner, sorted(sum(alive.values(), [])))
-        return {}
+            _share_out(masks, segments, size, output)
+            segments = [s for s in segments if s["area"] > self.description["min_segment_area"]]
+            segments = [{**s, "queries": s["queries"][:1]} for s in segments]
+        elif self.description["overlap_thresh"] > 0:
+            _measure_own_masks(masks, segments, size, output)
+        owner = _share_out(masks, segments, size, output)
+        while dropped := self._failing(segments):
+            segments = [segment for segment in segments if segment not in dropped]
+            owner = _share_out(masks, segments, size, output)
+        table = np.zeros(len(masks) + 1, np.int32)  # the last one is void's
+        found = []
+        for number, segment in enumerate(segments, start=1):
+            table[segment["queries"]] = number
+            info = {key: segment["class"][key] for key in ("name", "isthing")}
+            info |= {key: segment[key] for key in ("area", "score")}
+            found.append({"id": number, "category_id": segment["class"]["id"], **info})
+        return table[owner], found
+
+    def _failing(self, segments: Segments) -> Segments:
+        """The segments to drop next: all small ones, or the least certain of the covered ones."""
+        overlap = self.description["overlap_thresh"]
+        small = [s for s in segments if s["area"] <= self.description["min_segment_area"]]
+        if small or overlap == 0:
+            return small
+        weak = [s for s in segments if s["area"] < overlap * s["own_area"]]
+        return sorted(weak, key=lambda s: s["score"])[:1]
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -255,11 +219,9 @@ def _resized_strips(
     masks: np.ndarray, size: tuple[int, int], output: tuple[int, int]
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Mask logits at the output size, some rows at a time: (rows, Q x rows x W)."""
-    if not len(masks):
-        return
     top, bottom, weight_y = _taps(output[0], size[0], masks.shape[1])
     left, right, weight_x = _taps(output[1], size[1], masks.shape[2])
-    step = max(1, _VALUES_PER_STRIP // (len(masks) * output[1]))
+    step = max(1, _VALUES_PER_STRIP // max(1, len(masks) * output[1]))
     for start in range(0, output[0], step):
         rows = slice(start, min(output[0], start + step))
         low = top[start]
@@ -271,25 +233,28 @@ def _resized_strips(
         yield rows, strip
 
 
-def _reassign(
-    masks: np.ndarray, size: tuple[int, int], owner: np.ndarray, alive: list[int]
+def _share_out(
+    masks: np.ndarray, segments: Segments, size: tuple[int, int], output: tuple[int, int]
+) -> np.ndarray:
+    """The query of greatest logit at each pixel, -1 without any; sets the segments' ``area``."""
+    owner = np.full(output, -1)
+    if segments:
+        queries = np.array(sorted(q for segment in segments for q in segment["queries"]))
+        for rows, strip in _resized_strips(masks[queries], size, output):
+            owner[rows] = queries[strip.argmax(0)]
+    won = np.bincount(owner.ravel() + 1, minlength=len(masks) + 1)[1:]
+    for segment in segments:
+        segment["area"] = int(won[segment["queries"]].sum())
+    return owner
+
+
+def _measure_own_masks(
+    masks: np.ndarray, segments: Segments, size: tuple[int, int], output: tuple[int, int]
 ) -> None:
-    """Give the pixels of all other queries to the best of the living; changes ``owner``."""
-    if not alive:
-        return
-    y, x = (~np.isin(owner, alive)).nonzero()
-    if not len(y):
-        return
-    rows = _taps(owner.shape[0], size[0], masks.shape[1])
-    columns = _taps(owner.shape[1], size[1], masks.shape[2])
-    living = masks[alive]
-    step = max(1, _VALUES_PER_STRIP // (4 * len(alive)))
-    for start in range(0, len(y), step):
-        yy, xx = y[start : start + step], x[start : start + step]
-        (top, bottom, wy), (left, right, wx) = ([t[yy] for t in rows], [t[xx] for t in columns])
-        upper = living[:, top, left] * (1 - wx) + living[:, top, right] * wx
-        lower = living[:, bottom, left] * (1 - wx) + living[:, bottom, right] * wx
-        owner[yy, xx] = np.asarray(alive)[(upper * (1 - wy) + lower * wy).argmax(0)]
+    """Set the segments' ``own_area``: pixels where one of their queries has a logit from 0 on."""
+    for segment in segments:
+        strips = _resized_strips(masks[segment["queries"]], size, output)
+        segment["own_area"] = sum(int((strip >= 0).any(0).sum()) for _, strip in strips)
 
 
 def _load_onnx(path: str, threads: int | None) -> Graph:
@@ -325,11 +290,9 @@ def _load_torch(path: str, threads: int | None) -> Graph:
     program = torch.export.load(path).module()
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        tensors = [torch.from_numpy(value) for value in inputs.values()]
         with torch.no_grad():
-            results = program(*tensors)
-        results = results if isinstance(results, tuple | list) else [results]
-        return [result.numpy() for result in results]
+            results = program(*map(torch.from_numpy, inputs.values()))
+        return [x.numpy() for x in (results if isinstance(results, tuple | list) else [results])]
 
     return run
 
@@ -366,9 +329,7 @@ def write_coco(
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id, (source, ids, segments) in enumerate(results, start=1):
-        png = f"{Path(source).stem}.png"
-        if any(a["file_name"] == png for a in annotations):
-            png = f"{Path(source).stem}_{image_id}.png"
+        png = f"{image_id:06d}_{Path(source).stem}.png"
         _write(folder / png, png_bytes(ids))
         height, width = ids.shape
         name = Path(source).name
@@ -383,10 +344,9 @@ def write_coco(
 
 def _write(path: Path, data: bytes) -> Path:
     """Write a file that is whole or not there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
-    return path
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    return temporary.replace(path)
 
 
 def main() -> int:
@@ -395,7 +355,6 @@ def main() -> int:
     parser.add_argument("model", help="folder of the exported model")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--output", required=True, help="folder of the results")
-    parser.add_argument("--threads", type=int, help="threads of the runtime")
     args = parser.parse_args()
     from PIL import Image, ImageOps
 
@@ -406,7 +365,7 @@ def main() -> int:
             yield path, *model(image)
 
     try:
-        model = PanopticModel(args.model, args.threads)
+        model = PanopticModel(args.model)
         sys.stdout.write(f"{write_coco(args.output, model.classes, results())}\n")
     except (OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")

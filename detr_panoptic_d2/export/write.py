@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .._version import __version__
-from ..data.metadata import dataset_ids, thing_class_ids
-from ..errors import UserError, check_value
+from ..errors import UserError
 from ..modeling.meta_arch import PanopticDETR
 from . import runtime
 from .graphs import DETECTOR_OUTPUTS, MASK_INPUTS, MAX_SIZE, MIN_SIZE, export_programs
 
 OPSET = 20
-# Format -> suffix of the graphs' files and the packages that write it.
-FORMATS = {
-    "onnx": (".onnx", ("onnx", "onnxscript")),
-    "openvino": (".xml", ("onnx", "onnxscript", "openvino")),
-    "torch-export": (".pt2", ()),
-}
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
 
 def export_model(
@@ -47,7 +41,7 @@ def export_model(
         model: stays as it is.
         cfg: of the model: data set, input size and thresholds.
         output: folder to make.
-        graph_format: one of ``FORMATS``.
+        graph_format: "onnx", "openvino" or "torch-export".
         half: weights (ONNX: computations too) in float16.
         int8_images: H x W x 3 uint8 RGB; if there are any, the detector's convolutions are
             quantised to int8 with the ranges that these images give.
@@ -60,26 +54,34 @@ def export_model(
         UserError: the model or the combination cannot be exported, a package is missing, or the
             folder is there already.
     """
-    output = Path(output)
-    check_value("--format", graph_format, graph_format in FORMATS, f"one of {', '.join(FORMATS)}")
-    if graph_format == "torch-export" and (half or len(int8_images)):
-        raise UserError("--half and --int8 go with --format onnx or openvino, not torch-export.")
-    if half and len(int8_images):
-        raise UserError("--half and --int8 exclude each other.")
+    output, int8 = Path(output), len(int8_images) > 0
+    if half and int8 or graph_format == "torch-export" and (half or int8):
+        raise UserError(
+            "--format onnx and openvino take one of --half and --int8, torch-export none."
+        )
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: remove it, or choose another --output.")
-    suffix, packages = FORMATS[graph_format]
-    for package in packages:
-        _import(package)
-    if size is None:
-        _check_sizes(cfg)
+    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if size is None and short and not MIN_SIZE <= short <= longest <= MAX_SIZE:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TEST is {short} and INPUT.MAX_SIZE_TEST {longest}, but the graphs "
+            f"take sizes from {MIN_SIZE} to {MAX_SIZE}: change the keys, or give one --size HxW."
+        )
+    if graph_format != "torch-export":
+        _import("onnxscript")
     programs = export_programs(model, size)
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        description = _describe(model, cfg, graph_format, size)
-        description["precision"] = "float16" if half else "int8" if len(int8_images) else "float32"
-        description["files"] = {"detector": f"detector{suffix}", "masks": f"masks{suffix}"}
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        folder = Path(temporary, "model")
+        folder.mkdir()
+        suffix = _SUFFIXES[graph_format]
+        description = {
+            "format": graph_format,
+            "precision": "float16" if half else "int8" if int8 else "float32",
+            "files": {name: f"{name}{suffix}" for name in ("detector", "masks")},
+            "size": list(size) if size else None,
+            **_describe(model, cfg),
+        }
         shutil.copy(runtime.__file__, folder / "panoptic_runtime.py")
         (folder / runtime.DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
         if graph_format == "torch-export":
@@ -87,25 +89,23 @@ def export_model(
                 torch.export.save(program, folder / name)
         else:
             _write_onnx(programs, folder)
-            if graph_format == "openvino":
-                _onnx_to_openvino(folder, half, _inputs(description, int8_images))
-            elif half:
-                _halve_onnx(folder)
-            elif len(int8_images):
-                _quantise_onnx(folder / "detector.onnx", _inputs(description, int8_images))
-        folder.chmod(0o755)
+        if graph_format == "openvino":
+            _to_openvino(folder, half)
+        elif half:
+            _halve(folder)
+        if int8:
+            loaded = runtime.PanopticModel(folder)
+            quantise = _quantise_openvino if graph_format == "openvino" else _quantise_onnx
+            quantise(folder, [loaded.prepare(image) for image in int8_images])
         if output.exists():
             output.rmdir()
         folder.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
-def _describe(model: PanopticDETR, cfg: CfgNode, graph_format: str, size) -> dict[str, Any]:
+def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
     """What the runtime has to know, and what a reader may want to."""
     metadata = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
-    things, names = set(thing_class_ids(metadata)), metadata.thing_classes
     colors = metadata.get("thing_colors") or metadata.get("stuff_colors")
     rule = model.panoptic_inference
     digest = hashlib.sha256()
@@ -113,16 +113,16 @@ def _describe(model: PanopticDETR, cfg: CfgNode, graph_format: str, size) -> dic
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
-        "format_version": runtime.FORMAT_VERSION,
-        "format": graph_format,
         "classes": [
             {
                 "id": dataset_id,
-                "name": names[i],
-                "isthing": i in things,
+                "name": name,
+                "isthing": bool(model.is_thing[i]),
                 "color": [int(c) for c in colors[i]] if colors else None,
             }
-            for i, dataset_id in enumerate(dataset_ids(metadata))
+            for i, (dataset_id, name) in enumerate(
+                zip(model.dataset_ids, model.class_names, strict=True)
+            )
         ],
         "rule": type(rule).__name__,
         "score_thresh": rule.score_thresh,
@@ -131,27 +131,10 @@ def _describe(model: PanopticDETR, cfg: CfgNode, graph_format: str, size) -> dic
         "channels": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "size": list(size) if size else None,
         "opset": OPSET,
         "versions": {"detr_panoptic_d2": __version__, "torch": torch.__version__},
         "weights_sha256": digest.hexdigest(),
     }
-
-
-def _check_sizes(cfg: CfgNode) -> None:
-    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    if short and not (MIN_SIZE <= short <= longest <= MAX_SIZE):
-        raise UserError(
-            f"INPUT.MIN_SIZE_TEST is {short} and INPUT.MAX_SIZE_TEST {longest}, but the graphs "
-            f"take sizes from {MIN_SIZE} to {MAX_SIZE}: change the keys, or give one --size HxW."
-        )
-
-
-def _inputs(description: dict, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What the detector gets of each calibration image."""
-    prepared = runtime.PanopticModel.__new__(runtime.PanopticModel)
-    prepared.description = description
-    return [prepared.prepare(image) for image in images]
 
 
 def _write_onnx(programs: tuple, folder: Path) -> None:
@@ -170,31 +153,29 @@ def _write_onnx(programs: tuple, folder: Path) -> None:
         graph.save(str(folder / f"{name}.onnx"))
 
 
-def _halve_onnx(folder: Path) -> None:
+def _halve(folder: Path) -> None:
+    """ONNX in float16, with float32 inputs and outputs."""
     onnx = _import("onnx")
     convert = _import("onnxruntime.transformers.float16").convert_float_to_float16
-    for name in ("detector.onnx", "masks.onnx"):
-        path = str(folder / name)
+    for path in map(str, folder.glob("*.onnx")):
         onnx.save(convert(onnx.load(path), keep_io_types=True), path)
 
 
-def _quantise_onnx(path: Path, inputs: list[np.ndarray]) -> None:
-    """Static quantisation of the convolutions; weights per channel."""
+def _quantise_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
+    """Static quantisation of the detector's convolutions; weights per channel."""
     quantization = _import("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self._left: Iterator = iter(inputs)
+            self._left = iter([{"image": image} for image in inputs])
 
         def get_next(self):
-            image = next(self._left, None)
-            return None if image is None else {"image": image}
+            return next(self._left, None)
 
-    whole = path.with_suffix(".float.onnx")
-    path.rename(whole)
+    whole = (folder / "detector.onnx").rename(folder / "float.onnx")
     quantization.quantize_static(
         str(whole),
-        str(path),
+        str(folder / "detector.onnx"),
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         op_types_to_quantize=["Conv"],
@@ -205,20 +186,23 @@ def _quantise_onnx(path: Path, inputs: list[np.ndarray]) -> None:
     whole.unlink()
 
 
-def _onnx_to_openvino(folder: Path, half: bool, int8_inputs: list[np.ndarray]) -> None:
+def _to_openvino(folder: Path, half: bool) -> None:
     openvino = _import("openvino")
-    for name in ("detector", "masks"):
-        path = folder / f"{name}.onnx"
+    for path in list(folder.glob("*.onnx")):
         graph = openvino.convert_model(str(path))
-        if int8_inputs and name == "detector":
-            nncf = _import("nncf")
-            graph = nncf.quantize(
-                graph,
-                nncf.Dataset(int8_inputs, lambda image: {"image": image}),
-                subset_size=len(int8_inputs),
-            )
-        openvino.save_model(graph, folder / f"{name}.xml", compress_to_fp16=half)
+        openvino.save_model(graph, path.with_suffix(".xml"), compress_to_fp16=half)
         path.unlink()
+
+
+def _quantise_openvino(folder: Path, inputs: list[np.ndarray]) -> None:
+    openvino, nncf = _import("openvino"), _import("nncf")
+    graph = openvino.Core().read_model(folder / "detector.xml")
+    images = nncf.Dataset(inputs, lambda image: {"image": image})
+    graph = nncf.quantize(graph, images, subset_size=len(inputs))
+    # The weights' file is open while the graph that was read from it is alive.
+    openvino.save_model(graph, folder / "int8.xml", compress_to_fp16=False)
+    for suffix in (".xml", ".bin"):
+        (folder / f"int8{suffix}").replace(folder / f"detector{suffix}")
 
 
 def _import(name: str) -> Any:

@@ -1,8 +1,18 @@
 """Exported graphs against the model itself, and the runtime against the model's own results."""
 
+import base64
+import io
 import json
+import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +21,8 @@ from PIL import Image
 
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.export import DetectorGraph, check_exportable, export_model, runtime
+from detr_panoptic_d2.export import export_model, runtime, write
+from detr_panoptic_d2.export.graphs import DetectorGraph
 from detr_panoptic_d2.modeling import panoptic_inference
 from detr_panoptic_d2.modeling.structures import Frame
 
@@ -21,6 +32,7 @@ for package in ("onnxscript", "onnxruntime", "openvino"):
 OPTIONS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
 SIZE = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "160"]
 FEATURES = ("memory", "map5", "map4", "map3", "map2")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "deploy.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +41,46 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def shared():
-    """Model and folder by format, made once for all tests."""
-    return {}
+def made(tmp_path_factory):
+    """What was exported already, by name."""
+    return {"folder": tmp_path_factory.mktemp("export")}
+
+
+@pytest.fixture
+def export(made, tiny_model, cfg, monkeypatch):
+    """Return ``export(name, **options)``: the tiny model and the folder of that name, made once.
+
+    All formats share one run of torch.export and of torch's ONNX exporter, which take most time.
+    """
+    export_programs, write_onnx = write.export_programs, write._write_onnx
+
+    def programs_once(*arguments):
+        if "programs" not in made:
+            made["programs"] = export_programs(*arguments)
+        return made["programs"]
+
+    def onnx_once(programs, folder):
+        graphs = made["folder"] / "graphs"
+        if not graphs.exists():
+            graphs.mkdir()
+            write_onnx(programs, graphs)
+        shutil.copytree(graphs, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(write, "export_programs", programs_once)
+    monkeypatch.setattr(write, "_write_onnx", onnx_once)
+
+    def make(name, **options):
+        if name not in made:
+            model = tiny_model()
+            made[name] = model, export_model(model, cfg, made["folder"] / name, **options)
+        return made[name]
+
+    return make
 
 
 @pytest.fixture(params=["onnx", "openvino", "torch-export"])
-def exported(request, shared, tiny_model, cfg, tmp_path_factory):
-    if request.param not in shared:
-        folder = tmp_path_factory.mktemp("export") / "model"
-        model = tiny_model()
-        export_model(model, cfg, folder, graph_format=request.param)
-        shared[request.param] = model, folder
-    return shared[request.param]
+def exported(request, export):
+    return export(request.param, graph_format=request.param)
 
 
 def pictures(*sizes):
@@ -135,8 +174,8 @@ def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
         tensors = (torch.from_numpy(x) for x in (masks, scores, labels))
         expected, info = expected_rule(*tensors, Frame(size, size, output))
         assert np.array_equal(ids, expected.numpy())
-        found = [(s["id"], s["category_id"] - 10, s["area"]) for s in segments]
-        assert found == [(s["id"], s["category_id"], s["area"]) for s in info]
+        found = [(s["id"], s["category_id"] - 10, s["area"], s["score"]) for s in segments]
+        assert found == [(s["id"], s["category_id"], s["area"], s["score"]) for s in info]
 
 
 def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
@@ -164,27 +203,54 @@ def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
         assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(ids)) - {0}
 
 
-def test_int8_and_half_are_written_and_run(tiny_model, cfg, tmp_path):
-    model, images = tiny_model(), pictures((64, 80), (90, 64))
-    for name, options in {"int8": {"int8_images": images}, "half": {"half": True}}.items():
-        folder = export_model(model, cfg, tmp_path / name, **options)
-        ids, _ = runtime.PanopticModel(folder)(images[0])
-        assert ids.shape == (64, 80)
-    assert b"QuantizeLinear" in (tmp_path / "int8" / "detector.onnx").read_bytes()
+@pytest.mark.parametrize("graph_format", ["onnx", "openvino"])
+@pytest.mark.parametrize("precision", ["int8", "half"])
+def test_int8_and_half(export, graph_format, precision):
+    images = pictures((64, 80), (90, 64))
+    options = {"int8_images": images} if precision == "int8" else {"half": True}
+    _, folder = export(f"{graph_format}_{precision}", graph_format=graph_format, **options)
+    ids, _ = runtime.PanopticModel(folder)(images[0])
+    assert ids.shape == (64, 80)
+    name, layer = {
+        "onnx": ("detector.onnx", b"QuantizeLinear"),
+        "openvino": ("detector.xml", b"FakeQuantize"),
+    }[graph_format]
+    assert (layer in (folder / name).read_bytes()) == (precision == "int8")
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    suffixes = {"onnx": [".onnx"], "openvino": [".xml", ".bin"]}[graph_format]
+    graphs = {f"{name}{suffix}" for name in ("detector", "masks") for suffix in suffixes}
+    assert names == graphs | {"panoptic.json", "panoptic_runtime.py"}
+
+
+def test_command_evaluates_what_it_wrote(command, tiny_model, panoptic_set, tmp_path):
+    ids = np.ones((64, 80), np.int64)
+    ids[20:50, 30:60] = 2
+    panoptic_set("to_export", [(ids, {1: 3, 2: 10})])
+    options = ["DATASETS.TRAIN", "('to_export',)", "DATASETS.TEST", "('to_export',)", *OPTIONS]
+    model = tiny_model(*options)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    words = ["export", "--config-file", "shapes/tiny.yaml", "--output", tmp_path / "out"]
+    words += ["--format", "torch-export", "--size", "64x80", "--evaluate", *options, "OUTPUT_DIR"]
+    status, out, err = command(*words, tmp_path, "MODEL.WEIGHTS", tmp_path / "model.pth")
+    assert status == 0, err
+    assert re.search(r"PQ \d+\.\d\d  PQ_th \d+\.\d\d  PQ_st \d+\.\d\d", out)
+    description = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert description["size"] == [64, 80]
+    status, _, err = command(*words, tmp_path, "MODEL.WEIGHTS", tmp_path / "model.pth")
+    assert status == 1 and "is not empty" in err[-1]
 
 
 def test_what_cannot_be_exported_is_said_before(tiny_model, cfg, tmp_path):
     without_masks = ["MODEL.MASK_ON", False, "MODEL.DETR.TEST.PANOPTIC_ON", False]
-    with pytest.raises(UserError, match="MASK_ON"):
-        check_exportable(tiny_model(*without_masks, "MODEL.DETR.TEST.INSTANCE_ON", True))
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "file").touch()
-    with pytest.raises(UserError, match="not empty"):
-        export_model(tiny_model(), cfg, tmp_path / "there")
+    boxes = tiny_model(*without_masks, "MODEL.DETR.TEST.INSTANCE_ON", True)
+    with pytest.raises(UserError, match="MASK_ON.* can be exported, not PanopticDETR, NoneType"):
+        export_model(boxes, cfg, tmp_path / "new")
     large = setup_cfg("shapes/tiny.yaml", [*OPTIONS, "INPUT.MAX_SIZE_TEST", "9999"])
     with pytest.raises(UserError, match="MAX_SIZE_TEST"):
         export_model(tiny_model(), large, tmp_path / "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+    with pytest.raises(UserError, match="one of --half and --int8"):
+        export_model(tiny_model(), cfg, tmp_path / "new", graph_format="torch-export", half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_whole_is_no_model(exported, tmp_path):
@@ -194,3 +260,71 @@ def test_a_folder_that_is_not_whole_is_no_model(exported, tmp_path):
     (tmp_path / "panoptic.json").write_text(text)
     with pytest.raises(ValueError, match="not whole"):
         runtime.PanopticModel(tmp_path)
+
+
+@pytest.fixture
+def service(export, tmp_path):
+    """Address and process of the HTTP service of docs/deploy.md, as it stands there."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    (tmp_path / "server.py").write_text(code)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "server:app", "--port", str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "MODEL_FOLDER": str(export("onnx")[1])},
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        assert process.poll() is None
+        yield f"http://127.0.0.1:{port}/panoptic", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def post(url, data):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, None
+
+
+def memory_mib(process):
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.is_file():
+        pytest.skip("memory of a process is read from /proc")
+    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
+
+
+def test_service_answers_and_keeps_its_memory(service):
+    """Some hundred requests, bad ones too."""
+    url, process = service
+    images = []
+    for picture in pictures((48, 64), (70, 50), (33, 90)):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format="PNG")
+        images.append((picture.shape[:2], file.getvalue()))
+    for count in range(300):
+        size, data = images[count % 3]
+        status, answer = post(url, data)
+        assert status == 200
+        if count % 30 == 0:
+            ids = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"]))))[..., 0]
+            assert ids.shape == size
+            assert {s["id"] for s in answer["segments"]} == set(np.unique(ids).tolist()) - {0}
+            assert post(url, b"no image")[0] == 400
+        if count == 60:
+            before = memory_mib(process)
+    assert post(url, bytes(11 * 2**20))[0] == 413
+    assert memory_mib(process) < before + 60
