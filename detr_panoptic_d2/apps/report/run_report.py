@@ -19,7 +19,7 @@ from ...data.register import register_from_config
 from ...evaluation.panoptic import PER_IMAGE_FILE
 from ..page import Block, Section, write_page
 from .chart import line_chart
-from .results import Evaluation, read_evaluation, result_blocks
+from .results import read_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -136,17 +136,14 @@ def write_report(output_dir: str | Path) -> Path:
         top.append({"note": str(error)})
         logger.warning("%s", error)
     folders = sorted(p.parent for p in run.folder.glob(f"inference/*/{PER_IMAGE_FILE}"))
-    evaluations = [read_evaluation(folder) for folder in folders]
+    evaluations = {folder.name: read_evaluation(folder) for folder in folders}
     sections = [
-        *(
-            Section(e.folder.name, f"Results on {e.folder.name}", result_blocks(e))
-            for e in evaluations
-        ),
+        *(Section(name, f"Results on {name}", e[1]) for name, e in evaluations.items()),
         Section("curves", "Curves", curves(run)),
         Section("config", "Config", config(run)),
     ]
     path = run.folder / "report.html"
-    top += overview(run, evaluations)
+    top += overview(run, [pq for pq, _ in evaluations.values()])
     write_page(path, run.folder.resolve().name, "run report", top, sections)
     return path
 
@@ -176,12 +173,17 @@ def state(run: Run) -> list[Block]:
     return blocks
 
 
-def overview(run: Run, evaluations: list[Evaluation]) -> list[Block]:
-    """Return the numbers to see first, and all results that metrics.json has."""
+def overview(run: Run, evaluated: list[float]) -> list[Block]:
+    """Return the numbers to see first, and all results that metrics.json has.
+
+    Args:
+        run: the run.
+        evaluated: PQ of the data sets whose evaluation left its files.
+    """
     seconds = run.seconds()
     step, waiting = (np.median(run.values(name)) for name in ("time", "data_time"))
     numbers = [
-        ("PQ", "{:.1f}", evaluations[0].pq if evaluations else run.values(_PQ)[-1]),
+        ("PQ", "{:.1f}", evaluated[0] if evaluated else run.values(_PQ)[-1]),
         ("Loss", "{:.3g}", run.values("total_loss")[-1]),
         ("Per iteration", "{:.3g} s", seconds / run.done if seconds else math.nan),
         ("of which training step", "{:.3g} s", step),
@@ -198,9 +200,9 @@ def overview(run: Run, evaluations: list[Evaluation]) -> list[Block]:
         blocks.append({"text": f"model_best.pth: {value}, after {iterations} iterations."})
     pairs = [(n, f"{run.values(n)[-1]:.2f}") for n in run.series if "/" in n]
     if pairs:
-        is_open = not evaluations
+        is_open = not evaluated
         blocks.append({"details": "metrics.json", "blocks": [{"pairs": pairs}], "open": is_open})
-    elif not evaluations:
+    elif not evaluated:
         text = "There was no evaluation yet: TEST.EVAL_PERIOD iterations make one."
         blocks.append({"text": text})
     return blocks
