@@ -6,7 +6,6 @@ from its own random stream, so that the same arguments always give the same file
 
 import colorsys
 import functools
-import json
 import logging
 import math
 import os
@@ -47,9 +46,6 @@ _RADIUS = (0.14, 0.26)
 _MIN_VISIBLE = 0.8
 _MAX_SHAPES = 3
 
-# Changes whenever the same arguments would give other files.
-_VERSION = 2
-_STAMP = "stamp.json"
 # Images and seed of each registered split. The recipe of the demo is chosen on "tune".
 _SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
 
@@ -57,11 +53,12 @@ _SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
 def register_shapes() -> None:
     """Register ``shapes_panoptic_train`` (2000 images), ``_val`` (100) and ``_tune`` (100).
 
-    They lie in ``DETECTRON2_DATASETS`` (or else ``datasets``), ``shapes_panoptic``. Nothing is
-    written; a split is made when it is first loaded.
+    They lie in ``DETECTRON2_DATASETS`` (or else ``datasets``). Nothing is written; a split is made
+    when it is first loaded.
     """
     datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    root = os.path.join(datasets, "shapes_panoptic")
+    # Another version wherever the same arguments give other files.
+    root = os.path.join(datasets, "shapes_panoptic_v2")
     metadata = functools.partial(panoptic_metadata, CATEGORIES, "shapes_panoptic")
     for split in _SPLITS:
         loader = functools.partial(_load, root, split)
@@ -81,14 +78,14 @@ def _paths(root: str | os.PathLike, split: str) -> dict[str, str]:
 def make_shapes(
     root: str | os.PathLike, split: str, num_images: int, *, size: int = 128, seed: int
 ) -> dict[str, str]:
-    """Write a split of the data set, or find it complete.
+    """Write a split of the data set, if it is not there.
 
     The split's folder appears in one step when all is written; an interrupted run leaves none, and
-    several processes may call this at once. A split made with other arguments is replaced.
+    several processes may call this at once.
 
     Args:
         root: folder of the splits; made if need be.
-        split: name of the split's folder.
+        split: name of the split's folder. One that is there stays as it is.
         num_images: how many.
         size: side of the square images in pixels.
         seed: of the random streams; image i of a seed is the same in every split.
@@ -97,35 +94,24 @@ def make_shapes(
         dict: ``image_root``, ``panoptic_root``, ``panoptic_json``.
 
     Raises:
-        FileExistsError: something else has the folder's name.
+        OSError: something else has the folder's name.
     """
-    stamp = {"version": _VERSION, "num_images": num_images, "size": size, "seed": seed}
-    folder, work = Path(root, split), Path(root, f".{split}-new")
-    if _is_made(folder, stamp):
-        return _paths(root, split)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{split}.lock"):
-        if _is_made(folder, stamp):
-            return _paths(root, split)
-        logger.info(f"Making {num_images} images of shapes in '{folder}' ...")
+    paths, work = _paths(root, split), Path(root, f".{split}-new")
+    if os.path.isfile(paths["panoptic_json"]):
+        return paths
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.with_name(f".{split}.lock")):
+        if os.path.isfile(paths["panoptic_json"]):
+            return paths
+        logger.info(f"Making {num_images} images of shapes in '{root}' ...")
         # Left by a process that was killed: whoever has the lock is alone here.
         shutil.rmtree(work, ignore_errors=True)
         try:
             _write_split(work, num_images, size, seed)
-            (work / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
+            work.rename(work.with_name(split))
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return _paths(root, split)
-
-
-def _is_made(folder: Path, stamp: dict[str, int]) -> bool:
-    if folder.exists() and not (folder / _STAMP).is_file():
-        raise FileExistsError(
-            f"'{folder}' was not made by make_shapes. Choose another root or move it away."
-        )
-    return folder.exists() and json.loads((folder / _STAMP).read_text(encoding="utf-8")) == stamp
+    return paths
 
 
 def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:
