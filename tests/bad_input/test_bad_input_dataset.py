@@ -1,11 +1,13 @@
 """What a training does with each kind of fault in a data set, as docs/training.md says."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.utils import logger as d2_logger
 from panopticapi.utils import id2rgb
 from PIL import Image
 
@@ -29,68 +31,64 @@ def save_as(path, mode, size=(40, 32)):
     Image.new(mode, size).save(path)
 
 
-# Found when the data set is set up: nothing is built or written. More cases: data/test_register.py.
+def outside(spoilt):
+    spoilt.content["annotations"][1].update(file_name="a/../../x.png")
+    spoilt.save()
+
+
+# Found when the data set is set up: nothing is built. More cases: tests/data/test_register.py.
 AT_REGISTRATION = {
-    "no json": (lambda s: s.json.unlink(), ["panoptic.json", "does not exist"]),
-    "broken json": (lambda s: s.json.write_text('{"images": ['), ["panoptic.json", "not a json"]),
-    "list": (lambda s: s.json.write_text("[]"), ["panoptic.json", "list", "COCO panoptic"]),
-    "no image folder": (lambda s: s.images.rename(s.root / "i"), ["image_root", "no folder"]),
-    "unknown category": (
-        lambda s: segments(s)[1].update(category_id=77),
-        ["panoptic.json", "img1.png", "77", "[5, 9]"],
-    ),
+    "no json": (lambda s: s.json.unlink(), "panoptic.json' does not exist"),
+    "broken json": (lambda s: s.json.write_text('{"images": ['), "panoptic.json' is not a json"),
+    "list": (lambda s: s.json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
+    "no image folder": (lambda s: s.images.rename(s.root / "i"), "image_root .*is no folder"),
     "out of the PNG folder": (
-        lambda s: s.content["annotations"][1].update(file_name="a/../../x.png"),
-        ["panoptic.json", "annotations: entry 1, image_id 1", "'a/../../x.png'", "leads out of"],
+        outside,
+        "panoptic.json': annotations: entry 1, image_id 1.*'a/../../x.png' leads out of",
     ),
 }
 
 # Found when the image is read: the training stops there, what was saved before it stays.
 IN_TRAINING = {
-    "missing image": (lambda s: s.image(1).unlink(), ["img1.png", "does not exist", "image root"]),
+    "missing image": (lambda s: s.image(1).unlink(), "img1.png' does not exist.*image root"),
     "unreadable image": (
         lambda s: s.image(1).write_bytes(b"<html>"),
-        ["img1.png", "cannot be read"],
+        "images/img1.png' cannot be read",
     ),
     "truncated image": (
         lambda s: s.image(1).write_bytes(s.image(1).read_bytes()[:900]),
-        ["img1.png", "cannot be read", "truncated"],
+        "images/img1.png' cannot be read.*truncated",
     ),
     "another image size": (
         lambda s: save_as(s.image(1), "RGB", (20, 32)),
-        ["img1.png", "20 wide and 32 high", "annotation is 40 wide and 32 high"],
+        "img1.png' is 20 wide and 32 high, but its annotation is 40 wide and 32 high",
     ),
-    "EXIF rotation": (rotate, ["img1.png", "32 wide and 40 high", "EXIF", "upright"]),
-    "missing PNG": (lambda s: s.png(1).unlink(), ["img1.png", "does not exist", "panoptic_root"]),
+    "EXIF rotation": (rotate, "img1.png' is 32 wide and 40 high.*upright.*EXIF"),
+    "missing PNG": (lambda s: s.png(1).unlink(), "img1.png' does not exist.*panoptic_root"),
     "unreadable PNG": (
         lambda s: s.png(1).write_bytes(s.png(1).read_bytes()[:50]),
-        ["Panoptic PNG", "img1.png", "cannot be read"],
+        "Panoptic PNG '.*img1.png' cannot be read",
     ),
     "another PNG size": (
         lambda s: save_as(s.png(1), "RGB", (40, 30)),
-        ["Panoptic PNG", "img1.png", "40 wide and 30 high", "40 wide and 32 high"],
+        "Panoptic PNG '.*img1.png' is 40 wide and 30 high, but its image .* 32 high",
     ),
     "class mask": (
         lambda s: save_as(s.png(1), "L"),
-        ["Panoptic PNG", "img1.png", "mode L", "COCO panoptic format"],
+        "Panoptic PNG '.*img1.png' has mode L.*COCO panoptic format",
     ),
     "photograph": (
         lambda s: s.png(1).write_bytes(s.image(1).read_bytes()),
-        ["img1.png", "no panoptic PNG", "photograph"],
+        "img1.png' is no panoptic PNG.*photograph",
     ),
 }
 
 
 @pytest.mark.parametrize("case", AT_REGISTRATION)
 def test_found_at_registration(spoilt, error_line, case):
-    spoil, words = AT_REGISTRATION[case]
-    before = spoilt.json.read_text()
+    spoil, message = AT_REGISTRATION[case]
     spoil(spoilt)
-    if spoilt.json.is_file() and spoilt.json.read_text() == before:
-        spoilt.save()
-    line = error_line(setup_cfg, "shapes/tiny.yaml", spoilt.opts())
-    for word in words:
-        assert word in line
+    assert re.search(message, error_line(setup_cfg, "shapes/tiny.yaml", spoilt.opts()))
     assert spoilt.name not in DatasetCatalog.list()
 
 
@@ -99,40 +97,17 @@ def test_found_at_registration(spoilt, error_line, case):
     ("case", "workers"), [*((c, 0) for c in IN_TRAINING), ("another image size", 1)]
 )
 def test_found_in_training(spoilt, train, error_line, no_leftovers, case, workers):
-    spoil, words = IN_TRAINING[case]
+    spoil, message = IN_TRAINING[case]
     spoil(spoilt)
     line = error_line(train, spoilt.opts("DATALOADER.NUM_WORKERS", workers))
-    for word in words:
-        assert word in line
-    assert str(spoilt.root) in line
+    assert re.search(message, line) and str(spoilt.root) in line
     no_leftovers(spoilt.root / "output")
 
 
-def test_first_image_missing_is_found_before_anything_is_built(spoilt, error_line):
-    spoilt.image(0).unlink()
-    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts())
-    line = error_line(PanopticTrainer, cfg)
-    assert "img0.png" in line and "panoptic.json" in line and "missing" in line
-
-
-def trained(spoilt, train, caplog):
-    """Train on what is faulty but usable; return the warnings."""
-    caplog.set_level(logging.WARNING)
-    trainer = train(spoilt.opts("SOLVER.MAX_ITER", 2, "MODEL.DETR.TEST.SCORE_THRESH", 0.0))
-    assert "PQ" in trainer._last_eval_results["panoptic_seg"]
-    return " ".join(caplog.text.split())
-
-
-@pytest.fixture(autouse=True)
-def warn_again(monkeypatch):
-    """Detectron2 remembers which warnings it gave, for the whole process."""
-    from detectron2.utils import logger
-
-    logger._LOG_COUNTER.clear()
-
-
-def test_faulty_but_usable_images_train(spoilt, train, caplog):
+def test_faulty_but_usable_images_train(spoilt, train, caplog, monkeypatch):
     """Ids without an entry, entries without pixels, one pixel, wrong boxes and areas, all void."""
+    # Detectron2 remembers which warnings it gave, for the whole process.
+    monkeypatch.setattr(d2_logger, "_LOG_COUNTER", type(d2_logger._LOG_COUNTER)())
     segments(spoilt, 0)[1].update(id=3)
     ids = np.full((32, 40), 1)
     ids[3, 7] = 2
@@ -142,20 +117,12 @@ def test_faulty_but_usable_images_train(spoilt, train, caplog):
     spoilt.save_ids(2, np.zeros((32, 40), dtype=np.int64))
     segments(spoilt, 2).clear()
     spoilt.save()
-    text = trained(spoilt, train, caplog)
+    caplog.set_level(logging.WARNING)
+    trainer = train(spoilt.opts("SOLVER.MAX_ITER", 2, "MODEL.DETR.TEST.SCORE_THRESH", 0.0))
+    assert "PQ" in trainer._last_eval_results["panoptic_seg"]
+    text = " ".join(caplog.text.split())
     assert "img0.png' has ids that no entry of segments_info names, such as 2" in text
     assert "img0.png' has no pixel of segment 3" in text and "left out" in text
-
-
-def test_more_segments_than_queries(spoilt, train, caplog):
-    ids = np.full((32, 40), 1)
-    for i in range(12):
-        ids[2, 3 * i : 3 * i + 2] = 10 + i
-    spoilt.save_ids(1, ids)
-    segments(spoilt)[1:] = [{"id": 10 + i, "category_id": 9} for i in range(12)]
-    spoilt.save()
-    text = trained(spoilt, train, caplog)
-    assert "NUM_OBJECT_QUERIES is 8, but images have up to 13 segments" in text
 
 
 def test_evaluation_refuses_paths_as_well(spoilt, error_line):
@@ -173,9 +140,8 @@ def test_evaluation_refuses_paths_as_well(spoilt, error_line):
     assert not (spoilt.root / "out" / "outside.png").exists()
 
 
-def test_truth_changed_after_the_start_is_an_error_in_evaluation(spoilt, train, error_line):
+def test_png_changed_after_the_start_is_an_error_in_evaluation(spoilt, error_line):
     Image.fromarray(id2rgb(np.full((10, 10), 1))).save(spoilt.png(1))
-    opts = spoilt.opts("SOLVER.MAX_ITER", 1)
-    cfg = setup_cfg("shapes/tiny.yaml", opts)
+    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 1))
     line = error_line(PanopticTrainer.test, cfg, PanopticTrainer.build_model(cfg))
     assert "img1.png is 32 x 40" in line and "10 x 10" in line

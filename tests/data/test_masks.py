@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from detr_panoptic_d2.data.masks import ids_to_labels, label_boxes_and_areas
-from detr_panoptic_d2.errors import UserError
 from tests.data_fixtures import masks_boxes_and_areas
 
 
@@ -29,8 +28,3 @@ def test_run_over_a_row_end_is_two_runs():
     labels, _ = ids_to_labels(np.array([[1, 5, 5], [5, 1, 1]]), np.array([5]))
     boxes, areas = label_boxes_and_areas(labels, 1)
     assert boxes.tolist() == [[0, 0, 2, 1]] and areas.tolist() == [3]
-
-
-def test_duplicate_id():
-    with pytest.raises(UserError, match="7 is listed twice"):
-        ids_to_labels(np.zeros((2, 2), int), np.array([7, 3, 7]))

@@ -1,5 +1,5 @@
-"""Reading, writing and completing PNGs and jsons; the validator's findings are those of
-``prepare/check`` (tests/prepare) and, where they are fatal, of registration (test_register.py)."""
+"""Reading, writing and completing PNGs and jsons. What the validator finds: test_register.py and
+tests/prepare/test_check.py."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data.panoptic_check import check_panoptic_json
+from detr_panoptic_d2.data.panoptic_check import Fix, check_panoptic_json
 from detr_panoptic_d2.data.panoptic_json import (
     complete_segments,
     load_panoptic_json,
@@ -23,22 +23,6 @@ def test_read_png(tmp_path, mode):
     Image.fromarray(rgb).convert(mode).save(tmp_path / "a.png")
     ids = read_panoptic_png(tmp_path / "a.png")
     assert ids.tolist() == [[1 + 512 + 3 * 65536, (1 << 24) - 1], [0, 300]]
-
-
-def test_broken_pngs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.png"):
-        read_panoptic_png(tmp_path / "none.png")
-    Image.new("L", (4, 4)).save(tmp_path / "grey.png")
-    with pytest.raises(UserError, match="grey.png.*mode L"):
-        read_panoptic_png(tmp_path / "grey.png")
-    (tmp_path / "page.png").write_text("<html>")
-    with pytest.raises(OSError, match="page.png"):
-        read_panoptic_png(tmp_path / "page.png")
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:3000])
-    with pytest.raises(OSError, match="cut.png"):
-        read_panoptic_png(tmp_path / "cut.png")
 
 
 def test_photograph_is_no_panoptic_png(tmp_path, sample_data):
@@ -65,16 +49,9 @@ def test_write_and_load(small_set):
     bare = [{"id": 70000, "category_id": 50}, {"id": 300, "category_id": 4}]
     segments = complete_segments(ids, [*bare, {"id": 8, "category_id": 9}])
     assert segments == content["annotations"][0]["segments_info"]
-    for entry in content["annotations"]:
-        entry["segments_info"] = segments
     before = load_panoptic_json(**small_set.paths)
-    write_panoptic_json(
-        small_set.panoptic_json,
-        content["images"],
-        content["annotations"],
-        content["categories"],
-        info={"description": "mine"},
-    )
+    small_set.panoptic_json.unlink()
+    write_panoptic_json(small_set.panoptic_json, **content, info={"description": "mine"})
     assert load_panoptic_json(**small_set.paths) == before
     assert json.loads(small_set.panoptic_json.read_text())["info"] == {"description": "mine"}
 
@@ -83,13 +60,17 @@ def test_what_is_usable_goes_on_after_findings(small_set):
     content = small_set.content
     content["categories"].append({"id": 9, "name": "again", "isthing": 0})
     content["images"].append({"id": "x", "file_name": "../x.png"})
-    content["annotations"][1]["segments_info"][0]["id"] = 0
+    infos = content["annotations"][1]["segments_info"]
+    infos[0]["id"] = 0
+    infos.append(dict(infos[1]))
     findings = []
     usable = check_panoptic_json(content, "images", "panoptic", findings.append)
+    again = Fix(("annotations", 1, "segments_info", 2), None)
     assert [(f.kind, f.where, f.fix) for f in findings] == [
         ("bad-entry", "categories", None),
         ("bad-entry", "images", None),
         ("bad-entry", "b.tif", None),
+        ("repeated-entry", "b.tif", again),
     ]
     assert list(usable.categories) == [50, 4, 9] and list(usable.images) == [10, 11]
     assert [len(one.segments) for one in usable.annotated] == [2, 1]
@@ -108,8 +89,6 @@ def test_real_annotations_agree(sample_data, sample, json_name, folder):
     root = sample_data(sample)
     for annotation in json.loads((root / json_name).read_text())["annotations"][:5]:
         ids = read_panoptic_png(root / folder / annotation["file_name"])
-        bare = [
-            {key: segment[key] for key in ("id", "category_id", "iscrowd")}
-            for segment in annotation["segments_info"]
-        ]
+        keys = ("id", "category_id", "iscrowd")
+        bare = [{key: segment[key] for key in keys} for segment in annotation["segments_info"]]
         assert complete_segments(ids, bare) == annotation["segments_info"]

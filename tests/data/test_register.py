@@ -35,6 +35,9 @@ def test_metadata_and_dicts(small_set):
     road, car = first["segments_info"]
     assert (road["category_id"], road["isthing"]) == (0, False)
     assert (car["category_id"], car["isthing"]) == (1, True)
+    (small_set.image_root / "sub/a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="a.png"):
+        DatasetCatalog.get("small")
 
 
 def test_same_again_is_nothing_and_other_is_an_error(small_set):
@@ -77,54 +80,46 @@ def test_string_image_ids_sizes_missing_and_image_without_annotation(small_set):
     assert only["image_id"] == "frame_1" and "height" not in only
 
 
-def _edit(path, value):
-    """Return a function that sets ``content[path...]`` to a value."""
-
-    def edit(content):
-        for key in path[:-1]:
-            content = content[key]
-        content[path[-1]] = value
-
-    return edit
-
-
-SEGMENT = ("annotations", 0, "segments_info", 0)
-BAD_CONTENT = {
-    "no categories": (_edit(("categories",), []), "'categories'"),
-    "no isthing": (lambda c: c["categories"][1].pop("isthing"), '"isthing": 1'),
-    "isthing 2": (_edit(("categories", 1, "isthing"), 2), "isthing"),
-    "no name": (lambda c: c["categories"][1].pop("name"), "'name'"),
-    "text category id": (_edit(("categories", 1, "id"), "4"), "entry 1, id '4': .*integer"),
-    "duplicate category": (_edit(("categories", 1, "id"), 50), "id 50: another entry"),
-    "bad color": (_edit(("categories", 1, "color"), [0, 0, 256]), "0 to 255"),
-    "duplicate image": (_edit(("images", 1, "id"), 10), "images: .*id 10: another entry"),
-    "no images": (lambda c: c.pop("images"), "'images'"),
-    "bad height": (_edit(("images", 0, "height"), 0), "'height' is 0"),
-    "list as image id": (_edit(("images", 0, "id"), [1]), "integer or a string"),
-    "unknown image": (_edit(("annotations", 1, "image_id"), 99), "image_id 99.*no such image"),
-    "annotated twice": (_edit(("annotations", 1, "image_id"), 10), "image_id 10: another entry"),
-    "no annotations": (_edit(("annotations",), []), "no annotations"),
-    "no segments_info": (lambda c: c["annotations"][0].pop("segments_info"), "segments_info"),
-    "unknown category": (
-        _edit((*SEGMENT, "category_id"), 77),
-        "sub/a.png: entry 0, id 70000: category_id is 77",
-    ),
-    "segment id 0": (_edit((*SEGMENT, "id"), 0), "id 0: .*within 1"),
-    "segment id 2^24": (_edit((*SEGMENT, "id"), 1 << 24), "id 16777216: .*within 1"),
-    "segment twice": (_edit((*SEGMENT, "id"), 300), "id 300: another entry"),
-    "absolute image": (_edit(("images", 0, "file_name"), "/etc/passwd"), "leads out"),
-    "parent image": (_edit(("images", 0, "file_name"), "sub/../../x.png"), "leads out"),
-    "windows parent": (_edit(("images", 0, "file_name"), "..\\x.png"), "leads out"),
-    "drive": (_edit(("annotations", 0, "file_name"), "C:\\x.png"), "leads out"),
-    "parent png": (_edit(("annotations", 0, "file_name"), "../x.png"), "leads out"),
-    "no file name": (lambda c: c["images"][0].pop("file_name"), "no 'file_name'"),
-}
+CATEGORY, SEGMENT = ("categories", 1), ("annotations", 0, "segments_info", 0)
+# Place in the json, value (None: missing), what the error says. Also tests/prepare/test_check.py.
+BAD_CONTENT = [
+    ("categories", [], "'categories'"),
+    ("images", None, "'images'"),
+    ("annotations", [], "no annotations"),
+    ((*CATEGORY, "isthing"), None, '"isthing": 1'),
+    ((*CATEGORY, "isthing"), 2, "isthing"),
+    ((*CATEGORY, "name"), None, "'name'"),
+    ((*CATEGORY, "id"), "4", "entry 1, id '4': .*integer"),
+    ((*CATEGORY, "id"), 50, "id 50: another entry"),
+    ((*CATEGORY, "color"), [0, 0, 256], "0 to 255"),
+    (("images", 1, "id"), 10, "images: .*id 10: another entry"),
+    (("images", 0, "id"), [1], "integer or a string"),
+    (("images", 0, "height"), 0, "'height' is 0"),
+    (("images", 0, "file_name"), None, "no 'file_name'"),
+    (("images", 0, "file_name"), "/etc/passwd", "leads out"),
+    (("images", 0, "file_name"), "sub/../../x.png", "leads out"),
+    (("images", 0, "file_name"), "..\\x.png", "leads out"),
+    (("annotations", 0, "file_name"), "C:\\x.png", "leads out"),
+    (("annotations", 0, "file_name"), "../x.png", "leads out"),
+    (("annotations", 1, "image_id"), 99, "image_id 99.*no such image"),
+    (("annotations", 1, "image_id"), 10, "image_id 10: another entry"),
+    (("annotations", 0, "segments_info"), None, "segments_info"),
+    ((*SEGMENT, "category_id"), 77, "sub/a.png: entry 0, id 70000: category_id is 77"),
+    ((*SEGMENT, "id"), 0, "id 0: .*within 1"),
+    ((*SEGMENT, "id"), 1 << 24, "id 16777216: .*within 1"),
+    ((*SEGMENT, "id"), 300, "id 300: another entry"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_CONTENT)
-def test_bad_content_is_named(small_set, case):
-    edit, message = BAD_CONTENT[case]
-    edit(small_set.content)
+@pytest.mark.parametrize(("place", "value", "message"), BAD_CONTENT)
+def test_bad_content_is_named(small_set, place, value, message):
+    *parents, key = [place] if isinstance(place, str) else place
+    owner = small_set.content
+    for parent in parents:
+        owner = owner[parent]
+    owner[key] = value
+    if value is None:
+        del owner[key]
     small_set.save()
     with pytest.raises(ValueError, match=message) as error:
         register_panoptic("bad", **small_set.paths)
@@ -132,30 +127,17 @@ def test_bad_content_is_named(small_set, case):
     assert "bad" not in DatasetCatalog.list() and "bad" not in MetadataCatalog.list()
 
 
-def test_bad_files(small_set, tmp_path):
-    paths = small_set.paths
-    with pytest.raises(FileNotFoundError, match="none.json"):
-        register_panoptic("bad", **{**paths, "panoptic_json": tmp_path / "none.json"})
-    with pytest.raises(FileNotFoundError, match="image_root.*elsewhere"):
-        register_panoptic("bad", **{**paths, "image_root": tmp_path / "elsewhere"})
-    for text in ("<html>", "[1]"):
-        small_set.panoptic_json.write_text(text)
-        with pytest.raises(ValueError, match="panoptic.json"):
-            register_panoptic("bad", **paths)
-
-
-def test_missing_first_image(small_set):
-    register_panoptic("gone", **small_set.paths)
-    (small_set.image_root / "sub/a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="a.png"):
-        DatasetCatalog.get("gone")
+def _cfg(*items):
+    cfg = get_cfg()
+    add_detr_panoptic_config(cfg)
+    cfg.DATASETS.REGISTER = list(items)
+    return cfg
 
 
 def test_from_config(small_set, tmp_path):
     item = {"name": "from_yaml", **small_set.paths}
     (tmp_path / "c.yaml").write_text(json.dumps({"DATASETS": {"REGISTER": [item]}}))
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
+    cfg = _cfg()
     cfg.merge_from_file(str(tmp_path / "c.yaml"))
     (tmp_path / "dumped.yaml").write_text(cfg.dump())
     cfg.merge_from_file(str(tmp_path / "dumped.yaml"))
@@ -164,25 +146,16 @@ def test_from_config(small_set, tmp_path):
     assert len(DatasetCatalog.get("from_yaml")) == 2
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_root": None}, "'image_root' is None"),
-        ({"images": "x"}, r"Unknown: \['images'\]"),
-    ],
-)
-def test_from_config_errors(small_set, change, message):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.DATASETS.REGISTER = [{"name": "n", **small_set.paths, **change}]
-    with pytest.raises(ValueError, match=message):
-        register_from_config(cfg)
-    cfg.DATASETS.REGISTER = [{"name": "n"}]
-    with pytest.raises(ValueError, match=r"REGISTER\[0\] takes .* missing: \['image_root'"):
-        register_from_config(cfg)
-    cfg.DATASETS.REGISTER = ["n"]
-    with pytest.raises(ValueError, match="mapping"):
-        register_from_config(cfg)
+def test_from_config_errors(small_set):
+    good = {"name": "n", **small_set.paths}
+    for item, message in (
+        ({**good, "image_root": None}, "'image_root' is None"),
+        ({**good, "images": "x"}, r"Unknown: \['images'\]"),
+        ({"name": "n", "x": "y"}, r"REGISTER\[0\] takes .*Unknown: \['x'\]; missing: \['image_"),
+        ("n", "mapping"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            register_from_config(_cfg(item))
 
 
 def test_coco_sample_equals_detectron2(sample_data):
