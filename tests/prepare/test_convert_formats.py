@@ -425,13 +425,13 @@ BAD = {
     "float id": ("coco", [], {"images": [{"id": 5.5, "file_name": "a"}]}, "integer or a string"),
     "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
     "drive": ("coco", [], {"images": [{"id": 5, "file_name": "C:\\x"}]}, "5: .*leads out of"),
-    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "a class has a 'name'"),
-    "no class id": ("coco", [], {"categories": [{"name": "a"}]}, "an integer 'id'"),
+    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "entry 0, id 7: no 'name'"),
+    "no class id": ("coco", [], {"categories": [{"name": "a"}]}, "id must be an integer"),
     "class id twice": (
         "coco",
         [],
         {"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]},
-        "id 7 is 'a'",
+        "another entry has this id",
     ),
     "other size": (
         "coco",
@@ -498,7 +498,7 @@ BAD = {
     "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
     "colour twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "colour of its own"),
     "some colours": ("class-masks", MASK, {"labels": "1 2 3 a\nb\n"}, "colour of its own"),
-    "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "name is there twice"),
+    "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "two classes of one name"),
     "colour mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
 }
 

@@ -4,20 +4,18 @@ A class is a mapping as in the ``categories`` of COCO, of which ``name`` alone i
 """
 
 import csv
+import itertools
 import re
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
-from .source import errors_of, read_json
+from .source import read_json
 
 _RGB_NAME = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(.+)")
 _NAME_ID = re.compile(r"(.*[^\s,])\s*,\s*(\d+)")
-_NUMBERS = ("id", "isthing", "r", "g", "b")
 
 
 @dataclass(frozen=True)
@@ -117,12 +115,10 @@ def _complete(categories: list[dict]) -> list[dict]:
     """Fill in missing ids and colours."""
     if not categories:
         raise UserError("The data has no classes (all of them ignored?).")
-    taken = {c["id"] for c in categories if c.get("id")}
-    free = iter(i for i in range(1, len(categories) + len(taken) + 1) if i not in taken)
+    taken = {c.get("id") for c in categories}
+    free = (number for number in itertools.count(1) if number not in taken)
     keys = ("name", "isthing", "color")
-    result = [
-        {"id": c.get("id") or next(free), **{key: c.get(key) for key in keys}} for c in categories
-    ]
+    result = [{"id": c.get("id") or next(free), **{k: c.get(k) for k in keys}} for c in categories]
     colors = panoptic_metadata(result, "classes")["thing_colors"]
     return [{**c, "color": color} for c, color in zip(result, colors, strict=True)]
 
@@ -139,78 +135,50 @@ def read_class_file(path: Path) -> list[dict]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it has none of these forms.
+        UserError: it has none of these forms, or a name, id or colour is wrong.
     """
     if path.suffix.lower() == ".json":
         content = read_json(path)
         entries = content.get("categories") if isinstance(content, dict) else content
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            raise UserError(f"'{path}' has no list of classes.")
     else:
         try:
             lines = [n.strip() for n in path.read_text(encoding="utf-8-sig").splitlines()]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"List of classes '{path}' does not exist.") from None
         except UnicodeDecodeError as error:
             raise UserError(f"List of classes '{path}' is no text: {error}") from error
-        entries = _entries([line for line in lines if line])
-    with errors_of(f"'{path}'"):
-        if not isinstance(entries, list) or not entries:
-            raise UserError("there is no list of classes")
-        classes = [check_class(entry) for entry in entries]
-        if len({c["name"] for c in classes}) < len(classes):
-            raise UserError("a name is there twice")
-        ids = [c.get("id") for c in classes]
-        if None in ids and any(i is not None for i in ids):
-            raise UserError("each class, or none, must have an id")
-    return [{**c, "id": i if ids[0] is None else c["id"]} for i, c in enumerate(classes)]
-
-
-def _entries(lines: list[str]) -> list[dict]:
-    """Return the classes of the lines of a text."""
-    header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
-    if "name" in header:
-        entries = []
-        for row in csv.DictReader(lines[1:], header, skipinitialspace=True):
-            entry: dict = {
-                k: int(v) if k in _NUMBERS and v.isdigit() else v for k, v in row.items() if v
-            }
-            if any(channel in row for channel in "rgb"):
-                entry["color"] = [entry.get(channel) for channel in "rgb"]
-            entries.append(entry)
-        return entries
-    result = []
-    for line in lines:
-        if found := _RGB_NAME.fullmatch(line):
-            result.append({"name": found[4], "color": [int(found[n]) for n in (1, 2, 3)]})
-        elif found := _NAME_ID.fullmatch(line):
-            result.append({"name": found[1], "id": int(found[2])})
+        lines = [line for line in lines if line]
+        header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
+        if "name" in header:
+            rows = csv.DictReader(lines[1:], header, skipinitialspace=True)
+            entries = [_class_of_row(row) for row in rows]
         else:
-            result.append({"name": line})
-    return result
+            entries = [_class_of_line(line) for line in lines]
+    return check_classes([{"id": i, **entry} for i, entry in enumerate(entries)], path)
 
 
-def check_class(entry: Any, *, needs_id: bool = False) -> dict:
-    """Return ``name``, ``id``, ``isthing`` and ``color`` of a class of a file.
+def _class_of_row(row: dict[str, str]) -> dict:
+    entry: dict = {k: int(v) if v.isdigit() and k != "name" else v for k, v in row.items() if v}
+    if "r" in row:
+        entry["color"] = [entry.get(channel) for channel in "rgb"]
+    return entry
+
+
+def _class_of_line(line: str) -> dict:
+    if found := _RGB_NAME.fullmatch(line):
+        return {"name": found[4], "color": [int(found[n]) for n in (1, 2, 3)]}
+    if found := _NAME_ID.fullmatch(line):
+        return {"name": found[1], "id": int(found[2])}
+    return {"name": line}
+
+
+def check_classes(entries: list[dict], path: Path) -> list[dict]:
+    """Return ``name``, ``id``, ``isthing`` and ``color`` of the classes of a file.
 
     Raises:
-        UserError: they are not in the form.
+        UserError: a name or id is missing or there twice, or one of them is wrong.
     """
-    one = (
-        {k: entry.get(k) for k in ("name", "id", "isthing", "color")}
-        if isinstance(entry, dict)
-        else {}
-    )
-    color = one.get("color")
-    is_color = isinstance(color, list) and len(color) == 3
-    is_color = is_color and all(type(c) is int and 0 <= c <= 255 for c in color)
-    if (
-        not isinstance(one.get("name"), str)
-        or not one["name"].strip()
-        or not (type(one["id"]) is int or (one["id"] is None and not needs_id))
-        or not (color is None or is_color)
-        or one["isthing"] not in (None, 0, 1)
-    ):
-        raise UserError(
-            "a class has a 'name', and perhaps an integer 'id', a 'color' of three numbers to 255 "
-            f"(in a table r, g, b) and 'isthing' 0 or 1; {reprlib.repr(entry)} is not so"
-        )
-    return {**one, "name": one["name"].strip()}
+    panoptic_metadata([{"isthing": 1, **entry} for entry in entries], str(path))
+    if len({entry["name"] for entry in entries}) < len(entries):
+        raise UserError(f"'{path}' has two classes of one name.")
+    return [{k: e.get(k) for k in ("name", "id", "isthing", "color")} for e in entries]

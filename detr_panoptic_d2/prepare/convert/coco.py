@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .categories import check_class, merge_classes
+from .categories import check_classes, merge_classes
 from .masks import Regions, class_regions, match_masks, read_mask_classes
 from .shapes import Shape, draw_shapes, from_polygons, from_runs
 from .source import (
@@ -101,12 +101,9 @@ def _collect(
     content: dict, path: Path, shapes: dict[Any, list[Shape]], *, is_thing: bool
 ) -> list[dict]:
     """Sort the annotations of a json by image; return its classes."""
-    with errors_of(f"'{path}': 'categories'"):
-        classes = [check_class(c, needs_id=True) for c in content["categories"]]
-        if not is_thing:
-            classes = [{**c, "isthing": 0} for c in classes]
-        if len(merge_classes(classes)) < len(classes):
-            raise UserError("a name is there twice")
+    classes = check_classes(content["categories"], path)
+    if not is_thing:
+        classes = [{**c, "isthing": 0} for c in classes]
     names = {c["id"]: c["name"] for c in classes}
     without_mask = []
     for annotation in content["annotations"]:

@@ -24,15 +24,12 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
 
     A config that is there keeps everything but ``DATASETS`` and ``MODEL.DETR.NUM_CLASSES``. It is
     left alone if its ``DATASETS`` is not what this function would have written, or if it has
-    comments, which would be lost.
+    comments, which would be lost: then a warning has what to put in, and None is returned.
 
     Args:
         splits: as :func:`convert` returns them.
         name: what the names of the data sets begin with.
         base: path of the config that a new one builds on.
-
-    Returns:
-        Its path; None if it was left alone, after a warning with what to put in.
     """
     name = re.sub(r"\W+", "_", name).strip("_") or "mine"
     path = splits[0].panoptic_json.parent / f"{name}.yaml"
@@ -92,9 +89,6 @@ def roles(names: Sequence[str]) -> tuple[list[str], list[str]]:
     ``val`` (or ``valid``, ``validation``, ``dev``, else ``test``) is for evaluation, what has no
     such name for training. Where names do not tell, the last one is for evaluation; if there is
     only one, it is for both.
-
-    Returns:
-        (list, list): names for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
     """
     held_out = [n for h in _HELD_OUT for n in names if n.lower() == h]
     rest = [n for n in names if n not in held_out]

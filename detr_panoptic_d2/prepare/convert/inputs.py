@@ -38,8 +38,7 @@ def open_splits(
 
     Args:
         format_name: key of ``FORMATS``.
-        inputs: of the format's function, such as ``images``: a path for each split, or one that is
-            the same for all.
+        inputs: paths for the format's function: one for each split, or one for all.
         options: further arguments of the format's function.
         names: of the splits; default train, val, test, as many as needed.
         shares: divide the images of a single input by chance.
@@ -70,19 +69,19 @@ def open_splits(
         FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
         for n in range(count)
     ]
-    _warn_of_unused(sources)
+    roots = sorted({source.image_root for source in sources})
+    used = {source.image_root / item.file_name for source in sources for item in source.items}
+    unused = [
+        root / name for root in roots for name in find_images(root) if root / name not in used
+    ]
+    log_left_out("images without an annotation", unused)
     if shares:
         return split_by_chance(sources[0], dict(zip(names, shares, strict=True)), seed)
     return dict(zip(names, sources, strict=True))
 
 
 def split_by_chance(source: Source, shares: Mapping[str, float], seed: int) -> dict[str, Source]:
-    """Divide the images of a source.
-
-    Args:
-        source: of N images.
-        shares: names of splits and the shares of the images that they get, by chance.
-        seed: of the chance. The order of the items does not matter.
+    """Divide the images of a source by chance, whatever their order; shares are by split name.
 
     Raises:
         UserError: shares are not positive or do not add up to 1, or a split would be empty.
@@ -100,12 +99,3 @@ def split_by_chance(source: Source, shares: Mapping[str, float], seed: int) -> d
         name: replace(source, items=[items[i] for i in np.sort(part)])
         for name, part in zip(shares, parts, strict=True)
     }
-
-
-def _warn_of_unused(sources: list[Source]) -> None:
-    """Warn of images without annotation."""
-    roots = {source.image_root for source in sources}
-    used = {source.image_root / item.file_name for source in sources for item in source.items}
-    images = [root / name for root in sorted(roots) for name in find_images(root)]
-    unused = [image for image in images if image not in used]
-    log_left_out("images without an annotation", unused)

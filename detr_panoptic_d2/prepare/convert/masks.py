@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ...errors import UserError
-from .categories import merge_classes, read_class_file
+from .categories import read_class_file
 from .source import (
     Item,
     Labels,
@@ -123,11 +123,8 @@ def read_mask_classes(labels: Path) -> list[dict]:
         UserError: it cannot be read, or has an id or colour twice.
     """
     classes = read_class_file(labels)
-    with errors_of(f"'{labels}'"):
-        merge_classes(classes)
-        colors = {tuple(c["color"]) for c in classes if c["color"]}
-        if len(colors) not in (0, len(classes)):
-            raise UserError("each class, or none, must have a colour of its own")
+    if len({tuple(c["color"]) for c in classes if c["color"]}) not in (0, len(classes)):
+        raise UserError(f"'{labels}': each class, or none, must have a colour of its own.")
     return classes
 
 

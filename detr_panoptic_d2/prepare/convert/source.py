@@ -36,13 +36,11 @@ class Segment(NamedTuple):
 class Labels:
     """The labels of one image before they are written.
 
-    Attributes:
-        map: int32 (H, W); 0 where nothing is labelled, s + 1 for segment s.
-        segments: (S,) in any order. Segments may be without pixels; parts of one stuff class, and
-            crowds of one class, become one segment when written.
+    Segments may be without pixels; parts of one stuff class, and crowds of one class, become one
+    segment when written.
     """
 
-    map: np.ndarray
+    map: np.ndarray  # int32 (H, W); 0 where nothing is labelled, s + 1 for segment s
     segments: list[Segment]
 
 
@@ -67,16 +65,10 @@ class Item:
 
 @dataclass
 class Source:
-    """A data set in some other format: listed, its masks not yet drawn.
-
-    Attributes:
-        image_root: folder of the images.
-        classes: those that the data has, in its order; see ``categories``.
-        items: one per image.
-    """
+    """A data set in some other format: listed, its masks not yet drawn."""
 
     image_root: Path
-    classes: list[dict]
+    classes: list[dict]  # see categories.py
     items: list[Item]
 
 

@@ -4,12 +4,10 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from ...data.panoptic_json import read_panoptic_json, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
@@ -17,37 +15,25 @@ from ...errors import UserError
 from ..parallel import map_images
 from .categories import ClassOptions, choose_categories
 from .segments import to_panoptic
-from .source import Item, Labels, Size, Source, check_size, errors_of, upright_size
+from .source import Item, Size, Source, check_size, errors_of, upright_size
 
 # Segments of fewer pixels are counted for a hint.
 TINY = 10
-# Makes what COCO panoptic stores about an image; see segments.to_panoptic.
-Finish = Callable[[Labels], tuple[np.ndarray, list[dict], int]]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A split that has been written.
-
-    Attributes:
-        name: of the split.
-        image_root, panoptic_root, panoptic_json: as ``register_panoptic`` takes them.
-        num_images: how many.
-        segments: number of segments by class name, of all classes.
-        void: share of the pixels that are void.
-        hidden: labelled objects that have no (or too few) pixels left.
-        tiny: segments of fewer than ``TINY`` pixels.
-    """
+    """A split that has been written; the paths are as ``register_panoptic`` takes them."""
 
     name: str
     image_root: Path
     panoptic_root: Path
     panoptic_json: Path
     num_images: int
-    segments: dict[str, int]
-    void: float
-    hidden: int
-    tiny: int
+    segments: dict[str, int]  # number by class name, of all classes
+    void: float  # share of the pixels
+    hidden: int  # labelled objects that have no (or too few) pixels left
+    tiny: int  # segments of fewer than TINY pixels
 
 
 def convert(
@@ -58,12 +44,11 @@ def convert(
     min_area: int = 1,
     workers: int = 1,
 ) -> list[Converted]:
-    """Write the splits of a data set as COCO panoptic.
+    """Write ``panoptic_<split>/*.png`` and ``panoptic_<split>.json`` of each split.
 
-    Per split there are ``panoptic_<split>/*.png`` and ``panoptic_<split>.json``. All is made in a
-    hidden folder and moved into its place at the end, so that a conversion that fails or is
-    stopped leaves nothing behind. All splits have the same categories, and the files do not depend
-    on the number of processes.
+    All is made in a hidden folder and moved into its place at the end, so that a conversion that
+    fails or is stopped leaves nothing behind. All splits have the same categories, and the files do
+    not depend on the number of processes.
 
     Args:
         splits: name and source of each.
@@ -97,13 +82,18 @@ def convert(
             )
     _compare_with_other_splits(categories, output)
     finish = partial(
-        to_panoptic, categories=categories, background=classes.background, min_area=min_area
+        _convert_one, categories=categories, background=classes.background, min_area=min_area
     )
     with _hidden_folder(output / f".convert-{'-'.join(splits)}") as work:
-        converted = [
-            _write_split(name, source, finish, categories, work, output, workers)
-            for name, source in splits.items()
-        ]
+        converted = []
+        for name, source in splits.items():
+            pngs = png_names([item.file_name for item in source.items])
+            tasks = [
+                (source.image_root / item.file_name, item, work / f"panoptic_{name}" / png)
+                for item, png in zip(source.items, pngs, strict=True)
+            ]
+            results = map_images(finish, tasks, workers=workers, description=f"Converting {name}")
+            converted.append(_write_json(name, source, pngs, results, categories, work, output))
         for part in parts:
             os.replace(work / part, output / part)
     return converted
@@ -133,25 +123,31 @@ def _compare_with_other_splits(categories: list[dict], output: Path) -> None:
             )
 
 
-def _write_split(
+def _convert_one(
+    task: tuple[Path, Item, Path], *, categories: list[dict], background: str | None, min_area: int
+) -> tuple[Size, list[dict], int]:
+    """Write the PNG of one image; return its (height, width), segments and hidden objects."""
+    path, item, png = task
+    size = upright_size(path)
+    if item.size is not None:
+        with errors_of(f"The annotation of '{path}'"):
+            check_size(item.size, size)
+    labels = item.draw(size, {c["name"] for c in categories if c["isthing"]})
+    ids, infos, hidden = to_panoptic(labels, categories, background=background, min_area=min_area)
+    write_panoptic_png(png, ids)
+    return size, infos, hidden
+
+
+def _write_json(
     name: str,
     source: Source,
-    finish: Finish,
+    pngs: list[str],
+    results: list[tuple[Size, list[dict], int]],
     categories: list[dict],
     work: Path,
     output: Path,
-    workers: int,
 ) -> Converted:
-    """Write PNGs and json of a split into the folder ``work``."""
-    pngs = png_names([item.file_name for item in source.items])
-    things = {c["name"] for c in categories if c["isthing"]}
-    folder, json = f"panoptic_{name}", f"panoptic_{name}.json"
-    results = map_images(
-        partial(_convert_one, root=source.image_root, things=things, finish=finish),
-        [(item, work / folder / png) for item, png in zip(source.items, pngs, strict=True)],
-        workers=workers,
-        description=f"Converting {name}",
-    )
+    """Write the json of a split into the folder ``work``."""
     images, annotations = [], []
     for number, (item, png, (size, infos, _)) in enumerate(
         zip(source.items, pngs, results, strict=True), 1
@@ -161,34 +157,22 @@ def _write_split(
         images.append(image)
         annotations.append({"image_id": image_id, "file_name": png, "segments_info": infos})
     info = {"description": "converted by detr_panoptic_d2"}
+    json = f"panoptic_{name}.json"
     write_panoptic_json(work / json, images, annotations, categories, info=info)
-    segments = [s for a in annotations for s in a["segments_info"]]
+    segments = [s for _, infos, _ in results for s in infos]
     counts = Counter(s["category_id"] for s in segments)
+    pixels = sum(height * width for (height, width), _, _ in results)
     return Converted(
         name=name,
         image_root=source.image_root,
-        panoptic_root=output / folder,
+        panoptic_root=output / f"panoptic_{name}",
         panoptic_json=output / json,
         num_images=len(images),
         segments={c["name"]: counts[c["id"]] for c in categories},
-        void=1 - sum(s["area"] for s in segments) / sum(i["height"] * i["width"] for i in images),
+        void=1 - sum(s["area"] for s in segments) / pixels,
         hidden=sum(hidden for _, _, hidden in results),
         tiny=sum(s["area"] < TINY for s in segments),
     )
-
-
-def _convert_one(
-    task: tuple[Item, Path], *, root: Path, things: set[str], finish: Finish
-) -> tuple[Size, list[dict], int]:
-    """Write the PNG of one image; return its (height, width), segments and hidden objects."""
-    item, png = task
-    size = upright_size(root / item.file_name)
-    if item.size is not None:
-        with errors_of(f"The annotation of '{item.file_name}'"):
-            check_size(item.size, size)
-    ids, infos, hidden = finish(item.draw(size, things))
-    write_panoptic_png(png, ids)
-    return size, infos, hidden
 
 
 def png_names(file_names: list[str]) -> list[str]:
