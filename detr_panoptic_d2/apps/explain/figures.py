@@ -181,9 +181,10 @@ def draw_result(look: Look) -> np.ndarray:
     names = [title.rpartition(" ")[0] for title in look.titles]
     queries = Metadata(stuff_classes=names, stuff_colors=colors)
     winners = [{"id": k, "category_id": k, "isthing": False} for k in range(len(names))]
+    grey = look.picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
     pictures = {
         "Argmax: one colour per query": draw_panoptic(
-            look.picture, owner, winners, queries, min_size=_SIDE, alpha=0.8
+            grey, owner, winners, queries, min_size=_SIDE, alpha=0.8
         ),
         "Panoptic result": draw_panoptic(
             look.picture, *look.image.panoptic, look.metadata, min_size=_SIDE

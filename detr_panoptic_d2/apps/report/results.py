@@ -78,7 +78,8 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
         # Best first; of few images none twice.
         chosen = dict.fromkeys([*order[::-1][:shown], *order[:shown]])
         headings = ["PQ {:.1f}; {}".format(*qualities[i]) for i in chosen]
-        blocks += draw_examples(folder, [annotations[i] for i in chosen], headings)
+        drawn = draw_examples(folder, [annotations[i] for i in chosen], headings)
+        blocks += [{"text": "Best and worst images, by PQ over all their segments."}, *drawn]
     except (KeyError, OSError, ValueError) as error:
         # A report of numbers is better than none: data may have moved since.
         reason = f"image or class {error}" if isinstance(error, KeyError) else error
