@@ -109,14 +109,14 @@ def _add_mask_options(parser: argparse.ArgumentParser, *, labels_required: bool)
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and say how to go on."""
-    from detr_panoptic_d2.config import resolve_config_file
+    from detr_panoptic_d2.config import get_config_file
     from detr_panoptic_d2.prepare.convert.categories import ClassOptions
     from detr_panoptic_d2.prepare.convert.dataset_config import describe, write_dataset_config
     from detr_panoptic_d2.prepare.convert.inputs import open_splits
     from detr_panoptic_d2.prepare.convert.writer import convert
 
     set_up_console()
-    base = resolve_config_file(args.base)
+    base = get_config_file(args.base)
     given = vars(args)
     splits = open_splits(
         args.format,

@@ -150,15 +150,16 @@ def list_config_files() -> list[str]:
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of one of the configs that come with the package.
+    """Return the path of a config given by path, or by the name that it has in the package.
 
     Args:
-        name: path below ``configs/``, for example ``"detr_panoptic_R50.yaml"`` or
-            ``"shapes/tiny.yaml"``.
+        name: a path, or one below ``configs/``: ``"detr_panoptic_R50.yaml"``, for example.
 
     Raises:
         FileNotFoundError: there is no such config; the message lists those there are.
     """
+    if Path(name).is_file():
+        return name
     names = list_config_files()
     if name not in names:
         raise FileNotFoundError(
@@ -166,15 +167,6 @@ def get_config_file(name: str) -> str:
             f"of the package: {', '.join(names)}"
         )
     return str(_config_dir() / name)
-
-
-def resolve_config_file(config_file: str) -> str:
-    """Return the path of a config given by path or by the name that it has in the package.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-    """
-    return config_file if Path(config_file).is_file() else get_config_file(config_file)
 
 
 def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
@@ -196,7 +188,7 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
     source = "KEY VALUE pairs of the command"
     try:
         if config_file:
-            path = resolve_config_file(config_file)
+            path = get_config_file(config_file)
             source = f"Config '{path}'"
             cfg.merge_from_other_cfg(CN(_PlainYaml.load_yaml_with_base(path)))
             source = "KEY VALUE pairs of the command"

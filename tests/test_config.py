@@ -11,7 +11,6 @@ from detr_panoptic_d2.config import (
     get_config_file,
     list_config_files,
     merged_cfg,
-    resolve_config_file,
 )
 
 PACKAGE = Path(__file__).parents[1] / "detr_panoptic_d2"
@@ -54,7 +53,7 @@ def test_every_config_is_found_by_name():
 def test_config_by_path_and_by_name(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("SEED: 5\n")
-    assert resolve_config_file(str(path)) == str(path)
+    assert get_config_file(str(path)) == str(path)
     assert merged_cfg(str(path)).SEED == 5
     assert merged_cfg("detr_panoptic_R50.yaml").SOLVER.IMS_PER_BATCH == 64
 

@@ -1,4 +1,4 @@
-"""Trainer hooks. See also :class:`.reproducible.ReproducibleSteps`."""
+"""Trainer hooks. See also :class:`.train_loader.ReproducibleSteps`."""
 
 import json
 import logging

@@ -33,9 +33,8 @@ from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
 from .hooks import BestCheckpoint, PanopticVisualizationHook, record_memory
 from .optimizer import build_optimizer
-from .reproducible import ReproducibleSteps
 from .setup import setup_job
-from .train_loader import build_train_loader
+from .train_loader import ReproducibleSteps, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class PanopticTrainer(DefaultTrainer):
 
     As in Detectron2: ``trainer = PanopticTrainer(cfg); trainer.resume_or_load(resume);
     trainer.train()``, and ``PanopticTrainer.test(cfg, model)``. An interrupted training that is
-    resumed goes on exactly as if it had not been: see :mod:`.reproducible`.
+    resumed goes on exactly as if it had not been: see :mod:`.train_loader`.
     """
 
     iter: int

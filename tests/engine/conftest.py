@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.engine.reproducible import seed_everything
+from detr_panoptic_d2.engine.train_loader import seed_everything
 
 
 class Record(HookBase):

@@ -8,7 +8,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.engine.reproducible import seed_everything
+from detr_panoptic_d2.engine.train_loader import seed_everything
 
 
 def _reduced(path, factor, resample):

@@ -15,7 +15,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 
 from detr_panoptic_d2.engine import PanopticTrainer, build_train_loader
-from detr_panoptic_d2.engine.reproducible import PositionBatchSampler, SeededDataset
+from detr_panoptic_d2.engine.train_loader import PositionBatchSampler, SeededDataset
 from detr_panoptic_d2.errors import UserError
 
 WIDE = [True, False, True, False, True, True, False]
