@@ -22,11 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the page and serve it until it is stopped."""
-    from detr_panoptic_d2.apps.web.app import build_app, import_gradio, serve
-    from detr_panoptic_d2.engine import Predictor, setup_cfg
+    from detr_panoptic_d2.apps.web.app import build_app, serve
+    from detr_panoptic_d2.engine import setup_cfg
 
     set_up_console()
-    import_gradio()
-    predictor = Predictor(setup_cfg(args.config_file, args.opts))
-    serve(build_app(predictor), host=args.host, port=args.port)
+    app = build_app(setup_cfg(args.config_file, args.opts))
+    serve(app, host=args.host, port=args.port)
     return 0

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from detr_panoptic_d2.apps.web.analysis import analyze, read_upload
-from detr_panoptic_d2.apps.web.app import import_gradio
+from detr_panoptic_d2.apps.web.app import build_app
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.visualization.panels import enlarge
@@ -248,7 +248,7 @@ def test_in_a_browser(server, browser, image, tmp_path):
     assert all(url.startswith((f"http://127.0.0.1:{port}", "data:", "blob:")) for url in loaded)
 
 
-def test_without_gradio(monkeypatch):
+def test_without_gradio(make_cfg, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"detr_panoptic_d2\[web\]"):
-        import_gradio()
+        build_app(make_cfg())

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from ...engine import Predictor
 from ...errors import UserError
 from ...visualization.visualizer import class_name
@@ -15,33 +17,27 @@ _KEEP = 3600
 _START = "No image yet."
 
 
-def import_gradio():
-    """Import Gradio.
+def build_app(cfg: CfgNode):
+    """Load the model and make the page, a ``gradio.Blocks``.
+
+    Args:
+        cfg: a config with ``MODEL.WEIGHTS``.
 
     Raises:
-        UserError: it is not installed; the message says how to install it.
+        UserError: Gradio is not installed, the weights do not fit, or there is no mask head.
     """
     try:
-        import gradio
+        import gradio as gr
     except ImportError as e:
         raise UserError(
             "The web page needs Gradio, which is not installed: "
             "pip install 'detr_panoptic_d2[web]' or pip install 'gradio>=6'."
         ) from e
-    return gradio
-
-
-def build_app(predictor: Predictor):
-    """Make the page, a ``gradio.Blocks``.
-
-    Raises:
-        UserError: Gradio is not installed, or the model has no mask head.
-    """
-    gr = import_gradio()
+    predictor = Predictor(cfg)
     if predictor.model.mask_head is None:
         raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
     page = _Page(predictor)
-    test = predictor.cfg.MODEL.DETR.TEST
+    test = cfg.MODEL.DETR.TEST
 
     with gr.Blocks(
         title="Panoptic segmentation", analytics_enabled=False, delete_cache=(_KEEP, _KEEP)
