@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,9 @@ def official_checkpoint(model: nn.Module) -> dict[str, Any]:
         that the file can be read here again for any data set (official code ignores it).
 
     Raises:
-        UserError: the model has no form there, see :func:`_exportable`.
+        UserError: the backbone is no ResNet with batch norms, or the mask head is another one.
     """
-    weights, class_names = _exportable(model, OFFICIAL_BACKBONE)
-    if model.mask_head is not None:
-        weights = {
-            name if name.startswith(MASK_PARTS) else f"detr.{name}": tensor
-            for name, tensor in weights.items()
-        }
+    weights, class_names = _exportable(model, OFFICIAL_BACKBONE, lambda name: name)
     return {"model": weights, "class_names": class_names}
 
 
@@ -144,33 +139,27 @@ def huggingface_checkpoint(
         state dict (names of transformers 4), ``config.json`` and ``preprocessor_config.json``.
 
     Raises:
-        UserError: the model has no form there, see :func:`_exportable`.
+        UserError: as :func:`official_checkpoint`; or the model is one that they do not have.
     """
-    tensors, class_names = _exportable(model, HUGGINGFACE_BACKBONE)
-    depth = 2 + sum(bool(re.search(r"\.layer\d\.\d+\.conv\d\.weight$", name)) for name in tensors)
-    stem = tensors[f"{HUGGINGFACE_BACKBONE}conv1.weight"]
+    tensors, class_names = _exportable(model, HUGGINGFACE_BACKBONE, huggingface_name)
+    stages = {n.partition(".layer")[2]: x for n, x in tensors.items() if ".layer" in n}
+    depth = 2 + sum(bool(re.fullmatch(r"\d\.\d+\.conv\d\.weight", name)) for name in stages)
+    standard = depth in (18, 34, 50, 101, 152) and stages["1.0.conv1.weight"].shape[:2] == (64, 64)
     encoder, decoder = model.transformer.encoder, model.transformer.decoder
-    if (
-        depth not in (18, 34, 50, 101, 152)
-        or len(stem) != 64
-        or "transformer.encoder.norm.weight" in tensors
-    ):
+    if not standard or any(name.endswith("encoder.layernorm.weight") for name in tensors):
         raise UserError(
             "Hugging Face's Detr gets ResNet-18, -34, -50, -101 and -152 from here, and has no "
             "MODEL.DETR.PRE_NORM"
         )
-    masks = model.mask_head is not None
     weights = {}
     for name, tensor in tensors.items():
-        if not name.startswith((HUGGINGFACE_BACKBONE, *MASK_PARTS)):
-            name = huggingface_name(name)
-        if masks and not name.startswith(MASK_PARTS):
-            name = f"detr.{name}"
         if "in_proj_" in name:
             weights.update(zip(projections(name), tensor.chunk(3), strict=True))
         else:
             weights[name] = tensor
-    labels = {i: class_names.get(i, "N/A") for i in range(len(tensors[CLASS_HEAD[1]]) - 1)}
+    masks = model.mask_head is not None
+    rows = next(len(x) for name, x in tensors.items() if name.endswith("labels_classifier.bias"))
+    labels = {i: class_names.get(i, "N/A") for i in range(rows - 1)}
     config = {
         "model_type": "detr",
         "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
@@ -234,18 +223,28 @@ def spread_rows(
     return spread, spread_bias, names
 
 
-def _exportable(model: nn.Module, backbone: str) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
-    """The weights, the ResNet under torchvision's names behind ``backbone``, class rows at raw ids;
-    the ids' names.
+def _exportable(
+    model: nn.Module, backbone: str, rename: Callable[[str], str]
+) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
+    """The weights under other names, class rows at raw ids; the ids' names.
+
+    Args:
+        model: a ``PanopticDETR``.
+        backbone: what comes before torchvision's names of the ResNet.
+        rename: from our name to theirs, for what is neither backbone nor masks.
 
     Raises:
         UserError: the backbone is no ResNet with batch norms, or the mask head is another one.
     """
-    state = {name: x.detach().cpu() for name, x in model.state_dict().items()}
-    masks = model.mask_head is None or "mask_head.lay1.weight" in state
-    names = {n: resnet_names(n) for n in state if n.startswith("backbone.")}
-    has_means = any(tv[:1] == ("bn1.running_mean",) for tv in names.values())
-    if not (masks and has_means and all(names.values())):
+    state = {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if not name.endswith(COUNTER)
+    }
+    resnet = {name: resnet_names(name) for name in state if name.startswith("backbone.")}
+    has_means = any(names[:1] == ("bn1.running_mean",) for names in resnet.values())
+    known_masks = model.mask_head is None or "mask_head.lay1.weight" in state
+    if not (known_masks and has_means and all(resnet.values())):
         raise UserError(
             "Only models with a ResNet with batch norms and MaskHeadSmallConv have a place in "
             f"other DETR code bases, not {type(model.backbone).__name__} and "
@@ -255,9 +254,10 @@ def _exportable(model: nn.Module, backbone: str) -> tuple[dict[str, torch.Tensor
         *(state[name] for name in CLASS_HEAD), model.dataset_ids, model.class_names
     )
     state.update(zip(CLASS_HEAD, (weight, bias), strict=True))
-    renamed = {
-        backbone + names[name][0] if name in names else name: tensor
-        for name, tensor in state.items()
-        if not name.endswith(COUNTER)
-    }
+    prefix = "" if model.mask_head is None else "detr."
+    renamed = {}
+    for name, tensor in state.items():
+        if not name.startswith(MASK_PARTS):
+            name = prefix + (backbone + resnet[name][0] if name in resnet else rename(name))
+        renamed[name] = tensor
     return renamed, class_names

@@ -7,6 +7,7 @@ is the size of res5, H2 x W2 that of res2.
 import copy
 
 import torch
+from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
 
@@ -40,18 +41,10 @@ class DetectorGraph(nn.Module):
         """
         model = self.model
         x = (image.to(model.pixel_mean.dtype) - model.pixel_mean) / model.pixel_std
-        features = model.backbone(x)
-        res5 = features["res5"]
-        pos = model.position_embedding(res5.shape[-2:], None, res5.device)
-        src_proj = model.input_proj(res5)
-        hs, memory = model.transformer(
-            src_proj, None, model.query_embed.weight, pos, return_intermediate=False
-        )
-        hs = hs[0]
-        maps = model.mask_head.image_maps(
-            src_proj, [features[name] for name in ("res4", "res3", "res2")]
-        )
-        return model.class_embed(hs)[0], model.bbox_embed(hs)[0], hs[0], memory, *maps
+        out = model.detect(ImageList(x, [tuple(x.shape[-2:])]))
+        features = [out.features[name] for name in ("res4", "res3", "res2")]
+        maps = model.mask_head.image_maps(out.src_proj, features)
+        return out.pred_logits[-1, 0], out.pred_boxes[-1, 0], out.hs[-1, 0], out.memory, *maps
 
 
 class MaskGraph(nn.Module):
