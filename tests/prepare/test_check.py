@@ -57,173 +57,152 @@ def fix(report):
     return fix_json(report.paths.panoptic_json, report.findings)
 
 
-def segment(small_set, number=1):
-    return small_set.content["annotations"][0]["segments_info"][number]
+FIRST = ("annotations", 0)
+SEGMENTS = (*FIRST, "segments_info")
+ABSENT = object()
+# An entry of the json, what of it is changed, and the kinds of findings; with "+" all are fixed.
+CHANGED = [
+    (("categories", 1), {"isthing": ABSENT}, "bad-entry id-without-entry"),
+    (("images", 0), {"id": ABSENT}, "bad-entry"),
+    (("images", 0), {"file_name": "../a.png"}, "bad-entry"),
+    (("images", 0), {"height": 0}, "bad-entry"),
+    (("images", 0), {"width": 99}, "+wrong-size"),
+    (("images", 1), {"file_name": "sub/a.png"}, "duplicate-image"),
+    (FIRST, {"image_id": 99}, "bad-entry no-annotation"),
+    (FIRST, {"file_name": "1.png"}, "shared-png"),
+    (FIRST, {"file_name": "/etc/passwd"}, "bad-entry no-annotation"),
+    (FIRST, {"segments_info": None}, "bad-entry no-annotation"),
+    ((*SEGMENTS, 1), {"id": 0}, "bad-entry id-without-entry"),
+    ((*SEGMENTS, 1), {"iscrowd": 2}, "bad-entry id-without-entry"),
+    ((*SEGMENTS, 1), {"iscrowd": ABSENT}, "+wrong-crowd"),
+    ((*SEGMENTS, 1), {"category_id": 77}, "bad-entry id-without-entry"),
+    ((*SEGMENTS, 1), {"area": 13}, "+wrong-area"),
+    ((*SEGMENTS, 1), {"area": ABSENT}, "+no-area"),
+    ((*SEGMENTS, 1), {"bbox": [4, 2, 3, 2]}, "+wrong-box"),
+]
+# The same with a changed copy at the end of the list, and with the entry removed from it.
+COPIED = [
+    (("categories", 1), {"name": "x"}, "bad-entry"),
+    (("categories", 1), {"id": 5}, "category-name unused-class"),
+    (("categories", 1), {}, "+repeated-entry"),
+    (("images", 0), {"file_name": "b.tif"}, "bad-entry"),
+    (("images", 0), {}, "+repeated-entry"),
+    (FIRST, {"file_name": "1.png"}, "bad-entry"),
+    (FIRST, {}, "+repeated-entry"),
+    ((*SEGMENTS, 1), {"category_id": 50}, "bad-entry"),
+    ((*SEGMENTS, 1), {}, "+repeated-entry"),
+]
+REMOVED = [(FIRST, "no-annotation"), ((*SEGMENTS, 1), "id-without-entry")]
 
 
-def image(small_set):
-    return small_set.content["images"][0]
+def entry_at(content, place):
+    for key in place:
+        content = content[key]
+    return content
 
 
-def annotation(small_set):
-    return small_set.content["annotations"][0]
+def _changed(place, change):
+    def apply(small_set):
+        entry = entry_at(small_set.content, place)
+        entry.update(change)
+        for key in [key for key, value in entry.items() if value is ABSENT]:
+            del entry[key]
+
+    return apply
 
 
-def _save_png(change):
-    """Return a function that saves the first PNG with changed ids."""
+def _copied(place, change):
+    def apply(small_set):
+        entry = copy.deepcopy(entry_at(small_set.content, place))
+        entry_at(small_set.content, place[:-1]).append({**entry, **change})
 
-    def save(small_set):
-        change(small_set.ids)
-        small_set.save_ids("0.png")
-
-    return save
+    return apply
 
 
-def _one_pixel(small_set):
-    small_set.ids[0, 0] = 5
-    small_set.save_ids("0.png")
-    entry = {"id": 5, "category_id": 4, "iscrowd": 0, "area": 1, "bbox": [0, 0, 1, 1]}
-    annotation(small_set)["segments_info"].append(entry)
+def _removed(place):
+    return lambda small_set: entry_at(small_set.content, place[:-1]).pop(place[-1])
 
 
-def _two_parts(small_set):
-    small_set.ids[:, 10:] = 5
-    small_set.save_ids("0.png")
-    segment(small_set, 0).update(area=52, bbox=[2, 0, 8, 8])
-    entry = {"id": 5, "category_id": 50, "iscrowd": 0, "area": 16, "bbox": [10, 0, 2, 8]}
-    annotation(small_set)["segments_info"].append(entry)
+def _picture(change):
+    return lambda small_set: change(small_set.image_root / "sub/a.png")
 
 
-def _rotated(small_set):
+def _png(change):
+    return lambda small_set: change(small_set.panoptic_root / "0.png")
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def _rotate(path):
     exif = Image.Exif()
     exif[0x0112] = 3
-    path = small_set.image_root / "sub/a.png"
     with Image.open(path) as picture:
         picture.save(path, exif=exif)
 
 
-def _same_image(small_set):
-    with Image.open(small_set.image_root / "sub/a.png") as picture:
-        picture.save(small_set.image_root / "b.png")
-    (small_set.image_root / "b.png").write_bytes((small_set.image_root / "sub/a.png").read_bytes())
+def _wide(small_set):
+    Image.new("RGB", (13, 8)).save(small_set.image_root / "sub/a.png")
+    small_set.content["images"][0]["width"] = 13
+
+
+def _same_picture(small_set):
+    picture = (small_set.image_root / "sub/a.png").read_bytes()
+    (small_set.image_root / "b.png").write_bytes(picture)
     small_set.content["images"][1]["file_name"] = "b.png"
 
 
-def _grey_png(small_set):
-    Image.new("L", (12, 8)).save(small_set.panoptic_root / "0.png")
+def _ids(index, value, *entries):
+    """Change ids of the first PNG, and set its segments."""
+
+    def apply(small_set):
+        small_set.ids[index(small_set.ids)] = value
+        small_set.save_ids("0.png")
+        if entries:
+            small_set.content["annotations"][0]["segments_info"] = [
+                dict(zip(("id", "category_id", "area", "bbox"), entry, strict=True), iscrowd=0)
+                for entry in entries
+            ]
+
+    return apply
 
 
-def _wide_image(small_set):
-    Image.new("RGB", (13, 8)).save(small_set.image_root / "sub/a.png")
-    image(small_set)["width"] = 13
+ROAD, CAR = (70000, 50, 68, [2, 0, 10, 8]), (300, 4, 12, [4, 2, 4, 3])
+FILES = [
+    (_picture(Path.unlink), "missing-image"),
+    (_picture(_truncate), "unreadable-image"),
+    (_picture(lambda path: path.write_text("<html>")), "unreadable-image"),
+    (_picture(_rotate), "exif-rotated"),
+    (_wide, "png-size"),
+    (_same_picture, "duplicate-image"),
+    (_png(Path.unlink), "missing-png"),
+    (_png(_truncate), "unreadable-png"),
+    (_png(Image.new("L", (12, 8)).save), "unreadable-png"),
+    (_ids(lambda ids: ids == 300, 70000), "+segment-without-pixels wrong-area"),
+    (_ids(lambda ids: ids > 0, 0), "nothing-labelled segment-without-pixels"),
+    (_ids(lambda ids: (0, 0), 5, ROAD, CAR, (5, 4, 1, [0, 0, 1, 1])), "one-pixel"),
+    (
+        _ids(
+            lambda ids: np.s_[:, 10:],
+            5,
+            (70000, 50, 52, [2, 0, 8, 8]),
+            CAR,
+            (5, 50, 16, [10, 0, 2, 8]),
+        ),
+        "split-stuff",
+    ),
+]
+CASES = [
+    *((_changed(place, change), kinds) for place, change, kinds in CHANGED),
+    *((_copied(place, change), kinds) for place, change, kinds in COPIED),
+    *((_removed(place), kinds) for place, kinds in REMOVED),
+    *FILES,
+]
 
 
-def _truncated(path):
-    path.write_bytes(path.read_bytes()[:-60])
-
-
-def _outside(small_set):
-    image(small_set)["file_name"] = "../a.png"
-
-
-CATEGORY = {"id": 5, "name": "x", "isthing": 1}
-# name -> (change of the small set, kinds of findings; with "+" all of them are fixed)
-CASES = {
-    "category without isthing": (
-        lambda s: s.content["categories"][1].pop("isthing"),
-        "bad-entry id-without-entry",
-    ),
-    "category id twice": (
-        lambda s: s.content["categories"].append({**CATEGORY, "id": 4}),
-        "bad-entry",
-    ),
-    "category name twice": (
-        lambda s: s.content["categories"].append({**CATEGORY, "name": "car"}),
-        "category-name unused-class",
-    ),
-    "category repeated": (
-        lambda s: s.content["categories"].append(dict(s.content["categories"][1])),
-        "+repeated-entry",
-    ),
-    "image id missing": (lambda s: image(s).pop("id"), "bad-entry"),
-    "image id twice": (
-        lambda s: s.content["images"].append({**image(s), "file_name": "b.tif"}),
-        "bad-entry",
-    ),
-    "image repeated": (lambda s: s.content["images"].append(dict(image(s))), "+repeated-entry"),
-    "image outside": (_outside, "bad-entry"),
-    "height 0": (lambda s: image(s).update(height=0), "bad-entry"),
-    "image missing": (lambda s: (s.image_root / "sub/a.png").unlink(), "missing-image"),
-    "image truncated": (lambda s: _truncated(s.image_root / "sub/a.png"), "unreadable-image"),
-    "image is text": (
-        lambda s: (s.image_root / "sub/a.png").write_text("<html>"),
-        "unreadable-image",
-    ),
-    "json has another size": (lambda s: image(s).update(width=99), "+wrong-size"),
-    "image has another size": (_wide_image, "png-size"),
-    "image rotated": (_rotated, "exif-rotated"),
-    "same file twice": (_same_image, "duplicate-image"),
-    "same entry twice": (
-        lambda s: s.content["images"][1].update(file_name="sub/a.png"),
-        "duplicate-image",
-    ),
-    "no annotation": (lambda s: s.content["annotations"].pop(), "no-annotation"),
-    "annotation of no image": (
-        lambda s: annotation(s).update(image_id=99),
-        "bad-entry no-annotation",
-    ),
-    "two annotations": (
-        lambda s: s.content["annotations"].append({**annotation(s), "file_name": "1.png"}),
-        "bad-entry",
-    ),
-    "annotation repeated": (
-        lambda s: s.content["annotations"].append(copy.deepcopy(annotation(s))),
-        "+repeated-entry",
-    ),
-    "one PNG for two": (lambda s: annotation(s).update(file_name="1.png"), "shared-png"),
-    "PNG outside": (
-        lambda s: annotation(s).update(file_name="/etc/passwd"),
-        "bad-entry no-annotation",
-    ),
-    "no segments_info": (
-        lambda s: annotation(s).update(segments_info=None),
-        "bad-entry no-annotation",
-    ),
-    "PNG missing": (lambda s: (s.panoptic_root / "0.png").unlink(), "missing-png"),
-    "PNG truncated": (lambda s: _truncated(s.panoptic_root / "0.png"), "unreadable-png"),
-    "PNG grey": (_grey_png, "unreadable-png"),
-    "segment id 0": (lambda s: segment(s).update(id=0), "bad-entry id-without-entry"),
-    "segment id twice": (
-        lambda s: annotation(s)["segments_info"].append({**segment(s), "category_id": 50}),
-        "bad-entry",
-    ),
-    "segment repeated": (
-        lambda s: annotation(s)["segments_info"].append(dict(segment(s))),
-        "+repeated-entry",
-    ),
-    "iscrowd 2": (lambda s: segment(s).update(iscrowd=2), "bad-entry id-without-entry"),
-    "no iscrowd": (lambda s: segment(s).pop("iscrowd"), "+wrong-crowd"),
-    "unknown category": (lambda s: segment(s).update(category_id=77), "bad-entry id-without-entry"),
-    "id without entry": (lambda s: annotation(s)["segments_info"].pop(), "id-without-entry"),
-    "segment without pixels": (
-        _save_png(lambda ids: ids.__setitem__(ids == 300, 70000)),
-        "+segment-without-pixels wrong-area",
-    ),
-    "one pixel": (_one_pixel, "one-pixel"),
-    "stuff in two parts": (_two_parts, "split-stuff"),
-    "all void": (
-        _save_png(lambda ids: ids.fill(0)),
-        "nothing-labelled segment-without-pixels",
-    ),
-    "wrong area": (lambda s: segment(s).update(area=13), "+wrong-area"),
-    "no area": (lambda s: segment(s).pop("area"), "+no-area"),
-    "wrong box": (lambda s: segment(s).update(bbox=[4, 2, 3, 2]), "+wrong-box"),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_findings_and_fixes(clean, check, case):
-    change, expected = CASES[case]
+@pytest.mark.parametrize("change, expected", CASES)
+def test_findings_and_fixes(clean, check, change, expected):
     fixable, expected = expected.startswith("+"), expected.strip("+").split()
     good = copy.deepcopy(clean.content)
     change(clean)
@@ -256,7 +235,7 @@ def test_findings_and_fixes(clean, check, case):
 
 
 def test_every_kind_has_a_case_and_is_in_the_docs():
-    found = {kind for _, expected in CASES.values() for kind in expected.strip("+").split()}
+    found = {kind for _, expected in CASES for kind in expected.strip("+").split()}
     text = (Path(__file__).parents[2] / "docs/own_data.md").read_text(encoding="utf-8")
     errors, warnings = text.partition("| errors |")[2].partition("`--fix`")[0].split("Warnings:")
     assert set(re.findall("`([a-z-]+)`", warnings)) == set(WARNINGS)
@@ -264,7 +243,7 @@ def test_every_kind_has_a_case_and_is_in_the_docs():
 
 
 def test_nothing_is_wrong(clean, check):
-    segment(clean)["iscrowd"] = 1
+    entry_at(clean.content, (*SEGMENTS, 1))["iscrowd"] = 1
     for workers in (1, 2):
         report = check(workers=workers)
         assert report.findings == [] and not report.has_errors
@@ -277,13 +256,13 @@ def test_nothing_is_wrong(clean, check):
 
 
 def test_several_fixes_at_once_and_no_backup_is_lost(clean, check):
-    infos = annotation(clean)["segments_info"]
+    infos = entry_at(clean.content, SEGMENTS)
     infos.insert(0, {"id": 9, "category_id": 4, "area": 3})
     infos.append(dict(infos[1]))
     infos.append({"id": 8, "category_id": 4, "iscrowd": 0, "area": 3})
     infos[2]["area"] = 0
-    clean.content["annotations"].append(copy.deepcopy(annotation(clean)))
-    clean.content["images"].insert(1, dict(image(clean)))
+    clean.content["annotations"].append(copy.deepcopy(entry_at(clean.content, FIRST)))
+    clean.content["images"].insert(1, dict(clean.content["images"][0]))
     report = check()
     assert fix(report)[1].name == "panoptic.json.bak"
     assert check_dataset(report.paths).findings == []
@@ -320,13 +299,13 @@ def test_findings_of_an_image_are_capped(clean, check):
 def _wrong_png(small_set):
     """Another size, and an area that does not fit it."""
     Image.new("RGB", (20, 8), (44, 1, 0)).save(small_set.panoptic_root / "0.png")
-    segment(small_set).pop("iscrowd")
+    del entry_at(small_set.content, (*SEGMENTS, 1))["iscrowd"]
 
 
 def _wrong_ids(small_set):
     small_set.ids[small_set.ids == 300] = 301
     small_set.save_ids("0.png")
-    segment(small_set, 0)["area"] = 1
+    entry_at(small_set.content, (*SEGMENTS, 0))["area"] = 1
 
 
 def _other_pngs(small_set):

@@ -391,7 +391,7 @@ def test_resolve_inside(tmp_path):
     inside[str(root / "c.jpg")] = "c.jpg"
     for name, expected in inside.items():
         assert resolve_inside(root, name) == expected
-    outside = ["..", ".", "../rooting/a", "/a", "C:a", "b/../../root2/a", "//host/share/a", "..\\a"]
+    outside = ["..", "../rooting/a", "/a", "C:a", "b/../../root2/a", "//host/share/a", "..\\a"]
     for name in [*outside, "", None, 3, "a\0b"]:
         with pytest.raises(ValueError, match="leads out of|is no file name"):
             resolve_inside(root, name)

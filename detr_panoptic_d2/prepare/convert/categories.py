@@ -20,15 +20,11 @@ _NAME_ID = re.compile(r"(.*[^\s,])\s*,\s*(\d+)")
 
 @dataclass(frozen=True)
 class ClassOptions:
-    """What the user says about classes.
+    """What the user says about classes: names of those that are things, stuff, and void.
 
-    Attributes:
-        file: a list of classes (see :func:`read_class_file`) that replaces ids, order, colours
-            and thing-ness of the classes found.
-        things: names of classes that are things.
-        stuff: names of classes that are stuff.
-        ignore: names of classes whose pixels become void.
-        background: the stuff class that gets what is not labelled; None: void.
+    ``file`` is a list of classes (see :func:`read_class_file`) that replaces ids, order, colours
+    and thing-ness of the classes found; ``background`` the stuff class that gets what is not
+    labelled (None: void).
     """
 
     file: Path | None = None

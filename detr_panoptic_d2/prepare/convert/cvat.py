@@ -1,6 +1,5 @@
 """CVAT's export "CVAT for images 1.1": one XML file -> panoptic."""
 
-import re
 import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from .source import (
     resolve_inside,
 )
 
-_COLOR = re.compile("#[0-9a-fA-F]{6}")
 _DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
@@ -93,18 +91,11 @@ def _read_xml(path: Path) -> ElementTree.Element:
 
 def _classes(root: ElementTree.Element) -> list[dict]:
     """Return the labels of the task, and those in use."""
-    colors: dict[str, str] = {}
-    # Of a project, all tasks may list the same labels.
-    for label in root.iterfind("./meta//labels/label"):
-        if label.findtext("name") and label.findtext("parent") is None:
-            colors.setdefault(label.findtext("name"), label.findtext("color") or "")
+    listed = root.iterfind("./meta//labels/label")
+    names = [label.findtext("name") for label in listed if label.findtext("parent") is None]
     used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
-    for name in sorted(used - {None}):
-        colors.setdefault(name, "")
-    return [
-        {"name": name, "color": list(bytes.fromhex(c[1:])) if _COLOR.fullmatch(c) else None}
-        for name, c in colors.items()
-    ]
+    # Of a project, all tasks may list the same labels.
+    return [{"name": name} for name in dict.fromkeys([*names, *sorted(used)]) if name]
 
 
 def _encode(drawn: dict[str, str], size: Size) -> dict:

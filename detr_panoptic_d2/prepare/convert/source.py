@@ -7,12 +7,13 @@ import os
 import reprlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from ...data.panoptic_check import inside_root
 from ...errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -134,16 +135,12 @@ def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
     Raises:
         UserError: the name is none, or leads out of ``root``.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name:
         raise UserError(f"{name!r} is no file name")
-    top = os.path.abspath(root)
-    full = os.path.normpath(os.path.join(os.path.abspath(base or root), name.replace("\\", "/")))
-    if PureWindowsPath(name).drive or not full.startswith(os.path.join(top, "")):
-        raise UserError(
-            f"the path {name!r} leads out of '{root}'; correct it, or give the folder that holds "
-            "all images with --images"
-        )
-    return Path(os.path.relpath(full, top)).as_posix()
+    full = os.path.join(base or root, name.replace("\\", "/"))
+    relative = Path(os.path.relpath(full, root)).as_posix()
+    inside_root(str(root), relative)
+    return relative
 
 
 def find_images(root: Path) -> list[str]:
