@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.errors import UserError, one_line
 
 
@@ -137,17 +135,3 @@ def no_leftovers() -> Callable[[Path], None]:
                 json.loads(path.read_text(encoding="utf-8"))
 
     return check
-
-
-@pytest.fixture
-def random_predictor(tmp_path):
-    """Return a function from options to a predictor with random weights."""
-
-    def build(opts: list[str]) -> Predictor:
-        weights = tmp_path / "random.pth"
-        torch.save(
-            {"model": build_model(setup_cfg("shapes/tiny.yaml", opts)).state_dict()}, weights
-        )
-        return Predictor(setup_cfg("shapes/tiny.yaml", [*opts, "MODEL.WEIGHTS", str(weights)]))
-
-    return build
