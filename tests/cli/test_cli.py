@@ -1,6 +1,5 @@
 """The command ``detr-panoptic`` as a whole; what each command does is tested with its subject."""
 
-import os
 import subprocess
 import sys
 
@@ -8,15 +7,6 @@ import pytest
 from detectron2.engine import default_argument_parser
 
 from detr_panoptic_cli import COMMANDS, build_parser
-
-
-def run_command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "detr_panoptic_cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 def parser_of(command):
@@ -50,13 +40,13 @@ def test_train_takes_what_detectron2_takes():
     assert ours == theirs
 
 
-def test_what_a_user_can_put_right_is_one_line(tmp_path):
-    done = run_command("report", tmp_path / "nowhere")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "nowhere" in done.stderr
+def test_what_a_user_can_put_right_is_one_line(command, tmp_path):
+    status, _, lines = command("report", tmp_path / "nowhere")
+    assert status == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ") and "nowhere" in lines[0]
 
 
-def test_usage_errors_have_status_2():
-    for arguments in ((), ("fly",), ("convert-checkpoint", "--input", "a")):
-        assert run_command(*arguments).returncode == 2
+@pytest.mark.parametrize("words", [(), ("fly",), ("convert-checkpoint", "--input", "a")])
+def test_usage_errors_have_status_2(command, words):
+    assert command(*words)[0] == 2
