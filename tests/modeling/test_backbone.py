@@ -273,8 +273,8 @@ def test_narrow_resnet(options, expected):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("WIDTHS", [16, 32, 64], "four positive numbers"),
-        ("BLOCKS", [1, 0, 1, 1], "four positive numbers"),
+        ("WIDTHS", [16, 32, 64], "four numbers from 1 on"),
+        ("BLOCKS", [1, 0, 1, 1], "four numbers from 1 on"),
         ("WIDTHS", [16, 16, 64, 128], "another number at each stride"),
         ("STEM_STRIDE", 1, "STEM_STRIDE is 1, but must be 2 or 4"),
     ],

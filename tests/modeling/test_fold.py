@@ -7,33 +7,28 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
-from detr_panoptic_d2.modeling.backbone import TorchvisionResNet, narrow_resnet
+from detr_panoptic_d2.modeling.backbone import TorchvisionResNet
 from detr_panoptic_d2.modeling.fold import fold_batch_norms
 
 NORMS = ("FrozenBatchNorm2d", "BatchNorm2d", "SyncBatchNorm")
 
 
-def detectron2_resnet(depth):
+def detectron2(name, norm="BN"):
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
-    cfg.MODEL.BACKBONE.NAME = "build_detr_resnet_backbone"
-    cfg.MODEL.RESNETS.DEPTH = depth
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if depth < 50 else 256
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    cfg.MODEL.RESNETS.NORM = norm
     return build_backbone(cfg)
 
 
-def narrow(norm="BN"):
-    return narrow_resnet(in_channels=3, widths=(8, 16, 24, 32), blocks=(1, 1, 1, 1), norm=norm)
-
-
 BACKBONES = {
-    "detectron2 R18": lambda: detectron2_resnet(18),
+    "detectron2 R18": lambda: detectron2("build_detr_resnet_backbone", "FrozenBN"),
     "torchvision R18 trained": lambda: TorchvisionResNet(model_name="resnet18", norm="BN"),
     "torchvision R50 DC5": lambda: TorchvisionResNet(model_name="resnet50", dilated=True),
-    "narrow trained": narrow,
-    "narrow synchronised": lambda: narrow("SyncBN"),
+    "narrow trained": lambda: detectron2("build_narrow_resnet_backbone"),
+    "narrow synchronised": lambda: detectron2("build_narrow_resnet_backbone", "SyncBN"),
 }
 
 

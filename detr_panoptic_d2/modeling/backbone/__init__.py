@@ -4,7 +4,7 @@ Every builder takes ``(cfg, input_shape)`` as Detectron2's own do. Only the buil
 """
 
 from .adapter import LEVELS, RenamedBackbone, check_backbone
-from .resnet import narrow_resnet
+from .resnet import build_detr_resnet_backbone, build_narrow_resnet_backbone
 from .timm_backbone import TimmBackbone
 from .torchvision_backbone import TorchvisionResNet
 
@@ -13,6 +13,7 @@ __all__ = [
     "RenamedBackbone",
     "TimmBackbone",
     "TorchvisionResNet",
+    "build_detr_resnet_backbone",
+    "build_narrow_resnet_backbone",
     "check_backbone",
-    "narrow_resnet",
 ]

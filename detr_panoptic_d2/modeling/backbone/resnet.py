@@ -1,7 +1,5 @@
 """Detectron2's ResNet with DETR's DC5, and a narrow one to be trained from scratch."""
 
-from collections.abc import Sequence
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -49,47 +47,32 @@ class UnpooledStem(BasicStem):
         return torch.relu_(self.conv1(x))
 
 
-def narrow_resnet(
-    *,
-    in_channels: int,
-    widths: Sequence[int],
-    blocks: Sequence[int],
-    norm: str,
-    dilated: bool = False,
-    stem_stride: int = 4,
-    freeze_at: int = 0,
-) -> ResNet:
+@BACKBONE_REGISTRY.register()
+def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """A small ResNet of basic blocks, to be trained from scratch.
 
-    Args:
-        in_channels: channels of the input.
-        widths: channels of ``res2`` .. ``res5``; the stem has those of ``res2``.
-        blocks: blocks per stage.
-        norm: see :func:`detectron2.layers.get_norm`.
-        dilated: ``res5`` keeps the stride of ``res4`` (basic blocks are not dilated).
-        stem_stride: that of ``res2`` as well; 4, or 2 for masks on a grid twice as fine.
-        freeze_at: see :meth:`detectron2.modeling.backbone.ResNet.freeze`.
+    ``MODEL.DETR.BACKBONE`` has the WIDTHS of ``res2`` .. ``res5`` (the stem has that of ``res2``),
+    the number of BLOCKS per stage, and STEM_STRIDE, which is that of ``res2`` as well: 4, or 2 for
+    masks on a grid twice as fine. DC5 keeps the stride of ``res4``; basic blocks are not dilated.
 
     Raises:
         UserError: for numbers that make no network.
     """
-    prefix = "MODEL.DETR.BACKBONE"
-    if len(widths) != 4 or len(blocks) != 4 or min(*widths, *blocks) < 1:
-        raise UserError(
-            f"{prefix}.WIDTHS {list(widths)} and {prefix}.BLOCKS {list(blocks)} must each be four "
-            "positive numbers"
-        )
+    options, norm, prefix = cfg.MODEL.DETR.BACKBONE, cfg.MODEL.RESNETS.NORM, "MODEL.DETR.BACKBONE"
+    widths, blocks, stem_stride = list(options.WIDTHS), list(options.BLOCKS), options.STEM_STRIDE
+    for key, values in (("WIDTHS", widths), ("BLOCKS", blocks)):
+        valid = len(values) == 4 and min(values) >= 1
+        check_value(f"{prefix}.{key}", values, valid, "four numbers from 1 on")
     check_value(f"{prefix}.STEM_STRIDE", stem_stride, stem_stride in (2, 4), "2 or 4")
     valid = norm != "GN" or all(width % 32 == 0 for width in widths)
     allowed = "multiples of 32 under MODEL.RESNETS.NORM GN"
-    check_value(f"{prefix}.WIDTHS", list(widths), valid, allowed)
-    strides = (1, 2, 2, 1 if dilated else 2)
-    stages = []
-    channels = widths[0]
+    check_value(f"{prefix}.WIDTHS", widths, valid, allowed)
+    stages, channels = [], widths[0]
+    strides = (1, 2, 2, 1 if is_dilated(cfg) else 2)
     for width, count, stride in zip(widths, blocks, strides, strict=True):
         # A basic block of Detectron2 has a shortcut for its stride only where the width changes.
         valid = stride == 1 or width != channels
-        check_value(f"{prefix}.WIDTHS", list(widths), valid, "another number at each stride")
+        check_value(f"{prefix}.WIDTHS", widths, valid, "another number at each stride")
         stages.append(
             ResNet.make_stage(
                 BasicBlock,
@@ -101,19 +84,10 @@ def narrow_resnet(
             )
         )
         channels = width
-    stem = (BasicStem if stem_stride == 4 else UnpooledStem)(in_channels, widths[0], norm)
-    return ResNet(stem, stages, out_features=list(LEVELS), freeze_at=freeze_at)
-
-
-@BACKBONE_REGISTRY.register()
-def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A small ResNet, see :func:`narrow_resnet`."""
-    return narrow_resnet(
-        in_channels=input_shape.channels,
-        widths=cfg.MODEL.DETR.BACKBONE.WIDTHS,
-        blocks=cfg.MODEL.DETR.BACKBONE.BLOCKS,
-        norm=cfg.MODEL.RESNETS.NORM,
-        dilated=is_dilated(cfg),
-        stem_stride=cfg.MODEL.DETR.BACKBONE.STEM_STRIDE,
+    stem = BasicStem if stem_stride == 4 else UnpooledStem
+    return ResNet(
+        stem(input_shape.channels, widths[0], norm),
+        stages,
+        out_features=list(LEVELS),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

@@ -24,11 +24,8 @@ class TimmBackbone(AdaptedBackbone):
     Args:
         model_name: a name that ``timm.create_model`` knows.
         in_channels: channels of the input.
-        norm: ``"FrozenBN"`` fixes the statistics and the affine part of every batch norm, ``"BN"``
-            leaves the model as it is, ``"SyncBN"`` synchronises its batch norms. Models without
-            batch norm are the same under all three.
         dilated: ask timm for output stride 16 (DC5); not every model has it.
-        freeze_at: 0 freezes nothing, 1 what comes before ``res2``, 2 ``res2`` as well, ...
+        norm, freeze_at: see :meth:`AdaptedBackbone.freeze`.
         pretrained: load timm's own weights.
 
     Raises:

@@ -23,9 +23,8 @@ class TorchvisionResNet(AdaptedBackbone):
 
     Args:
         model_name: a residual network of ``torchvision.models``, such as ``resnet50``.
-        norm: ``"FrozenBN"``, ``"BN"`` or ``"SyncBN"``.
         dilated: give the last stage dilation 2 in place of its stride (DC5); bottlenecks only.
-        freeze_at: 0 freezes nothing, 1 the stem, 2 the stem and ``res2``, ... 5 everything.
+        norm, freeze_at: see :meth:`AdaptedBackbone.freeze`.
         pretrained: load torchvision's ImageNet weights (``IMAGENET1K_V1``, those DETR began with).
 
     Raises:
