@@ -232,10 +232,11 @@ class MaskHeadSmallConv(nn.Module):
             x = upsampled_conv(x, part.shape[-2:], layer.weight)
             x = _activate(norm, _add_image(x, part, image_index))
         # With one output channel a convolution is slow: the three rows of its kernel as channels.
-        rows = F.conv2d(x, self.out_lay.weight[0].transpose(0, 1)[:, :, None], padding=(0, 1))
+        weight, bias = self.out_lay.parameters()
+        rows = F.conv2d(x, weight[0].transpose(0, 1)[:, :, None], padding=(0, 1))
         rows, height = F.pad(rows, (0, 0, 1, 1)), x.shape[2]
         upper, middle, lower = (rows[:, i, i : i + height] for i in range(3))
-        return upper + middle + lower + self.out_lay.bias
+        return upper + middle + lower + bias
 
 
 def _typical_cells(cfg: CfgNode, stride: int) -> float:
