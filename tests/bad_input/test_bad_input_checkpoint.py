@@ -25,16 +25,8 @@ def half(path, whole):
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
 
 
-def empty(path, whole):
-    path.write_bytes(b"")
-
-
 def web_page(path, whole):
     path.write_text("<!DOCTYPE html><html>Sign in to download</html>")
-
-
-def lfs_pointer(path, whole):
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
 
 
 def other_model(path, whole):
@@ -75,16 +67,14 @@ def truncated_safetensors(path, whole):
 DOWNLOAD = ["is it whole, and no web page or Git LFS pointer", "get it again"]
 CASES = {
     half: DOWNLOAD,
-    empty: DOWNLOAD,
     web_page: DOWNLOAD,
-    lfs_pointer: DOWNLOAD,
     truncated_safetensors: DOWNLOAD,
     other_model: ["another model"],
     no_tensors: ["no state dict"],
     code_in_zip: ["no code", "posix.mkdir"],
     code_in_pickle: ["no code", "posix.mkdir"],
     other_width: ["input_proj"],
-    missing: ["There is no checkpoint", "MODEL.WEIGHTS"],
+    missing: ["There is no checkpoint", "MODEL.WEIGHTS", "hf download NAME"],
     directory: ["There is no checkpoint", "model.safetensors"],
 }
 

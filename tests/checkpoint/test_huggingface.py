@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.errors import UserError
@@ -105,24 +105,3 @@ def test_bin_and_what_its_config_says(build, hugging_face, tmp_path, caplog):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=r"config\.json is no config of a Hugging Face model"):
             PanopticCheckpointer(model).load(str(tmp_path))
-
-
-def test_fine_tuned_on_own_classes(build, class_set, hugging_face, tmp_path):
-    """Rows are raw ids again; their names are in config.json."""
-    names = {i: "N/A" for i in range(31)} | {10: "class 0", 20: "class 1", 30: "class 2"}
-    theirs = hugging_face(rows=32, id2label=names, label2id={n: i for i, n in names.items()})
-    theirs.save_pretrained(tmp_path)
-    name = class_set("tst")
-    options = ("DATASETS.TRAIN", (name,), "DATASETS.TEST", (), "MODEL.DETR.NUM_CLASSES", 3)
-    model = build(*options)
-    PanopticCheckpointer(model).load(str(tmp_path))
-    expected = theirs.detr.class_labels_classifier.weight[[10, 20, 30, 31]]
-    assert torch.equal(model.class_embed.weight, expected)
-
-
-def test_incomplete_projection(build, hugging_face, tmp_path):
-    weights = hugging_face(native=True).state_dict()
-    del weights["detr.model.encoder.layers.0.self_attn.k_proj.weight"]
-    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"0\.self_attn\.q_proj\.weight has no place in the model"):
-        PanopticCheckpointer(build()).load(str(tmp_path / "w.safetensors"))
