@@ -60,53 +60,42 @@ def test_panoptic_schedules(backbone, step):
         assert ("resnet101" if backbone == "R101" else "R-50.pkl") in cfg.MODEL.WEIGHTS
 
 
-@pytest.mark.parametrize(
-    ("name", "epochs", "drop"),
-    [("detr_instance_R50_boxes.yaml", 500, 400), ("detr_instance_R50.yaml", 25, 15)],
-)
-def test_instance_schedules(name, epochs, drop):
+@pytest.mark.parametrize(("step", "epochs", "drop"), [("_boxes", 500, 400), ("", 25, 15)])
+def test_instance_schedules(step, epochs, drop):
     expected = {
         "SOLVER.MAX_ITER": epochs * 1848,
         "SOLVER.STEPS": (drop * 1848,),
         "DATASETS.TRAIN": ("coco_2017_train",),
         "DATASETS.TEST": ("coco_2017_val",),
         "MODEL.DETR.NUM_CLASSES": 80,
-        "MODEL.DETR.FREEZE_DETECTOR": "boxes" not in name,
+        "MODEL.DETR.FREEZE_DETECTOR": step == "",
         "MODEL.DETR.TEST.INSTANCE_ON": True,
         "MODEL.DETR.TEST.PANOPTIC_ON": False,
     }
-    assert entries(recipe(name), expected) == expected
+    assert entries(recipe(f"detr_instance_R50{step}.yaml"), expected) == expected
 
 
 @pytest.mark.parametrize("name", [n for n in list_config_files() if n.startswith("detr_")])
 def test_official_optimisation(name):
     """The defaults of the official main.py."""
-    expected = {
-        "SOLVER.OPTIMIZER": "ADAMW",
-        "SOLVER.BASE_LR": 1e-4,
+    solver = {
+        "OPTIMIZER": "ADAMW",
+        "BASE_LR": 1e-4,
         # 1e-5 for the backbone.
-        "SOLVER.BACKBONE_MULTIPLIER": 0.1,
-        "SOLVER.WEIGHT_DECAY": 1e-4,
-        "SOLVER.GAMMA": 0.1,
-        "SOLVER.WARMUP_ITERS": 0,
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
-        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.1,
-        "MODEL.DETR.CLASS_WEIGHT": 1.0,
-        "MODEL.DETR.L1_WEIGHT": 5.0,
-        "MODEL.DETR.GIOU_WEIGHT": 2.0,
-        "MODEL.DETR.MASK_WEIGHT": 1.0,
-        "MODEL.DETR.DICE_WEIGHT": 1.0,
-        "MODEL.DETR.NO_OBJECT_WEIGHT": 0.1,
-        "MODEL.DETR.DROPOUT": 0.1,
-        "MODEL.DETR.NUM_OBJECT_QUERIES": 100,
-        "MODEL.DETR.HIDDEN_DIM": 256,
-        "MODEL.DETR.NHEADS": 8,
-        "MODEL.DETR.DIM_FEEDFORWARD": 2048,
-        "MODEL.DETR.ENC_LAYERS": 6,
-        "MODEL.DETR.DEC_LAYERS": 6,
-        "MODEL.DETR.PRE_NORM": False,
+        "BACKBONE_MULTIPLIER": 0.1,
+        "WEIGHT_DECAY": 1e-4,
+        "GAMMA": 0.1,
+        "WARMUP_ITERS": 0,
+        "CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+        "CLIP_GRADIENTS.CLIP_VALUE": 0.1,
     }
-    assert entries(recipe(name), expected) == expected
+    detr = {"CLASS_WEIGHT": 1.0, "L1_WEIGHT": 5.0, "GIOU_WEIGHT": 2.0, "MASK_WEIGHT": 1.0}
+    detr |= {"DICE_WEIGHT": 1.0, "NO_OBJECT_WEIGHT": 0.1, "DROPOUT": 0.1, "NHEADS": 8}
+    detr |= {"NUM_OBJECT_QUERIES": 100, "HIDDEN_DIM": 256, "DIM_FEEDFORWARD": 2048}
+    detr |= {"ENC_LAYERS": 6, "DEC_LAYERS": 6, "PRE_NORM": False}
+    cfg = recipe(name)
+    assert entries(cfg.SOLVER, solver) == solver
+    assert entries(cfg.MODEL.DETR, detr) == detr
 
 
 def is_mask_part(name):
