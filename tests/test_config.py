@@ -44,21 +44,14 @@ def test_every_key_has_a_comment_and_is_read(key):
     assert read.search(code)
 
 
-def test_every_config_is_found_by_name():
+def test_configs_by_path_and_by_name(tmp_path):
     names = list_config_files()
     assert {"detr_panoptic_R50.yaml", "shapes/tiny.yaml"} <= set(names)
     assert all(Path(get_config_file(name)).is_file() for name in names)
-
-
-def test_config_by_path_and_by_name(tmp_path):
+    assert merged_cfg("detr_panoptic_R50.yaml").SOLVER.IMS_PER_BATCH == 64
     path = tmp_path / "mine.yaml"
     path.write_text("SEED: 5\n")
-    assert get_config_file(str(path)) == str(path)
     assert merged_cfg(str(path)).SEED == 5
-    assert merged_cfg("detr_panoptic_R50.yaml").SOLVER.IMS_PER_BATCH == 64
-
-
-def test_unknown_config_names_those_there_are_and_the_current_directory():
     with pytest.raises(FileNotFoundError, match=r"No config 'nothing\.yaml'.*R50") as caught:
         merged_cfg("nothing.yaml")
     assert str(Path.cwd()) in str(caught.value)

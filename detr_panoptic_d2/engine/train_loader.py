@@ -174,9 +174,6 @@ class SeededDataset(Dataset):
         self._dicts = dicts
         self._mapper = mapper
 
-    def __len__(self) -> int:
-        return len(self._dicts)
-
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         """Args: key: seed, position in the stream of samples of all processes, index."""
         seed, position, index = key

@@ -104,11 +104,6 @@ def test_file(tmp_path, error_line, text, message):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_name_of_a_config_that_is_not_there(error_line):
-    line = error_line(setup_cfg, "detr_panoptic_R5.yaml")
-    assert "detr_panoptic_R5.yaml" in line and "detr_panoptic_R50.yaml" in line
-
-
 def test_model_built_without_the_setup_is_checked_as_well(spoilt, error_line):
     cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts()).clone()
     cfg.defrost()

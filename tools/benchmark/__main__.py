@@ -20,10 +20,11 @@ from pathlib import Path
 
 import torch
 from detectron2.utils.logger import setup_logger
+from device_works import Loader, Precision, Profile
 from measure import PRECISIONS, describe_machine
 from pictures import draw_curves
 from tables import compare, report
-from works import Curves, Inference, Loader, Precision, Profile, Training
+from works import Curves, Inference, Training
 
 from detr_panoptic_d2.checkpoint.atomic import atomic_file
 from detr_panoptic_d2.errors import UserError, one_line_errors

@@ -33,7 +33,7 @@ def build(ours: nn.Module) -> nn.Module:
 
 def _losses(ours: nn.Module) -> dict[str, float]:
     """Matching costs and loss weights; Hugging Face's config takes whole numbers only."""
-    criterion, names = ours.criterion, {}
+    criterion, names = ours.criterion, {"eos_coefficient": float(ours.criterion.class_weight[-1])}
     for loss, costs in (
         ("loss_ce", ["class_cost"]),
         ("loss_bbox", ["bbox_cost", "bbox_loss_coefficient"]),
@@ -41,14 +41,8 @@ def _losses(ours: nn.Module) -> dict[str, float]:
         ("loss_mask", ["mask_loss_coefficient"]),
         ("loss_dice", ["dice_loss_coefficient"]),
     ):
-        weight = criterion.weights[loss]
-        if weight != int(weight):
-            raise UserError(
-                f"--against huggingface: the weight of {loss} is {weight}, but Hugging Face's DETR "
-                "takes whole numbers: change the key in MODEL.DETR."
-            )
-        names.update(dict.fromkeys(costs, int(weight)))
-    return names | {"eos_coefficient": float(criterion.class_weight[-1])}
+        names.update(dict.fromkeys(costs, int(criterion.weights[loss])))
+    return names
 
 
 def logits_of_our_classes(ours: nn.Module, logits: torch.Tensor) -> torch.Tensor:
@@ -56,20 +50,15 @@ def logits_of_our_classes(ours: nn.Module, logits: torch.Tensor) -> torch.Tensor
     return logits[..., [*ours.dataset_ids, -1]]
 
 
-def panoptic(ours: nn.Module, theirs: nn.Module, pixels: torch.Tensor, kept, output) -> list:
-    """Their panoptic maps, by their own post-processing, of the queries that ours keeps.
+def post_process(ours: nn.Module, outputs, kept: torch.Tensor, output: tuple[int, int]) -> list:
+    """Panoptic maps (H, W) of their outputs, by their own post-processing.
 
     Args:
-        ours, theirs: the models.
-        pixels: normalised images B x 3 x H x W.
-        kept: B x N bool.
-        output: (H, W) of the maps.
+        ours: our model.
+        outputs: of theirs.
+        kept: B x N bool, the queries that ours keeps; the others become no-object first.
+        output: (H, W).
     """
-    return post_process(ours, theirs(pixels), kept, output)
-
-
-def post_process(ours: nn.Module, outputs, kept: torch.Tensor, output: tuple[int, int]) -> list:
-    """Panoptic maps of their outputs; queries that are not kept become no-object first."""
     nothing = outputs.logits.new_full((outputs.logits.shape[-1],), -50.0)
     nothing[-1] = 50.0
     outputs.logits[~kept] = nothing
