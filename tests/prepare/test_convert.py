@@ -136,13 +136,8 @@ def test_classes_and_sizes_that_look_wrong_are_said(convert, tmp_path):
     for name in ("0000", "0001"):
         Image.fromarray(speckles).save(tmp_path / f"in/masks/{name}.png")
     (tmp_path / "classes.txt").write_text("ground\ncell\n")
-    arguments = [
-        "class-masks",
-        "--images",
-        tmp_path / "in/images",
-        "--masks",
-        tmp_path / "in/masks",
-    ]
+    folder = tmp_path / "in"
+    arguments = ["class-masks", "--images", folder / "images", "--masks", folder / "masks"]
     arguments += ["--labels", tmp_path / "classes.txt", "--things", "cell"]
     status, printed = convert(*arguments, "--output", tmp_path / "a")
     assert status == 0 and "Not a single segment of cell" in printed
@@ -182,6 +177,8 @@ def test_what_is_left_out_is_said(convert, tmp_path):
 
 ERRORS = {
     "shares": (["--split", "0.8", "0.1"], "add up to 1"),
+    "no share": (["--split", "0", "1"], "must be positive"),
+    "empty split": (["--split", "0.999", "0.001"], "leaves one empty"),
     "names without shares": (["--split-names", "a", "b"], "need as many inputs, or --split"),
     "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be there once"),
     "path as name": (["--split-names", "../x"], "part of file names"),
@@ -311,20 +308,6 @@ SKY = {"id": 9, "name": "sky", "isthing": 0, "color": [70, 130, 180]}
 BUS = {"id": 5, "name": "bus", "isthing": 1, "color": [0, 0, 0]}
 
 
-def test_parts_of_stuff_and_void():
-    labels = Labels(
-        np.array([[1, 2, 3, 4, 0, 5, 7]], np.int32),
-        [Segment(name) for name in ("sky", "car", "sky", None, "car", "bus", "ignored")],
-    )
-    ids, infos, hidden = to_panoptic(labels, [CAR, SKY, BUS], background="sky")
-    assert [(s["category_id"], s["area"], s["bbox"]) for s in infos] == [
-        (9, 3, [0, 0, 5, 1]),
-        (4, 1, [1, 0, 1, 1]),
-        (4, 1, [5, 0, 1, 1]),
-    ]
-    assert ids[0, 3] == ids[0, 6] == 0 and hidden == 1
-
-
 def test_ids_of_segments_differ_and_begin_with_the_colour():
     names = ["car"] * 300 + ["sky"] + ["bus"] * 40
     labels = Labels(np.arange(1, 342, dtype=np.int32)[None], [Segment(name) for name in names])
@@ -351,18 +334,6 @@ def test_split_by_seed_does_not_depend_on_the_order():
     assert splits["train"] | splits["val"] == {item.file_name for item in ITEMS}
     assert split_names(ITEMS[::-1], shares) == splits
     assert split_names(ITEMS, shares, seed=1) != splits
-
-
-@pytest.mark.parametrize(
-    "shares, message",
-    [
-        ({"a": 1.5, "b": -0.5}, "must be positive"),
-        ({"a": 0.999, "b": 0.001}, "leaves one empty"),
-    ],
-)
-def test_bad_shares(shares, message):
-    with pytest.raises(ValueError, match=message):
-        split_names(ITEMS, shares)
 
 
 @pytest.mark.parametrize(

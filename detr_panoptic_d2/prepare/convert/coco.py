@@ -51,7 +51,7 @@ def coco_instances(
     listed = _images(content, instances, images)
     shapes: dict[Any, list[Shape]] = {image_id: [] for image_id in listed}
     classes = _collect(content, instances, shapes, is_thing=True)
-    regions, masks = None, {}
+    regions: dict[str, Regions] = {}
     if semantic is not None and semantic.is_file():
         content = read_json(semantic, "annotations", "categories")
         classes += _collect(content, semantic, shapes, is_thing=False)
@@ -59,29 +59,25 @@ def coco_instances(
         if labels is None:
             raise UserError(f"Class masks ('{semantic}') need the list of their classes: --labels.")
         stuff = read_mask_classes(labels)
-        regions = partial(class_regions, classes=stuff)
         masks = match_masks(semantic, [name for name, _ in listed.values()], mask_suffix)
+        regions = {n: partial(class_regions, stuff, 255, mask) for n, mask in masks.items()}
         taken = {c["id"] for c in classes}
         classes += [{**c, "isthing": 0, "id": None if c["id"] in taken else c["id"]} for c in stuff]
     items = [
-        Item(name, partial(_draw, shapes[image_id], regions, masks.get(name)), image_id, size)
+        Item(name, partial(_draw, shapes[image_id], regions.get(name)), image_id, size)
         for image_id, (name, size) in listed.items()
     ]
     return Source(images, merge_classes(classes), items)
 
 
 def _draw(
-    shapes: list[Shape],
-    regions: Regions | None,
-    mask: Path | None,
-    size: Size,
-    things: Collection[str],
+    shapes: list[Shape], regions: Regions | None, size: Size, things: Collection[str]
 ) -> Labels:
     """Draw the annotations of an image, and a class mask under them."""
     labels = draw_shapes(_encode, shapes, size, things)
-    if regions is not None and mask is not None:
+    if regions is not None:
         free = labels.map == 0
-        for name, where in regions(mask, size):
+        for name, where in regions(size):
             labels.segments.append(Segment(None if name in things else name))
             labels.map[free & where] = len(labels.segments)
     return labels

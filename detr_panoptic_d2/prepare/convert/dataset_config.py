@@ -15,6 +15,7 @@ from .writer import TINY, Converted
 
 logger = logging.getLogger(__name__)
 
+_PATHS = ("image_root", "panoptic_root", "panoptic_json")
 # Names of splits that are for evaluation, the first that is there.
 _HELD_OUT = ("val", "valid", "validation", "dev", "test")
 
@@ -34,25 +35,18 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
     name = re.sub(r"\W+", "_", name).strip("_") or "mine"
     path = splits[0].panoptic_json.parent / f"{name}.yaml"
     entries = [
-        {
-            "name": f"{name}_{split.name}",
-            **{
-                key: os.path.abspath(getattr(split, key))
-                for key in ("image_root", "panoptic_root", "panoptic_json")
-            },
-        }
-        for split in splits
+        {"name": f"{name}_{s.name}", **{k: os.path.abspath(getattr(s, k)) for k in _PATHS}}
+        for s in splits
     ]
     config: dict[str, Any] = {"_BASE_": os.path.abspath(base)}
     if path.exists():
         old = _unchanged(path, name)
         if old is None:
-            block = yaml.safe_dump({"DATASETS": _datasets(entries, name)}, sort_keys=False)
             logger.warning(
                 "'%s' was changed by hand and is left as it is. To use the new splits, name them "
                 "there:\n%s",
                 path,
-                block,
+                yaml.safe_dump({"DATASETS": _datasets(entries, name)}, sort_keys=False),
             )
             return None
         config = old

@@ -24,8 +24,8 @@ from .source import (
 )
 
 _PACK = np.array([1, 256, 65536])
-# From mask and image size to the name and the pixels of each class.
-Regions = Callable[[Path, Size], Iterator[tuple[str, np.ndarray]]]
+# From the size of the image to the name and the pixels of each class.
+Regions = Callable[[Size], Iterator[tuple[str, np.ndarray]]]
 
 
 def class_masks(
@@ -54,20 +54,23 @@ def class_masks(
         UserError: the list of classes does not fit.
     """
     classes = read_mask_classes(labels)
-    regions = partial(class_regions, classes=classes, void_value=void_value)
     matched = match_masks(masks, find_images(images), mask_suffix)
     structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    draw = partial(_draw_classes, structure, regions)
-    items = [Item(name, partial(draw, mask)) for name, mask in matched.items()]
+    items = [
+        Item(
+            name, partial(_draw_classes, partial(class_regions, classes, void_value, m), structure)
+        )
+        for name, m in matched.items()
+    ]
     return Source(images, [{**c, "isthing": c["isthing"] or 0} for c in classes], items)
 
 
 def _draw_classes(
-    structure: np.ndarray, regions: Regions, mask: Path, size: Size, things: Collection[str]
+    regions: Regions, structure: np.ndarray, size: Size, things: Collection[str]
 ) -> Labels:
     """Label the components of things, and each stuff class as a whole."""
     labels = Labels(np.zeros(size, np.int32), [])
-    for name, where in regions(mask, size):
+    for name, where in regions(size):
         parts, count = ndimage.label(where, structure) if name in things else (where, 1)
         labels.map[where] = parts[where] + len(labels.segments)
         labels.segments += [Segment(name)] * count
@@ -96,9 +99,10 @@ def instance_masks(
     Raises:
         FileNotFoundError: a folder is missing, or no image has a mask.
     """
-    matched = match_masks(masks, find_images(images), mask_suffix)
-    draw = partial(_draw_objects, category, void_value)
-    items = [Item(name, partial(draw, mask)) for name, mask in matched.items()]
+    items = [
+        Item(name, partial(_draw_objects, category, void_value, mask))
+        for name, mask in match_masks(masks, find_images(images), mask_suffix).items()
+    ]
     return Source(images, [{"name": category}], items)
 
 
@@ -129,7 +133,7 @@ def read_mask_classes(labels: Path) -> list[dict]:
 
 
 def class_regions(
-    mask: Path, size: Size, *, classes: list[dict], void_value: int = 255
+    classes: list[dict], void_value: int, mask: Path, size: Size
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the name and the pixels, bool (H, W), of each class of a mask.
 
