@@ -9,13 +9,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
 from ..errors import UserError, check_value
 from .masks import ids_to_labels, label_boxes_and_areas
-from .panoptic_png import read_panoptic_png
+from .panoptic_png import open_image, read_panoptic_png
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
@@ -251,22 +250,14 @@ def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
         ndarray: (H, W, C).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is not a whole image.
+        FileNotFoundError, OSError: see :func:`.panoptic_png.open_image`.
         UserError: pixel values that are no 8- or 16-bit integers.
     """
-    try:
-        with PathManager.open(os.fspath(file_name), "rb") as file:
-            image = Image.open(file)
-            if not image.mode.startswith(("I", "F")):
-                return utils.read_image(os.fspath(file_name), format=image_format)
-            values = np.asarray(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"Image '{file_name}' does not exist. Check the image root and DETECTRON2_DATASETS."
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Image '{file_name}' cannot be read: {error}") from error
+    hint = "Check the image root and DETECTRON2_DATASETS."
+    with open_image(file_name, "Image", hint) as image:
+        if not image.mode.startswith(("I", "F")):
+            return utils.read_image(os.fspath(file_name), format=image_format)
+        values = np.asarray(ImageOps.exif_transpose(image))
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise UserError(
             f"Image '{file_name}' has {values.dtype} pixels from {values.min()} to {values.max()}; "

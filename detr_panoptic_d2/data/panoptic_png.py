@@ -3,7 +3,9 @@
 The only reader and the only writer of such files in this package.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +20,42 @@ MAX_SEGMENT_ID = (1 << 24) - 1
 _MANY_IDS = 1000
 
 
-def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
-    """Read the ids.
+@contextlib.contextmanager
+def open_image(path: str | os.PathLike, what: str, hint: str) -> Iterator[Image.Image]:
+    """Open an image; also while it is decoded errors name the file.
 
     Args:
-        path: an RGB image; alpha is ignored.
+        path: of the image.
+        what: the file is.
+        hint: what to do where there is none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it is not a whole image.
+    """
+    try:
+        with PathManager.open(os.fspath(path), "rb") as file:
+            yield Image.open(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{what} '{path}' does not exist. {hint}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"{what} '{path}' cannot be read: {error}") from error
+
+
+def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
+    """Read the ids of an RGB image (H, W); alpha is ignored.
 
     Returns:
         ndarray: uint32 ids (H, W).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is not a whole image.
+        FileNotFoundError, OSError: see :func:`open_image`.
         UserError: it has no three colour channels (a class mask, for one), or nearly every pixel
             has an id of its own (a photograph, or a mask that was saved as JPEG).
     """
-    try:
-        with PathManager.open(os.fspath(path), "rb") as file:
-            image = Image.open(file)
-            image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"Panoptic PNG '{path}' does not exist. Check panoptic_root and the file_name of the "
-            "annotation."
-        ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"Panoptic PNG '{path}' cannot be read: {error}") from error
+    hint = "Check panoptic_root and the file_name of the annotation."
+    with open_image(path, "Panoptic PNG", hint) as image:
+        image.load()
     if image.mode not in ("RGB", "RGBA"):
         raise UserError(
             f"Panoptic PNG '{path}' has mode {image.mode}, but ids are stored in RGB "

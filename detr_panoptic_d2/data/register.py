@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,8 +18,6 @@ def register_panoptic(
     image_root: str | os.PathLike,
     panoptic_root: str | os.PathLike,
     panoptic_json: str | os.PathLike,
-    *,
-    instances_json: str | os.PathLike | None = None,
 ) -> None:
     """Register a data set in COCO panoptic format under ``name``.
 
@@ -33,31 +31,24 @@ def register_panoptic(
         panoptic_root: folder of the panoptic PNGs.
         panoptic_json: annotation file. Its ``categories`` need ``id``, ``name`` and ``isthing``;
             ``color`` is optional.
-        instances_json: COCO instance annotations of the same images, for instance AP.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         UserError: the json is not in the format, or the name is taken.
     """
-    paths = {
-        "image_root": _plain_path(image_root),
-        "panoptic_root": _plain_path(panoptic_root),
-        "panoptic_json": _plain_path(panoptic_json),
-    }
-    json_file = _plain_path(instances_json) if instances_json else None
+    given = {"image_root": image_root, "panoptic_root": panoptic_root}
+    given["panoptic_json"] = panoptic_json
+    paths = {key: os.path.expanduser(os.fspath(path)) for key, path in given.items()}
 
     def read_metadata() -> dict[str, Any]:
         for key in ("image_root", "panoptic_root"):
             if not PathManager.isdir(paths[key]):
                 raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is no folder.")
-        if json_file and not PathManager.isfile(json_file):
-            raise FileNotFoundError(f"Data set '{name}': '{json_file}' does not exist.")
         content = read_panoptic_json(paths["panoptic_json"])
         panoptic_dicts(content, **paths)
         return panoptic_metadata(content["categories"], paths["panoptic_json"])
 
-    loader = functools.partial(load_panoptic_json, **paths)
-    register_once(name, loader, {**paths, "json_file": json_file}, read_metadata)
+    register_once(name, functools.partial(load_panoptic_json, **paths), paths, read_metadata)
 
 
 def register_from_config(cfg: CfgNode) -> None:
@@ -72,8 +63,7 @@ def register_from_config(cfg: CfgNode) -> None:
                panoptic_json: mine/panoptic_train.json}
           TRAIN: ("mine_train",)
 
-    Raises:
-        UserError: see :func:`registered_items` and :func:`register_panoptic`.
+    Raises as :func:`registered_items` and :func:`register_panoptic`.
     """
     for item in registered_items(cfg):
         register_panoptic(**item)
@@ -86,16 +76,15 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
         UserError: an item is no such mapping.
     """
     required = {"name", "image_root", "panoptic_root", "panoptic_json"}
-    allowed = {*required, "instances_json"}
     for index, item in enumerate(cfg.DATASETS.REGISTER):
         where = f"DATASETS.REGISTER[{index}]"
         if not isinstance(item, dict):
             raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
-        if not required <= item.keys() <= allowed:
-            unknown, missing = item.keys() - allowed, required - item.keys()
+        if item.keys() != required:
+            unknown, missing = item.keys() - required, required - item.keys()
             raise UserError(
-                f"{where} takes {sorted(allowed)} (the instances_json is optional). "
-                f"Unknown: {sorted(unknown, key=str)}; missing: {sorted(missing)}."
+                f"{where} takes {sorted(required)}. Unknown: {sorted(unknown, key=str)}; missing: "
+                f"{sorted(missing)}."
             )
         for key, value in item.items():
             if not isinstance(value, str) or not value:
@@ -106,7 +95,7 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
 def register_once(
     name: str,
     loader: Callable[[], list[dict]],
-    paths: Mapping[str, str | None],
+    paths: dict[str, str],
     metadata: Callable[[], dict[str, Any]],
 ) -> None:
     """Enter a panoptic set in Detectron2's two catalogs, if it is not there with these paths.
@@ -114,7 +103,7 @@ def register_once(
     Args:
         name: of the set.
         loader: gives the dataset dicts.
-        paths: entries of the metadata; None: it has none.
+        paths: entries of the metadata.
         metadata: gives the other entries; called for a new set only.
 
     Raises:
@@ -128,12 +117,12 @@ def register_once(
             f"Data set name '{name}' is already registered with {other}. Choose another name, or "
             f"call DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
         )
-    entries = {**metadata(), **{key: path for key, path in paths.items() if path}}
+    entries = metadata()
     DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(
-        evaluator_type="coco_panoptic_seg", ignore_label=255, label_divisor=1000, **entries
+        evaluator_type="coco_panoptic_seg",
+        ignore_label=255,
+        label_divisor=1000,
+        **paths,
+        **entries,
     )
-
-
-def _plain_path(path: str | os.PathLike) -> str:
-    return os.path.expanduser(os.fspath(path))

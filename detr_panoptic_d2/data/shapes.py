@@ -130,11 +130,7 @@ def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:
 
 
 def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Draw one image.
-
-    Args:
-        rng: source of everything random.
-        size: side in pixels.
+    """Draw one image of ``size`` pixels a side.
 
     Returns:
         (ndarray, ndarray, list[dict]): uint8 RGB image (size, size, 3), int32 segment ids
@@ -160,7 +156,14 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray,
         image = np.where(mask[..., None], colors, image)
     image = image * rng.uniform(0.85, 1.1) + rng.normal(0, 0.035, image.shape)
     pixels = (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
-    return pixels, *_segments(labels, categories)
+    segments = [
+        # A colour close to the category's.
+        {"id": red + 256 * green + 65536 * (blue - label), "category_id": category["id"]}
+        for label, category in enumerate(categories)
+        for red, green, blue in [category["color"]]
+    ]
+    ids = np.array([s["id"] for s in segments], dtype=np.int32)[labels]
+    return pixels, ids, complete_segments(ids, segments)
 
 
 def _background(rng: np.random.Generator, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,18 +217,6 @@ def _shape(rng: np.random.Generator, grid: np.ndarray) -> tuple[dict, np.ndarray
     color = _hsv(hue % 1.0, rng.uniform(0.7, 1.0), rng.uniform(0.6, 1.0))
     shading = 1 + 0.8 * (x * math.cos(angle) + y * math.sin(angle))
     return category, mask, color * shading[..., None]
-
-
-def _segments(labels: np.ndarray, categories: list[dict]) -> tuple[np.ndarray, list[dict]]:
-    """Give every label its id, a colour close to its category's, and describe it."""
-    ids = np.zeros_like(labels)
-    segments = []
-    for label, category in enumerate(categories):
-        red, green, blue = category["color"]
-        segment_id = red + 256 * green + 65536 * (blue - label)
-        ids[labels == label] = segment_id
-        segments.append({"id": segment_id, "category_id": category["id"]})
-    return ids, complete_segments(ids, segments)
 
 
 def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:

@@ -50,14 +50,6 @@ def test_same_again_is_nothing_and_other_is_an_error(small_set):
         register_panoptic("coco_2017_val_panoptic", **small_set.paths)
 
 
-def test_instances_json(small_set, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing.json"):
-        register_panoptic("s", **small_set.paths, instances_json=tmp_path / "nothing.json")
-    (tmp_path / "instances.json").write_text("{}")
-    register_panoptic("s", **small_set.paths, instances_json=tmp_path / "instances.json")
-    assert MetadataCatalog.get("s").json_file == str(tmp_path / "instances.json")
-
-
 @pytest.mark.parametrize("isthing", [0, 1])
 def test_one_kind_only(small_set, isthing):
     for category in small_set.content["categories"]:
