@@ -1,12 +1,12 @@
 """Convert a checkpoint to this project's, official DETR's or Hugging Face's format.
 
 The format of the input is found out. Training and prediction need no conversion: MODEL.WEIGHTS
-takes all of them. The published models need no config. In official DETR's and Hugging Face's
-formats classes are at their raw category ids; rows of unused ids get probability 0.
+takes all of them. In official DETR's and Hugging Face's formats classes are at their raw category
+ids; rows of unused ids get probability 0.
 
 Examples:
   detr-panoptic convert-checkpoint --input detr-r50-panoptic-00ce5173.pth --output model.pth \\
-      --format ours
+      --format ours --config-file detr_panoptic_R50.yaml
   detr-panoptic convert-checkpoint --input output/model_final.pth --output my-detr \\
       --format huggingface --config-file my.yaml
 """
@@ -21,19 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, help="file, Hugging Face folder or URL")
     parser.add_argument("--output", required=True, help="file; a folder for huggingface")
     parser.add_argument("--format", required=True, choices=("ours", "official", "huggingface"))
-    add_config_options(parser, required=False)
+    add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and return the exit status."""
-    if args.opts and not args.config_file:
-        args.parser.error("KEY VALUE pairs change a config: give --config-file as well")
     from detr_panoptic_d2.apps.convert_checkpoint import convert_checkpoint
     from detr_panoptic_d2.engine import setup_cfg
 
     set_up_console()
-    cfg = None
-    if args.config_file:
-        cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
+    cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     convert_checkpoint(args.input, args.output, args.format, cfg)
     return 0

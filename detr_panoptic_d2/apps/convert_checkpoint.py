@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save
 from torch import nn
 
-from ..checkpoint import PanopticCheckpointer, atomic_file, local_file, read_checkpoint
+from ..checkpoint import PanopticCheckpointer, atomic_file
 from ..checkpoint.names import (
     HUGGINGFACE_BACKBONE,
     OFFICIAL_BACKBONE,
@@ -30,7 +30,6 @@ from ..checkpoint.translate import (
     MASK_PARTS,
     PANOPTIC_ROWS,
 )
-from ..engine import setup_cfg
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 UNUSED_BIAS = -1e4
 
 
-def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode | None) -> None:
+def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode) -> None:
     """Write a checkpoint of any format that can be loaded in another one.
 
     All of the network must be in the file, the class head included.
@@ -49,19 +48,16 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
         source: file, Hugging Face folder or URL.
         target: file to write; a folder for "huggingface".
         target_format: "ours", "official" or "huggingface".
-        cfg: of the model; None for one of the published official or Hugging Face models.
+        cfg: of the model.
 
     Raises:
         UserError: the file lacks something, is broken, does not fit ``cfg``, or has no form in the
             other format.
     """
-    path = local_file(source)
-    if cfg is None:
-        cfg = published_config(read_checkpoint(path), path)
     if cfg.INPUT.FORMAT != "RGB" and target_format != "ours":
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: other DETR code bases take RGB only")
     model = build_model(cfg)
-    PanopticCheckpointer(model).load(path, complete=True)
+    PanopticCheckpointer(model).load(source, complete=True)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     if target_format == "huggingface":
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -78,35 +74,6 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
         with atomic_file(target, "wb") as f:
             torch.save(content, f)
     logger.info("Written: %s (%s)", target, target_format)
-
-
-def published_config(data: dict[str, Any], path: str) -> CfgNode:
-    """The config of one of the published models.
-
-    Args:
-        data: from :func:`read_checkpoint`; it says whether res5 is dilated.
-        path: of the file, for messages.
-
-    Raises:
-        UserError: it is none of them, as far as its names and class rows tell.
-    """
-    names = {name.removeprefix("detr."): x for name, x in data["model"].items()}
-    head = names.get("class_embed.bias", names.get("class_labels_classifier.bias"))
-    config = {PANOPTIC_ROWS: "detr_panoptic_R50.yaml", BOX_ROWS: "detr_instance_R50_boxes.yaml"}
-    rows = 0 if head is None else len(head)
-    in_stage_3 = (re.search(r"layer3\.(\d+)\.|stages\.2\.layers\.(\d+)\.", n) for n in names)
-    depth = {6: 50, 23: 101}.get(len({match[0] for match in in_stage_3 if match}))
-    masks = "mask_head.lay1.weight" in names
-    if depth is None or rows not in config or masks != (rows == PANOPTIC_ROWS):
-        raise UserError(
-            f"{path} is no published model: ResNet-50 or -101, {PANOPTIC_ROWS} class rows "
-            f"with masks or {BOX_ROWS} without. Give --config-file, the config of the model"
-        )
-    dilation = 2 if data.get("dilated") else 1
-    logger.info("%s is taken for a ResNet-%d, RES5_DILATION %d", path, depth, dilation)
-    options = {"DEPTH": depth, "RES5_DILATION": dilation}
-    keys = [x for key, value in options.items() for x in (f"MODEL.RESNETS.{key}", value)]
-    return setup_cfg(config[rows], [*keys, "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
 
 
 def official_checkpoint(model: nn.Module) -> dict[str, Any]:

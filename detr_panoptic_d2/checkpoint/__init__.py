@@ -8,6 +8,5 @@ that survive a crash (:mod:`.atomic`).
 
 from .atomic import atomic_file
 from .checkpointer import PanopticCheckpointer
-from .read import local_file, read_checkpoint
 
-__all__ = ["PanopticCheckpointer", "atomic_file", "local_file", "read_checkpoint"]
+__all__ = ["PanopticCheckpointer", "atomic_file"]

@@ -7,10 +7,9 @@ from detr_panoptic_d2.apps.convert_checkpoint import (
     convert_checkpoint,
     huggingface_checkpoint,
     official_checkpoint,
-    published_config,
     spread_rows,
 )
-from detr_panoptic_d2.checkpoint import PanopticCheckpointer, read_checkpoint
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.checkpoint.translate import COCO_NAMES, COCO_THING_IDS
 from detr_panoptic_d2.errors import UserError
 
@@ -133,33 +132,6 @@ def test_rows_of_unused_ids_take_nothing_from_the_others(ids):
         spread_rows(torch.randn(2, 3), torch.randn(2), [-1], ["a"])
 
 
-@pytest.mark.parametrize(
-    ("masks", "rows", "blocks", "name", "expected"),
-    [
-        (True, 251, 6, "detr-r50-panoptic-00ce5173.pth", (50, 1, True, 133)),
-        (True, 251, 6, "detr-r50-dc5-panoptic-da08f1b1.pth", (50, 2, True, 133)),
-        (False, 92, 23, "detr-r101-2c7b67e5.pth", (101, 1, False, 80)),
-        (True, 92, 23, "other.pth", None),
-        (True, 251, 2, "other.pth", None),
-        (True, 134, 6, "other.pth", None),
-    ],
-)
-def test_published_models_need_no_config(official, tmp_path, masks, rows, blocks, name, expected):
-    state = official(masks, rows)
-    prefix = "detr." * masks + "backbone.0.body.layer3"
-    state.update({f"{prefix}.{i}.conv1.weight": torch.ones(1) for i in range(blocks)})
-    torch.save(state, tmp_path / name)
-    data = read_checkpoint(str(tmp_path / name))
-    if expected is None:
-        with pytest.raises(UserError, match=rf"{name} is no published model.* Give --config-file"):
-            published_config(data, name)
-        return
-    cfg = published_config(data, name)
-    resnet = cfg.MODEL.RESNETS
-    found = resnet.DEPTH, resnet.RES5_DILATION, cfg.MODEL.MASK_ON, cfg.MODEL.DETR.NUM_CLASSES
-    assert found == expected
-
-
 def test_what_has_no_place_elsewhere(build, tiny_model):
     for model in (tiny_model(), build("MODEL.DETR.PRE_NORM", True)):
         with pytest.raises(UserError, match="ResNet-18, -34, -50, -101 and -152.*PRE_NORM"):
@@ -199,8 +171,6 @@ def test_command(command, tmp_path, tiny_model):
     for name, tensor in weights(names["ours"]).items():
         # Official DETR's batch norms are frozen and count nothing.
         assert name.endswith("num_batches_tracked") or torch.equal(found[name], tensor), name
-    status, line = run("ours", "no", "huggingface")
-    assert status == 1 and "is no published model" in line
-    status, line = run("ours", "no", "ours", "MODEL.MASK_ON", "True")
-    assert status == 2 and "give --config-file as well" in line
+    status, line = run("ours", "no", "huggingface", *config)
+    assert status == 1 and "Hugging Face's Detr gets ResNet-18" in line
     assert not names["no"].exists()

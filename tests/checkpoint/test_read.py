@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from detr_panoptic_d2.checkpoint import PanopticCheckpointer, read_checkpoint
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
+from detr_panoptic_d2.checkpoint.read import read_checkpoint
 from detr_panoptic_d2.errors import UserError
 
 WEIGHTS = {"weight": torch.eye(2), "bias": torch.ones(2)}
