@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and say how to go on."""
     from detr_panoptic_d2.config import get_config_file
     from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-    from detr_panoptic_d2.prepare.convert.dataset_config import describe, write_dataset_config
+    from detr_panoptic_d2.prepare.convert.dataset_config import write_dataset_config
     from detr_panoptic_d2.prepare.convert.inputs import open_splits
     from detr_panoptic_d2.prepare.convert.writer import convert
 
@@ -142,17 +142,18 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None
-    print(f"\n{describe(converted)}\n")
+    for split in converted:
+        counts = ", ".join(f"{number} {name}" for name, number in split.segments.items())
+        print(f"\n{split.name}: {split.num_images} images with segments: {counts}.")
+        print(f"{split.hidden} objects have no (or too few) visible pixels.")
     empty = [name for name in converted[0].segments if not any(s.segments[name] for s in converted)]
     if empty:
-        print(f"Not a single segment of {', '.join(empty)}: is the list of classes right?\n")
-    if any(split.tiny > split.num_images for split in converted):
-        print("Many segments are tiny. --min-area 10 leaves out those of fewer than 10 pixels.\n")
+        print(f"\nNot a single segment of {', '.join(empty)}: is the list of classes right?")
     config = write_dataset_config(converted, args.name or args.output.resolve().name, base)
     if config is None:
         return 1
     path = shlex.quote(str(config))
-    print("Check the result, then train:\n")
+    print("\nCheck the result, then train:\n")
     print(f"detr-panoptic check --config-file {path}")
     print(f"detr-panoptic train --config-file {path} OUTPUT_DIR output/{config.stem}")
     return 0

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tabulate import tabulate
 
 from ...checkpoint.atomic import atomic_file
-from .writer import TINY, Converted
+from .writer import Converted
 
 logger = logging.getLogger(__name__)
 
@@ -101,13 +100,3 @@ def _unchanged(path: Path, name: str) -> dict[str, Any] | None:
         return None
     has_comments = any(line.lstrip().startswith("#") for line in text.splitlines())
     return config if untouched and not has_comments else None
-
-
-def describe(splits: Sequence[Converted]) -> str:
-    """Return a table: images, segments per class and void of each split."""
-    rows = [["images", *(s.num_images for s in splits)]]
-    rows += [[f"'{n}' segments", *(s.segments[n] for s in splits)] for n in splits[0].segments]
-    rows.append([f"segments under {TINY} pixels", *(s.tiny for s in splits)])
-    rows.append(["void pixels", *(f"{100 * s.void:.1f} %" for s in splits)])
-    rows.append(["objects without visible pixels", *(s.hidden for s in splits)])
-    return tabulate(rows, headers=["", *(s.name for s in splits)])

@@ -17,9 +17,6 @@ from .categories import ClassOptions, choose_categories
 from .segments import to_panoptic
 from .source import Item, Size, Source, check_size, errors_of, upright_size
 
-# Segments of fewer pixels are counted for a hint.
-TINY = 10
-
 
 @dataclass(frozen=True)
 class Converted:
@@ -31,9 +28,7 @@ class Converted:
     panoptic_json: Path
     num_images: int
     segments: dict[str, int]  # number by class name, of all classes
-    void: float  # share of the pixels
     hidden: int  # labelled objects that have no (or too few) pixels left
-    tiny: int  # segments of fewer than TINY pixels
 
 
 def convert(
@@ -159,9 +154,7 @@ def _write_json(
     info = {"description": "converted by detr_panoptic_d2"}
     json = f"panoptic_{name}.json"
     write_panoptic_json(work / json, images, annotations, categories, info=info)
-    segments = [s for _, infos, _ in results for s in infos]
-    counts = Counter(s["category_id"] for s in segments)
-    pixels = sum(height * width for (height, width), _, _ in results)
+    counts = Counter(s["category_id"] for _, infos, _ in results for s in infos)
     return Converted(
         name=name,
         image_root=source.image_root,
@@ -169,9 +162,7 @@ def _write_json(
         panoptic_json=output / json,
         num_images=len(images),
         segments={c["name"]: counts[c["id"]] for c in categories},
-        void=1 - sum(s["area"] for s in segments) / pixels,
         hidden=sum(hidden for _, _, hidden in results),
-        tiny=sum(s["area"] < TINY for s in segments),
     )
 
 
