@@ -114,15 +114,6 @@ class InstallError(RuntimeError):
     """Something the user has to know, in one sentence."""
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def rename(data: bytes) -> bytes:
-    """Give the module its own name back in the bytes of one file."""
-    return data.replace(SOURCE_MODULE, NAME.encode())
-
-
 def repair(files: dict[str, bytes]) -> None:
     """Apply every one of ``REPAIRS`` to ``files`` (archive name -> content), in place.
 
@@ -148,7 +139,7 @@ def extract_package(wheel: Path) -> dict[str, bytes]:
         for info in archive.infolist():
             if not info.is_dir() and info.filename.startswith(SOURCE_PREFIX):
                 target = f"{NAME}/{info.filename[len(SOURCE_PREFIX) :]}"
-                files[target] = rename(archive.read(info))
+                files[target] = archive.read(info).replace(SOURCE_MODULE, NAME.encode())
                 if b"LabGym" in files[target]:
                     raise InstallError(f"{info.filename} in {wheel.name} still speaks of LabGym.")
     if f"{NAME}/__init__.py" not in files:
@@ -287,7 +278,7 @@ def install_missing(folder: Path) -> bool:
     missing = [] if is_there("cv2") else [OPENCV]
     if is_there(NAME):
         where = Path(importlib.util.find_spec(NAME).origin).parent
-        say(f"Detectron2 is already installed ({version_of(NAME) or 'no version'} at {where}).")
+        print(f"Detectron2 is already installed ({version_of(NAME) or 'no version'} at {where}).")
     else:
         missing.append(str(build_wheel(extract_package(download_source(folder)), folder)))
     if missing:
@@ -307,10 +298,10 @@ def main() -> int:
             raise InstallError("pip is missing: run `python -m ensurepip` first.")
         with tempfile.TemporaryDirectory() as folder:
             if not install_missing(Path(folder)):
-                say("Nothing to do.")
+                print("Nothing to do.")
                 return 0
         if not is_there("torch"):
-            say("Installed. PyTorch is still missing: pip install torch torchvision")
+            print("Installed. PyTorch is still missing: pip install torch torchvision")
             return 0
         error = imports()
         if error:
@@ -318,7 +309,7 @@ def main() -> int:
     except InstallError as error:
         sys.stderr.write(f"install_detectron2: {error}\n")
         return 1
-    say("Detectron2 is installed and can be imported.")
+    print("Detectron2 is installed and can be imported.")
     return 0
 
 

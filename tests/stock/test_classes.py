@@ -81,26 +81,15 @@ def own_predictions(stock_cfg, shapes, tmp_path):
         name, image_id = f"{Path(x['file_name']).stem}.png", x["image_id"]
         write_panoptic_png(tmp_path / "panoptic" / name, seg.numpy())
         for s in segments:
-            y, x0 = torch.where(seg == s["id"])
-            box = [int(x0.min()), int(y.min()), int(x0.max() - x0.min()) + 1]
-            box.append(int(y.max() - y.min()) + 1)
-            s |= {"category_id": ids[s["category_id"]], "iscrowd": 0, "bbox": box}
-        entry = {"image_id": image_id, "file_name": name, "segments_info": segments}
-        panoptic.append(entry)
+            s |= {"category_id": ids[s["category_id"]], "iscrowd": 0}
+        panoptic.append({"image_id": image_id, "file_name": name, "segments_info": segments})
         found = out["instances"]
         for mask, kind in zip(found.pred_masks, found.pred_classes.tolist(), strict=True):
             rle = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-            objects.append(
-                {
-                    "id": len(objects) + 1,
-                    "image_id": image_id,
-                    "category_id": ids[kind],
-                    "bbox": coco_mask.toBbox(rle).tolist(),
-                    "area": int(coco_mask.area(rle)),
-                    "segmentation": {**rle, "counts": rle["counts"].decode()},
-                    "iscrowd": 0,
-                }
-            )
+            entry = {"id": len(objects) + 1, "image_id": image_id, "category_id": ids[kind]}
+            entry |= {"bbox": coco_mask.toBbox(rle).tolist(), "area": int(coco_mask.area(rle))}
+            entry |= {"segmentation": {**rle, "counts": rle["counts"].decode()}, "iscrowd": 0}
+            objects.append(entry)
         path = tmp_path / f"classes_{name}"
         Image.fromarray(out["sem_seg"].argmax(0).byte().numpy()).save(path)
         semantic.append({"file_name": x["file_name"], "sem_seg_file_name": str(path)})
@@ -118,26 +107,18 @@ def own_predictions(stock_cfg, shapes, tmp_path):
     return cfg
 
 
-def evaluate(cfg, name, evaluator) -> dict:
-    return inference_on_dataset(load_model(cfg), build_detection_test_loader(cfg, name), evaluator)
+def test_evaluators(own_predictions, tmp_path):
+    def evaluate(name, evaluator) -> dict:
+        loader = build_detection_test_loader(own_predictions, name)
+        return inference_on_dataset(load_model(own_predictions), loader, evaluator)
 
-
-def test_coco_panoptic_evaluator(own_predictions, tmp_path):
-    evaluator = COCOPanopticEvaluator("found", str(tmp_path / "out"))
-    result = evaluate(own_predictions, "found", evaluator)["panoptic_seg"]
-    assert result["PQ"] == pytest.approx(100)
+    result = evaluate("found", COCOPanopticEvaluator("found", str(tmp_path / "out")))
+    assert result["panoptic_seg"]["PQ"] == pytest.approx(100)
     assert (tmp_path / "out" / "predictions.json").is_file()
-
-
-def test_sem_seg_evaluator(own_predictions):
-    evaluator = SemSegEvaluator("found_classes", distributed=False)
-    result = evaluate(own_predictions, "found_classes", evaluator)["sem_seg"]
-    assert result["mIoU"] == pytest.approx(100)
-
-
-def test_coco_evaluator(own_predictions, tmp_path):
-    evaluator = COCOEvaluator("found_objects", output_dir=str(tmp_path / "out"))
-    result = evaluate(own_predictions, "found_objects", evaluator)
+    result = evaluate("found_classes", SemSegEvaluator("found_classes", distributed=False))
+    assert result["sem_seg"]["mIoU"] == pytest.approx(100)
+    output = str(tmp_path / "objects")
+    result = evaluate("found_objects", COCOEvaluator("found_objects", output_dir=output))
     assert result["segm"]["AP"] == pytest.approx(100)
     # Boxes come from the box head, not from the masks, so they are not the annotated ones.
     assert 0 <= result["bbox"]["AP"] < 100
@@ -167,11 +148,9 @@ def test_analysis_counts_the_whole_model(stock_cfg, shapes):
     flops = FlopCountAnalysis(model, data).by_module()
     parts = ("backbone", "transformer", "bbox_attention", "mask_head")
     assert all(flops[f"model.{part}"] > 0 for part in parts)
-    # The mask head's last convolution sees the kept queries alone.
-    out = model.detect(model.preprocess(data))
-    masks = model.predict_masks(out, *model.select(out).wanted.nonzero(as_tuple=True))
-    weights = model.mask_head.out_lay.weight.numel()
-    assert flops["model.mask_head.out_lay"] == masks.numel() * weights > 0
+    # Masks of the kept queries alone.
+    none = load_model(stock_cfg("MODEL.DETR.TEST.SCORE_THRESH", 1.0))
+    assert FlopCountAnalysis(none, data).by_module()["model.mask_head"] == 0
     # This task of Detectron2 takes outputs that are tensors alone; segments_info is not, with
     # Detectron2's own Panoptic FPN neither.
     instances = load_model(stock_cfg(*BOXES_AND_MASKS))
