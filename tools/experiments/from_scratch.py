@@ -13,13 +13,16 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from detectron2.engine import HookBase
 from tabulate import tabulate
 from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_job
 
@@ -44,11 +47,108 @@ def _mask_prior(model: nn.Module) -> None:
     nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
 
 
-VARIANTS: dict[str, Callable[[nn.Module], None]] = {
-    "kaiming": _kaiming,
-    "equal": lambda model: None,
-    "tenth": _tenth,
-    "prior": _mask_prior,
+def _sharp(factor: float) -> Callable[[nn.Module], None]:
+    """Box attention whose logits start larger, so that its maps are less uniform."""
+
+    def scale(model: nn.Module) -> None:
+        for linear in (model.bbox_attention.q_linear, model.bbox_attention.k_linear):
+            linear.weight.data *= math.sqrt(factor)
+
+    return scale
+
+
+def _semantic_loss(model: nn.Module) -> None:
+    """In training a linear layer names the classes of each cell of the encoded image."""
+    classes = nn.Conv2d(model.mask_head.hidden_dim, model.num_classes, 1)
+    model.semantic = classes
+    detect, losses = model.detect, model.losses
+    memory = []
+
+    def keep_memory(images):
+        detections = detect(images)
+        memory[:] = [detections.memory]
+        return detections
+
+    def with_semantic(batched_inputs):
+        result = losses(batched_inputs)
+        logits = classes(memory[0]).log_softmax(1)
+        targets = torch.zeros_like(logits)
+        # The images of the built-in set and their annotations have one size.
+        for target, x in zip(targets, batched_inputs, strict=True):
+            masks = x["instances"].gt_masks.tensor.float()
+            shares = F.adaptive_avg_pool2d(masks[None], target.shape[-2:])[0]
+            target.index_add_(0, x["instances"].gt_classes, shares)
+        result["loss_semantic"] = -(targets * logits).sum() / targets.sum().clamp(min=1)
+        return result
+
+    model.detect, model.losses = keep_memory, with_semantic
+
+
+class _MaskHeadRate(PanopticTrainer):
+    """A learning rate of its own for mask head and box attention."""
+
+    factor = 1.0
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        optimizer = super().build_optimizer(cfg, model)
+        head = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
+        ids = {id(p) for p in head}
+        group = optimizer.param_groups[-1]
+        group["params"] = [p for p in group["params"] if id(p) not in ids]
+        optimizer.add_param_group({**group, "params": head, "lr": cls.factor * group["lr"]})
+        return optimizer
+
+
+class _MaskHeadThrice(_MaskHeadRate):
+    factor = 3.0
+
+
+class _MaskHeadHalf(_MaskHeadRate):
+    factor = 0.5
+
+
+class _Averaged(PanopticTrainer):
+    """Evaluates an exponential moving average of the weights."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+        # Batch statistics are those of the model itself.
+        self.test = lambda cfg, model: PanopticTrainer.test(cfg, self.average.module)
+
+    def run_step(self):
+        super().run_step()
+        self.average.update_parameters(self.model)
+
+
+class Variant(NamedTuple):
+    """What is done otherwise in a training.
+
+    Attributes:
+        start: changes the model that has just been built.
+        opts: config keys and values.
+        trainer: runs it.
+    """
+
+    start: Callable[[nn.Module], None] = lambda model: None
+    opts: Sequence[str] = ()
+    trainer: type[PanopticTrainer] = PanopticTrainer
+
+
+VARIANTS = {
+    "kaiming": Variant(_kaiming),
+    "equal": Variant(),
+    "tenth": Variant(_tenth),
+    "prior": Variant(_mask_prior),
+    "sharp2": Variant(_sharp(2)),
+    "sharp4": Variant(_sharp(4)),
+    "semantic": Variant(_semantic_loss),
+    "head_lr_3": Variant(trainer=_MaskHeadThrice),
+    "head_lr_0.5": Variant(trainer=_MaskHeadHalf),
+    "warmup_10": Variant(opts=("SOLVER.WARMUP_ITERS", "10")),
+    "warmup_200": Variant(opts=("SOLVER.WARMUP_ITERS", "200")),
+    "ema": Variant(trainer=_Averaged),
 }
 
 
@@ -78,7 +178,7 @@ def run(
         variant: a key of :data:`VARIANTS`.
         seed: of weights and batches.
         folder: the run's own output folder.
-        opts: config keys and values.
+        opts: config keys and values; ``{seed}`` in a value is the seed.
         stop: iteration to end at, on the schedule of the whole training.
 
     Returns:
@@ -88,16 +188,19 @@ def run(
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
 
-    class Trainer(PanopticTrainer):
+    changes = VARIANTS[variant]
+
+    class Trainer(changes.trainer):
         @classmethod
         def build_model(cls, cfg):
             model = super().build_model(cfg)
-            VARIANTS[variant](model)
+            changes.start(model)
             return model
 
     # Data are loaded in the process itself, so that its time is all there is.
     own = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "DATALOADER.NUM_WORKERS", "0"]
-    arguments = argparse.Namespace(config_file=config_file, opts=own + opts, eval_only=False)
+    opts = [*own, *(opt.replace("{seed}", str(seed)) for opt in opts), *changes.opts]
+    arguments = argparse.Namespace(config_file=config_file, opts=opts, eval_only=False)
     cfg = setup_job(arguments)
     (folder / "metrics.json").unlink(missing_ok=True)
     trainer = Trainer(cfg)
@@ -147,9 +250,10 @@ def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]
             [next((i for i in iterations if c[i][metric] >= level), None) for c in curves]
             for level in levels
         ]
-        first = ["never" if None in r else _mean(r, digits=0) for r in reached]
-        seconds = _mean([runs[seed]["cpu_seconds"] for seed in seeds], digits=0)
-        rows.append([name, *along, *first, seconds])
+        spent = [runs[seed]["cpu_seconds"] for seed in seeds]
+        pace = sum(spent) / sum(runs[seed]["iterations"] for seed in seeds)
+        first = [_first(r, pace) for r in reached]
+        rows.append([name, *along, *first, _mean(spent, digits=0)])
         ends[name] = [curve[iterations[-1]][metric] for curve in curves]
     header = [metric, *map(str, iterations), *(f"to {x:g}" for x in levels), "CPU s"]
     base = next(iter(ends))
@@ -162,6 +266,14 @@ def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]
         f"{name}, seeds {seeds}: " + ", ".join(f"{x:.1f}" for x in ends[name]) for name in ends
     ]
     return "\n".join([tabulate(rows, header, disable_numparse=True), "", *single, *paired])
+
+
+def _first(iterations: list[int | None], pace: float) -> str:
+    """Mean iteration and its CPU seconds; the seeds that never got there are counted."""
+    reached = [i for i in iterations if i is not None]
+    if len(reached) < len(iterations):
+        return f"never: {len(iterations) - len(reached)} of {len(iterations)}"
+    return f"{_mean(reached, digits=0)} ({pace * statistics.mean(reached):.0f} s)"
 
 
 def _mean(values: list[float], digits: int = 1) -> str:
