@@ -21,7 +21,9 @@ _MANY_IDS = 1000
 
 
 @contextlib.contextmanager
-def open_image(path: str | os.PathLike, what: str, hint: str) -> Iterator[Image.Image]:
+def open_image(
+    path: str | os.PathLike, what: str = "Image", hint: str = ""
+) -> Iterator[Image.Image]:
     """Open an image; also while it is decoded errors name the file.
 
     Args:
@@ -34,10 +36,12 @@ def open_image(path: str | os.PathLike, what: str, hint: str) -> Iterator[Image.
         OSError: it is not a whole image.
     """
     try:
-        with PathManager.open(os.fspath(path), "rb") as file:
-            yield Image.open(file)
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"{what} '{path}' does not exist. {hint}") from None
+        raise FileNotFoundError(f"{what} '{path}' does not exist. {hint}".strip()) from None
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(f"{what} '{path}' cannot be read: {error}") from error
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from ...data.panoptic_check import inside_root
+from ...data.panoptic_png import open_image
 from ...errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -154,22 +155,6 @@ def find_images(root: Path) -> list[str]:
     if not names:
         raise FileNotFoundError(f"'{root}' has no images ({', '.join(IMAGE_SUFFIXES)}).")
     return names
-
-
-@contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image, with errors that name it.
-
-    Raises:
-        OSError: it is no image, or is not whole when it is read.
-    """
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"Image '{path}' does not exist.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(f"Image '{path}' cannot be read: {error}") from error
 
 
 def upright_size(path: Path) -> Size:
