@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.evaluation.panoptic_evaluation import _print_panoptic_results
@@ -22,7 +21,7 @@ from tabulate import tabulate
 from ..checkpoint.atomic import atomic_file
 from ..data.metadata import dataset_ids
 from ..data.panoptic_check import inside_root
-from ..data.panoptic_json import write_panoptic_json
+from ..data.panoptic_json import complete_segments, write_panoptic_json
 from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
 from .ground_truth import categories_of, check_prediction_size
@@ -55,6 +54,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
         super().__init__(dataset_name, output_dir)
+        # Removed with the evaluator.
+        self._temporary = tempfile.TemporaryDirectory()
+        self._folder = output_dir or self._temporary.name
         self._dataset_ids = dataset_ids(self._metadata)
         self._categories = {c["id"]: c for c in categories_of(self._metadata)}
         self._images = {d["image_id"]: d for d in DatasetCatalog.get(dataset_name)}
@@ -88,22 +90,19 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             check_prediction_size(image, size, png)
             super().process([image], [output])
             prediction = self._predictions[-1]
-            prediction["size"] = tuple(size)
-            prediction["file_name"] = os.path.relpath(png, self._metadata.panoptic_root)
-            with contextlib.ExitStack() as stack:
-                folder = self._output_dir or stack.enter_context(tempfile.TemporaryDirectory())
-                path = Path(inside_root(os.path.join(folder, "panoptic"), prediction["file_name"]))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path, "wb") as file:
-                    file.write(prediction.pop("png_string"))
-                prediction["counts"] = self._compare(prediction, item, path)
+            name = os.path.relpath(png, self._metadata.panoptic_root)
+            path = Path(inside_root(os.path.join(self._folder, "panoptic"), name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path, "wb") as file:
+                file.write(prediction.pop("png_string"))
+            counts = self._compare(prediction, item, path)
+            prediction.update(file_name=name, size=tuple(size), counts=counts)
 
     def _compare(self, prediction: dict, item: dict, path: Path) -> list[list[float]]:
         """Return rows of category id, sum of IoU, TP, FP, FN."""
         png, annotated = os.path.abspath(item["pan_seg_file_name"]), item["segments_info"]
         if any("area" not in s for s in annotated):
-            areas = dict(zip(*np.unique(read_panoptic_png(png), return_counts=True), strict=True))
-            annotated = [{"area": int(areas.get(s["id"], 0)), **s} for s in annotated]
+            annotated = complete_segments(read_panoptic_png(png), annotated)
         annotated = [
             {"iscrowd": 0, **s, "category_id": self._dataset_ids[s["category_id"]]}
             for s in annotated
@@ -129,8 +128,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             found.setdefault(prediction["image_id"], prediction)
         if missing := len(self._images) - len(found):
             logger.warning("PQ is over %d images; %d were not predicted.", len(found), missing)
-        if self._output_dir:
-            self._write(list(found.values()))
+        self._write(list(found.values()))
         stat = PQStat()
         for prediction in found.values():
             add_counts(stat, prediction["counts"])
@@ -144,9 +142,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations.append({k: p[k] for k in ("image_id", "file_name", "segments_info")})
             per_image.append({"image_id": image_id, "counts": p["counts"]})
-        path = os.path.join(self._output_dir, "predictions.json")
+        path = os.path.join(self._folder, "predictions.json")
         write_panoptic_json(path, images, annotations, list(self._categories.values()))
-        with atomic_file(os.path.join(self._output_dir, PER_IMAGE_FILE)) as file:
+        with atomic_file(os.path.join(self._folder, PER_IMAGE_FILE)) as file:
             json.dump(per_image, file)
 
 

@@ -131,8 +131,9 @@ def test_an_image_counts_once_and_no_folder_is_left(panoptic_set, scene, tmp_pat
     evaluator = PanopticEvaluator("eval_twice")
     evaluator.reset()
     evaluator.process(inputs, [outputs_of(*scene), outputs_of(*worse(scene[0]))])
-    assert list((tmp_path / "temporary").iterdir()) == []
     assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100)
+    del evaluator
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", [PanopticEvaluator, PanopticSemanticEvaluator])
