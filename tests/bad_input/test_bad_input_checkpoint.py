@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 
 import pytest
 import torch
@@ -33,16 +32,8 @@ def other_model(path, whole):
     torch.save({"model": torch.nn.Linear(3, 4).state_dict()}, path)
 
 
-def no_tensors(path, whole):
-    torch.save({"model": {"a": 1, "b": "x"}}, path)
-
-
 def code_in_zip(path, whole):
     torch.save({"model": {"a": torch.zeros(1)}, "x": Malicious(path.with_name("made"))}, path)
-
-
-def code_in_pickle(path, whole):
-    path.write_bytes(pickle.dumps({"model": Malicious(path.with_name("made"))}))
 
 
 def other_width(path, whole):
@@ -53,10 +44,6 @@ def other_width(path, whole):
 
 def missing(path, whole):
     """No such file."""
-
-
-def directory(path, whole):
-    path.mkdir()
 
 
 def truncated_safetensors(path, whole):
@@ -70,12 +57,9 @@ CASES = {
     web_page: DOWNLOAD,
     truncated_safetensors: DOWNLOAD,
     other_model: ["another model"],
-    no_tensors: ["no state dict"],
     code_in_zip: ["no code", "posix.mkdir"],
-    code_in_pickle: ["no code", "posix.mkdir"],
     other_width: ["input_proj"],
     missing: ["There is no checkpoint", "MODEL.WEIGHTS", "hf download NAME"],
-    directory: ["There is no checkpoint", "model.safetensors"],
 }
 
 
