@@ -1,6 +1,5 @@
 """Sample images, and conversions that are read back."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from panopticapi.utils import rgb2id
 from PIL import Image
 
 from detr_panoptic_cli import check as check_command
@@ -16,38 +14,8 @@ from detr_panoptic_cli import convert as convert_command
 from detr_panoptic_cli import main
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset, is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-from detr_panoptic_d2.prepare.convert.writer import Converted, convert
-
-
-class Result:
-    """A converted split as COCO panoptic tools read it."""
-
-    def __init__(self, folder: Path, split: Converted | None = None):
-        self.folder, self.split = folder, split
-        self.content = json.loads((folder / "panoptic_train.json").read_text())
-        self.names = {c["id"]: c["name"] for c in self.content["categories"]}
-        self.images = {i["file_name"]: i for i in self.content["images"]}
-        names = {i["id"]: name for name, i in self.images.items()}
-        self.annotations = {names[a["image_id"]]: a for a in self.content["annotations"]}
-
-    def ids(self, file_name: str) -> np.ndarray:
-        """Ids of the PNG of an image (H, W)."""
-        png = self.folder / "panoptic_train" / self.annotations[file_name]["file_name"]
-        with Image.open(png) as image:
-            return rgb2id(np.array(image))
-
-    def segments(self, file_name: str) -> list[tuple[str, int, np.ndarray]]:
-        """(class name, iscrowd, mask) of each segment, in the order of the json."""
-        ids = self.ids(file_name)
-        infos = self.annotations[file_name]["segments_info"]
-        return [(self.names[s["category_id"]], s["iscrowd"], ids == s["id"]) for s in infos]
-
-    def classes(self, file_name: str) -> np.ndarray:
-        """Class name of each pixel (H, W), "" where it is void."""
-        result = np.full(self.ids(file_name).shape, "", dtype=object)
-        for name, _, mask in self.segments(file_name):
-            result[mask] = name
-        return result
+from detr_panoptic_d2.prepare.convert.writer import convert
+from tests.prepare.folders import Result
 
 
 @pytest.fixture
@@ -65,12 +33,6 @@ def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
         return Result(tmp_path / output, split)
 
     return run
-
-
-@pytest.fixture
-def read_back() -> type[Result]:
-    """Return ``Result``, to be called with the output folder of a conversion."""
-    return Result
 
 
 @pytest.fixture

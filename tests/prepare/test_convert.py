@@ -32,6 +32,7 @@ from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Sourc
 from detr_panoptic_d2.prepare.convert.writer import convert as write
 from detr_panoptic_d2.prepare.convert.writer import png_names
 from detr_panoptic_d2.prepare.parallel import map_images
+from tests.prepare.folders import Result
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -460,7 +461,7 @@ def weights(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("category, threshold", [("own", 0.0), ("sky", 0.0), ("own", 1.0)])
 def test_stuff_of_a_model_lies_under_what_is_labelled(
-    convert, weights, read_back, tmp_path, save_image, save_mask, category, threshold
+    convert, weights, tmp_path, save_image, save_mask, category, threshold
 ):
     """An image whose left third is an object, with a void strip."""
     save_image(tmp_path / "images/a.jpg", 48, 64)
@@ -482,7 +483,7 @@ def test_stuff_of_a_model_lies_under_what_is_labelled(
         if not segment["isthing"] and names[segment["category_id"]] != category:
             expected[(ids == segment["id"]).numpy()] = names[segment["category_id"]]
     expected[:, :20], expected[:4] = category, ""
-    result = read_back(tmp_path / "out")
+    result = Result(tmp_path / "out")
     assert np.array_equal(result.classes("a.jpg"), expected)
     assert len(np.unique(expected)) > 2
     kinds = {c["name"]: c["isthing"] for c in result.content["categories"]}

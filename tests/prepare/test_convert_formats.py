@@ -1,7 +1,5 @@
 """Small folders in each format, converted and read back, and what is wrong in them named."""
 
-import base64
-import io
 import json
 import shutil
 
@@ -12,24 +10,23 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
-from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
-from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.masks import class_masks, instance_masks
+from detr_panoptic_d2.prepare.convert.masks import instance_masks
 from detr_panoptic_d2.prepare.convert.shapes import from_runs
+from tests.prepare.folders import (
+    IMAGE,
+    H,
+    W,
+    class_masks_folder,
+    coco_folder,
+    cvat_folder,
+    instance_masks_folder,
+    labelme_folder,
+    png,
+    rle,
+)
 
-H, W = 24, 32
-IMAGE = "sub/a.jpg"
 TRIANGLE = [[2.5, 3.0], [12.0, 4.5], [6.0, 15.5]]
-
-
-def rle(mask, compressed=True):
-    encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    if compressed:
-        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
-    flat = mask.reshape(-1, order="F").astype(int)
-    ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
-    return {"size": list(mask.shape), "counts": np.diff([0, *ends, flat.size]).tolist()}
 
 
 def box(x, y, w, h):
@@ -41,88 +38,17 @@ def polygon_mask(points):
     return mask_util.decode(mask_util.frPyObjects([flat], H, W))[:, :, 0].astype(bool)
 
 
-def png(mask):
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 @pytest.fixture
-def make(tmp_path, save_image, save_mask):
+def make(tmp_path):
     """Return ``make(kind, content, **options)``: write a folder with one image and open it."""
-    save_image(tmp_path / "images" / IMAGE, H, W)
     writers = {
-        "coco": _coco,
-        "labelme": _labelme,
-        "cvat": _cvat,
-        "class-masks": _class_masks,
-        "instance-masks": _instance_masks,
+        "coco": coco_folder,
+        "labelme": labelme_folder,
+        "cvat": cvat_folder,
+        "class-masks": class_masks_folder,
+        "instance-masks": instance_masks_folder,
     }
-
-    def write(kind, content, **options):
-        return writers[kind](tmp_path, content, **options)
-
-    return write
-
-
-def _coco(root, annotations, changed=None, **options):
-    content = {
-        "images": [{"id": 5, "file_name": IMAGE, "height": H, "width": W}],
-        "annotations": [
-            {"id": i, "image_id": 5, "category_id": 7, "iscrowd": 0, **a}
-            for i, a in enumerate(annotations)
-        ],
-        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
-        **(changed or {}),
-    }
-    (root / "instances.json").write_text(json.dumps(content))
-    return coco_instances(root / "instances.json", root / "images", **options)
-
-
-def _labelme(root, shapes, folder="images/sub", changed=None, **options):
-    content = {
-        "shapes": [{"label": "cat", "group_id": None, **s} for s in shapes],
-        "imagePath": "a.jpg",
-        "imageHeight": H,
-        "imageWidth": W,
-        **(changed or {}),
-    }
-    (root / folder).mkdir(exist_ok=True)
-    (root / folder / "a.json").write_text(json.dumps(content))
-    return labelme(root / folder, root / "images", **options)
-
-
-def _cvat(root, shapes, name=IMAGE, head="", labels=("dog", "cat"), **options):
-    listed = "".join(f"<label><name>{n}</name></label>" for n in labels)
-    (root / "annotations.xml").write_text(
-        f'<?xml version="1.0" encoding="utf-8"?>{head}<annotations><meta><task><labels>{listed}'
-        f'</labels></task></meta><image id="0" name="{name}" width="{W}" height="{H}">{shapes}'
-        "</image></annotations>"
-    )
-    return cvat(root / "annotations.xml", root / "images", **options)
-
-
-CAMVID = "64 128 64\tAnimal\n128 128 128\tSky\n64 0 128\t\tCar\n0 0 0\t\tVoid\n"
-
-
-def _class_masks(root, mask, labels=CAMVID, name="labels.txt", **options):
-    _save(root / "masks/sub/a_L.png", mask)
-    (root / name).write_text(labels)
-    options = {"mask_suffix": "_L.png", **options}
-    return class_masks(root / "images", root / "masks", root / name, **options)
-
-
-def _instance_masks(root, mask, **options):
-    _save(root / "masks/sub/a_mask.png", mask)
-    return instance_masks(root / "images", root / "masks", **options)
-
-
-def _save(path, mask):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(mask, bytes):
-        path.write_bytes(mask)
-    else:
-        (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
+    return lambda kind, content, **options: writers[kind](tmp_path, content, **options)
 
 
 # ---- COCO

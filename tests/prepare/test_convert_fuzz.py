@@ -1,8 +1,5 @@
 """Random label maps, written in other formats and converted: the same map comes back."""
 
-import base64
-import io
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,20 +7,29 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from pycocotools import mask as mask_util
 from scipy import ndimage
 
-from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset, is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.masks import class_masks, instance_masks
+from detr_panoptic_d2.prepare.convert.masks import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
 from detr_panoptic_d2.prepare.convert.writer import convert
+from tests.prepare.folders import (
+    IMAGE,
+    Result,
+    class_masks_folder,
+    coco_folder,
+    cvat_folder,
+    instance_masks_folder,
+    labelme_folder,
+    png,
+    rle,
+    runs,
+)
 
 FUZZ = settings(
     max_examples=25,
@@ -32,7 +38,7 @@ FUZZ = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-NAMES = ["thing", "other"]
+NAMES = ["cat", "dog"]
 
 
 @st.composite
@@ -48,89 +54,52 @@ def maps(draw):
     return numbers, rng.integers(0, len(NAMES), count).tolist()
 
 
-def write_image(folder, size):
-    (folder / "images").mkdir()
-    Image.new("RGB", size[::-1]).save(folder / "images/a.png")
-
-
 def object_masks(case):
     numbers, classes = case
     return [(NAMES[c], numbers == i + 1) for i, c in enumerate(classes)]
 
 
 def as_coco(folder, case):
-    annotations = []
-    for index, (name, mask) in enumerate(object_masks(case)):
-        encoded = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-        rle = {"size": encoded["size"], "counts": encoded["counts"].decode()}
-        if index % 2:
-            flat = mask.reshape(-1, order="F").astype(int)
-            ends = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
-            rle["counts"] = np.diff([0, *ends, flat.size]).tolist()
-        annotations.append(
-            {"id": index, "image_id": 1, "category_id": NAMES.index(name), "segmentation": rle}
-        )
-    content = {
-        "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(NAMES)],
-    }
-    (folder / "instances.json").write_text(json.dumps(content))
-    return coco_instances(folder / "instances.json", folder / "images")
+    annotations = [
+        {"category_id": 7 if name == "cat" else 3, "segmentation": rle(mask, index % 2 == 0)}
+        for index, (name, mask) in enumerate(object_masks(case))
+    ]
+    return coco_folder(folder, annotations, case[0].shape)
 
 
 def as_labelme(folder, case):
     shapes = []
     for name, mask in object_masks(case):
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        if not len(rows):
-            continue
-        buffer = io.BytesIO()
-        cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        Image.fromarray(cut).save(buffer, format="PNG")
-        points = [[int(columns[0]), int(rows[0])], [int(columns[-1]), int(rows[-1])]]
-        text = base64.b64encode(buffer.getvalue()).decode()
-        shapes.append({"label": name, "points": points, "shape_type": "mask", "mask": text})
-    content = {"shapes": shapes, "imagePath": "a.png", "imageData": None}
-    (folder / "images/a.json").write_text(json.dumps(content))
-    return labelme(folder / "images")
+        y, x = np.nonzero(mask)
+        if len(y):
+            cut = png(mask[y.min() : y.max() + 1, x.min() : x.max() + 1])
+            points = np.array([[x.min(), y.min()], [x.max(), y.max()]]).tolist()
+            shapes.append({"label": name, "points": points, "shape_type": "mask", "mask": cut})
+    return labelme_folder(folder, shapes, case[0].shape)
 
 
 def as_cvat(folder, case):
     height, width = case[0].shape
-    shapes = []
-    for name, mask in object_masks(case):
-        ends = np.flatnonzero(np.diff(mask.reshape(-1).astype(int), prepend=0)).tolist()
-        runs = ", ".join(map(str, np.diff([0, *ends, mask.size]).tolist()))
-        box = f'left="0" top="0" width="{width}" height="{height}"'
-        shapes.append(f'<mask label="{name}" rle="{runs}" {box}/>')
-    text = f'<image id="0" name="a.png" width="{width}" height="{height}">{"".join(shapes)}</image>'
-    labels = "".join(f"<label><name>{name}</name></label>" for name in NAMES)
-    meta = f"<meta><task><labels>{labels}</labels></task></meta>"
-    (folder / "a.xml").write_text(f"<annotations>{meta}{text}</annotations>")
-    return cvat(folder / "a.xml", folder / "images")
+    shapes = [
+        f'<mask label="{name}" rle="{", ".join(map(str, runs(mask)))}" left="0" top="0" '
+        f'width="{width}" height="{height}"/>'
+        for name, mask in object_masks(case)
+    ]
+    return cvat_folder(folder, "".join(shapes), case[0].shape)
 
 
 def as_instance_masks(folder, case):
-    (folder / "masks").mkdir()
-    Image.fromarray(case[0].astype(np.uint16)).save(folder / "masks/a_mask.png")
-    return instance_masks(folder / "images", folder / "masks", category=NAMES[0])
+    return instance_masks_folder(folder, case[0].astype(np.uint16), case[0].shape, category="cat")
 
 
-def converted(folder, make, case, **classes):
+def converted(folder, source, **classes):
     """Convert in a folder; return (class, mask) of each segment. The check must find no error."""
-    write_image(folder, case[0].shape)
-    splits = {"train": make(folder, case)}
-    (split,) = convert(splits, folder / "out", ClassOptions(**classes))
+    (split,) = convert({"train": source}, folder / "out", ClassOptions(**classes))
     paths = (split.image_root, split.panoptic_root, split.panoptic_json)
     report = check_dataset(DatasetPaths("fuzz", *map(str, paths)))
     kinds = {f.kind for f in report.findings if is_error(f) or f.kind == "wrong-box"}
     assert kinds <= {"no-labels"}
-    content = json.loads(split.panoptic_json.read_text())
-    names = {c["id"]: c["name"] for c in content["categories"]}
-    (annotation,) = content["annotations"]
-    ids = read_panoptic_png(split.panoptic_root / annotation["file_name"])
-    return [(names[s["category_id"]], ids == s["id"]) for s in annotation["segments_info"]]
+    return [(name, mask) for name, _, mask in Result(folder / "out").segments(IMAGE)]
 
 
 def as_set(segments):
@@ -147,7 +116,7 @@ def test_objects_come_back(make, case, background):
     if make is as_labelme and not (numbers > 0).any():
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = converted(Path(folder), make, case, background=background)
+        found = converted(Path(folder), make(Path(folder), case), background=background)
     expected = object_masks(case)
     if background:
         expected.append(("rest", numbers == 0))
@@ -158,17 +127,14 @@ def test_objects_come_back(make, case, background):
 @FUZZ
 def test_class_masks_come_back(case, connectivity):
     numbers, _ = case
-
-    def make(folder, case):
-        (folder / "masks").mkdir()
-        Image.fromarray(case[0].astype(np.uint8)).save(folder / "masks/a.png")
-        (folder / "labels.txt").write_text("".join(f"class {i}\n" for i in range(7)))
-        paths = folder / "images", folder / "masks", folder / "labels.txt"
-        return class_masks(*paths, connectivity=connectivity)
-
+    labels = "".join(f"class {i}\n" for i in range(7))
     classes = {"things": ("class 1", "class 4"), "ignore": ("class 2",)}
     with tempfile.TemporaryDirectory() as folder:
-        found = converted(Path(folder), make, case, **classes)
+        mask = numbers.astype(np.uint8)
+        source = class_masks_folder(
+            Path(folder), mask, mask.shape, labels=labels, connectivity=connectivity
+        )
+        found = converted(Path(folder), source, **classes)
     expected = [(f"class {i}", numbers == i) for i in (0, 3, 5, 6)]
     around = np.ones((3, 3)) if connectivity == 8 else None
     for i in (1, 4):
@@ -211,9 +177,8 @@ def test_garbage_is_a_named_error(data, name):
     """Any bytes as input: an error that names the file, and no output."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_image(folder, (3, 3))
-        (folder / "masks").mkdir()
-        target = {"labelme": "images/x.json", "mask": "masks/a_mask.png"}.get(name, "x")
+        instance_masks_folder(folder, np.ones((3, 3), np.uint8), (3, 3))
+        target = {"labelme": "images/x.json", "mask": "masks/sub/a_mask.png"}.get(name, "x")
         (folder / target).write_bytes(data)
         with pytest.raises((OSError, ValueError), match=Path(target).name):
             source = {
