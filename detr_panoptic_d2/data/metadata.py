@@ -14,26 +14,11 @@ from ..errors import UserError
 # Each far from all before it in CIELAB, so that the classes of a small set cannot be mixed up. The
 # first six are from Okabe and Ito, "Color Universal Design" (2008), told apart with every common
 # kind of colour vision.
-COLORS = (
-    (0, 114, 178),  # blue
-    (230, 159, 0),  # orange
-    (0, 158, 115),  # green
-    (213, 94, 0),  # vermilion
-    (204, 121, 167),  # pink
-    (240, 228, 66),  # yellow
-    (112, 48, 160),  # violet
-    (150, 220, 230),  # light cyan
-    (110, 70, 30),  # brown
-    (160, 200, 60),  # lime
-    (200, 20, 70),  # crimson
-    (128, 128, 128),  # grey
-    (30, 40, 90),  # navy
-    (255, 180, 165),  # salmon
-    (20, 80, 40),  # dark green
-    (190, 150, 255),  # lavender
-    (130, 125, 20),  # olive
-    (0, 200, 190),  # turquoise
-)
+_HEX = """
+0072b2 e69f00 009e73 d55e00 cc79a7 f0e442 7030a0 96dce6 6e461e
+a0c83c c81446 808080 1e285a ffb4a5 145028 be96ff 827d14 00c8be
+"""
+COLORS = [tuple(bytes.fromhex(color)) for color in _HEX.split()]
 
 
 def default_color(index: int) -> list[int]:
