@@ -58,8 +58,9 @@ class BestCheckpoint(BestCheckpointer):
         # After the training, metrics have the number of the iteration that would come next.
         iteration = min(iteration, self.trainer.max_iter - 1)
         self._save_untagged(name, iteration=iteration)
+        best = {"metric": self._val_metric, "value": float(value), "iteration": iteration}
         with atomic_file(self._file) as f:
-            json.dump({"metric": self._val_metric, "value": value, "iteration": iteration}, f)
+            json.dump(best, f)
 
 
 class PanopticVisualizationHook(HookBase):

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -126,8 +127,8 @@ def split(arguments: list[str]) -> list[list[str]]:
     return [[*parts[0], *part] for part in parts[1:]] or parts
 
 
-def run(options: argparse.Namespace, write) -> list[dict]:
-    """Check and measure; ``write(parts)`` gets what there is after every row."""
+def run(options: argparse.Namespace) -> Iterator[list[dict]]:
+    """Check and measure; yields what there is after every row."""
     parts = []
     for name in options.work:
         logger.info("%s: checking that all sides agree, then measuring", name)
@@ -138,10 +139,22 @@ def run(options: argparse.Namespace, write) -> list[dict]:
         parts.append(part)
         for row in work.rows():
             part["rows"].append(row)
-            write(parts)
+            yield parts
         if name == "curves" and options.picture:
             draw_curves(part["rows"], options.picture)
-    return parts
+
+
+def write(options: argparse.Namespace, parts: list[dict]) -> str:
+    """Write the files that are asked for; return the tables."""
+    machine = describe_machine(torch.device(options.device))
+    text = report(machine, parts, ["python", "tools/benchmark", *sys.argv[1:]])
+    content = json.dumps({"machine": machine, "parts": parts}, indent=1)
+    for path, written in ((options.json, content), (options.markdown, text)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                file.write(written)
+    return text
 
 
 def main() -> int:
@@ -150,24 +163,19 @@ def main() -> int:
     # The profiler would write of its start and end to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with one_line_errors():
-        before: list[dict] = []
-        for options in [parse_args(part) for part in split(sys.argv[1:])]:
-            machine = describe_machine(torch.device(options.device))
-
-            def write(parts, options=options, machine=machine, before=before):
-                parts = [*before, *parts]
-                content = json.dumps({"machine": machine, "parts": parts}, indent=1)
-                text = report(machine, parts, ["python", "tools/benchmark", *sys.argv[1:]])
-                for path, written in ((options.json, content), (options.markdown, text)):
-                    if path is not None:
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        with atomic_file(path) as file:
-                            file.write(written)
-
-            before += run(options, write)
-        print(report(machine, before, ["python", "tools/benchmark", *sys.argv[1:]]))
-        if options.compare:
-            print(compare(before, json.loads(options.compare.read_text(encoding="utf-8"))["parts"]))
+        measurements = [parse_args(part) for part in split(sys.argv[1:])]
+        earlier = measurements[-1].compare
+        # It may be the file that is written anew.
+        earlier = json.loads(earlier.read_text(encoding="utf-8"))["parts"] if earlier else None
+        done, text = [], ""
+        for options in measurements:
+            parts: list[dict] = []
+            for parts in run(options):
+                text = write(options, [*done, *parts])
+            done += parts
+        print(text)
+        if earlier:
+            print(compare(done, earlier))
     return 0
 
 
