@@ -14,7 +14,7 @@ from .structures import Frame
 
 # Values of upsampled mask logits held at one time: on a CPU few, so that no large blocks of memory
 # are asked of the system; on a GPU enough to be worth a kernel.
-_VALUES_PER_STRIP = {"cpu": 2**22, "cuda": 2**25}
+_VALUES_PER_STRIP = {"cpu": 2**20, "cuda": 2**25}
 
 
 def _taps(frame: Frame, grid: Sequence[int], dimension: int, device: torch.device):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from detr_panoptic_d2.modeling import HungarianMatcher, SetCriterion
 from detr_panoptic_d2.modeling import criterion as criterion_module
@@ -80,28 +80,6 @@ def pairs_of(matches, layer):
     return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
-def plain_box_losses(logits, boxes, targets, matches, layer, no_object_weight=0.3):
-    """Unweighted losses of one layer, query by query and pair by pair."""
-    pairs = pairs_of(matches, layer)
-    label_of = {(b, q): targets.labels[b, t].item() for b, q, t in pairs}
-    loss, weight_sum = 0.0, 0.0
-    for b in range(logits.shape[1]):
-        for q in range(logits.shape[2]):
-            label = label_of.get((b, q), CLASSES)
-            weight = 1.0 if label < CLASSES else no_object_weight
-            row = logits[layer, b, q]
-            loss = loss + weight * (torch.logsumexp(row, 0) - row[label])
-            weight_sum += weight
-    num_boxes = max(1, sum(targets.counts))
-    l1, giou = 0.0, 0.0
-    for b, q, t in pairs:
-        ours, truth = boxes[layer, b, q], targets.boxes[b, t]
-        l1 = l1 + (ours - truth).abs().sum() / num_boxes
-        a, c = (box_convert(x[None], "cxcywh", "xyxy") for x in (ours, truth))
-        giou = giou + (1 - generalized_box_iou(a, c)[0, 0]) / num_boxes
-    return {"loss_ce": loss / weight_sum, "loss_bbox": l1, "loss_giou": giou}
-
-
 def plain_mask_losses(mask_logits, masks):
     """Sums of focal and dice losses in double precision, written down as in the papers."""
     logits = F.interpolate(mask_logits[:, None].double(), CANVAS, mode="bilinear")[:, 0]
@@ -112,20 +90,6 @@ def plain_mask_losses(mask_logits, masks):
     p = logits.sigmoid()
     overlap, size = (p * target).sum((1, 2)), p.sum((1, 2)) + target.sum((1, 2))
     return {"loss_mask": focal, "loss_dice": (1 - (2 * overlap + 1) / (size + 1)).sum()}
-
-
-# Class and boxes
-
-
-def test_box_losses_are_the_plain_formulas_in_every_layer(criterion, predictions, targets, matches):
-    losses = criterion.box_losses(*predictions, targets, matches)
-    assert len(losses) == 3 * LAYERS
-    for layer in range(LAYERS):
-        suffix = "" if layer == LAYERS - 1 else f"_{layer}"
-        for name, plain in plain_box_losses(*predictions, targets, matches, layer).items():
-            torch.testing.assert_close(losses[name + suffix], WEIGHTS[name] * plain)
-    sum(losses.values()).backward()
-    assert all(x.grad.isfinite().all() for x in predictions)
 
 
 def test_more_targets_than_queries_count_all_targets(criterion):
