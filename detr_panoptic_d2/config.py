@@ -68,8 +68,6 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.MASK_HEAD = CN()
     # A name in MASK_HEAD_REGISTRY.
     cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadSmallConv"
-    # Memory in MiB that the activations of one chunk of queries may take at inference.
-    cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB = 256
 
     # Recompute activations in the backward pass instead of keeping them: less memory, more time.
     cfg.MODEL.DETR.CHECKPOINT_ENCODER = False

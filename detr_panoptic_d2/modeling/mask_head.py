@@ -24,9 +24,10 @@ Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's outp
 as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`MaskHeadSmallConv`.
 """
 
-# A CPU's allocator (glibc's) gives a few large blocks back to the system after use, which then has
-# to clear the pages of the next ones again: up to a third of the mask head's time.
-_CPU_TENSOR_BYTES = 12 * 2**20
+# Bytes of a chunk's finest activation, of which four are held at a time. A CPU's allocator (glibc)
+# gives a few large blocks back to the system after use, which then has to clear the pages of the
+# next ones again: up to a third of the mask head's time.
+_TENSOR_BYTES = {"cpu": 12 * 2**20, "cuda": 64 * 2**20}
 
 
 def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -96,7 +97,6 @@ class MaskHeadSmallConv(nn.Module):
         hidden_dim: int,
         nheads: int,
         fpn_channels: list[int],
-        chunk_mb: float = 256,
         use_checkpoint: bool = False,
         typical_cells: float = 400,
     ):
@@ -105,16 +105,13 @@ class MaskHeadSmallConv(nn.Module):
             hidden_dim: C, channels of the projected res5; a multiple of 16.
             nheads: M, channels of the attention maps.
             fpn_channels: channels of res4, res3 and res2.
-            chunk_mb: memory in MiB that one chunk of queries may take at inference.
             use_checkpoint: recompute activations in the backward pass, chunk by chunk.
             typical_cells: h w of a typical training image; it sets the initial size of the
                 weights that see the attention maps, see :meth:`_scale_attention_weights`.
         """
         super().__init__()
         check_value("MODEL.DETR.HIDDEN_DIM", hidden_dim, hidden_dim % 16 == 0, "a multiple of 16")
-        check_value("MODEL.DETR.MASK_HEAD.CHUNK_MB", chunk_mb, chunk_mb > 0, "above 0")
         self.hidden_dim = hidden_dim
-        self.chunk_bytes = int(chunk_mb * 2**20)
         self.use_checkpoint = use_checkpoint
         dim = hidden_dim + nheads
         widths = [dim, hidden_dim // 2, hidden_dim // 4, hidden_dim // 8, hidden_dim // 16]
@@ -147,7 +144,6 @@ class MaskHeadSmallConv(nn.Module):
             "hidden_dim": cfg.MODEL.DETR.HIDDEN_DIM,
             "nheads": cfg.MODEL.DETR.NHEADS,
             "fpn_channels": [input_shape[f].channels for f in ("res4", "res3", "res2")],
-            "chunk_mb": cfg.MODEL.DETR.MASK_HEAD.CHUNK_MB,
             "use_checkpoint": cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD,
             "typical_cells": _typical_cells(cfg, input_shape["res5"].stride),
         }
@@ -174,9 +170,11 @@ class MaskHeadSmallConv(nn.Module):
         image = self.image_maps(src_proj, fpn_features)
         if torch.is_grad_enabled() and not self.use_checkpoint:
             return self.query_masks(attention, image_index, *image)
+        allowed = _TENSOR_BYTES.get(src_proj.device.type, _TENSOR_BYTES["cuda"])
+        most = allowed // (image[-1][0].numel() * src_proj.element_size())
+        chunks = math.ceil(len(attention) / max(1, most))
         masks = []
-        chunk = self._chunk_size(len(attention), image[-1])
-        for maps, index in zip(attention.split(chunk), image_index.split(chunk), strict=True):
+        for maps, index in zip(attention.chunk(chunks), image_index.chunk(chunks), strict=True):
             if torch.is_grad_enabled():
                 part = checkpoint(self.query_masks, maps, index, *image, use_reentrant=False)
             else:
@@ -204,15 +202,6 @@ class MaskHeadSmallConv(nn.Module):
             part = layer(adapter(feature))
             parts.append(part.contiguous(memory_format=torch.channels_last))
         return parts
-
-    def _chunk_size(self, pairs: int, finest: torch.Tensor) -> int:
-        """Pairs per chunk, so that activations at the finest level fit into ``chunk_bytes``."""
-        per_tensor = finest[0].numel() * finest.element_size()
-        most = self.chunk_bytes // (4 * per_tensor)
-        if finest.device.type == "cpu":
-            most = min(most, _CPU_TENSOR_BYTES // per_tensor)
-        chunks = math.ceil(pairs / max(1, most))
-        return math.ceil(pairs / chunks)
 
     def query_masks(
         self, attention: torch.Tensor, image_index: torch.Tensor, *image: torch.Tensor

@@ -13,6 +13,7 @@ from detr_panoptic_d2.modeling import (
     BoxAttentionMap,
     MaskHeadSmallConv,
     build_mask_head,
+    mask_head,
 )
 
 # Sizes of res5, res4, res3, res2.
@@ -207,29 +208,26 @@ def rows_seen(head):
     return seen
 
 
-@pytest.mark.parametrize("use_checkpoint", [False, True])
 @pytest.mark.parametrize("batch", ["one image", "any order"])
-def test_chunks_change_nothing_at_inference(batch, use_checkpoint):
-    inputs = make_inputs("narrow", batch=batch)
-    whole = make_head("narrow")
-    small = make_head("narrow", chunk_mb=1e-6, use_checkpoint=use_checkpoint)
-    whole_seen, seen = rows_seen(whole), rows_seen(small)
-    with torch.no_grad():
-        torch.testing.assert_close(small(*inputs), whole(*inputs), rtol=1e-4, atol=1e-4)
-    pairs = len(inputs[1])
-    assert whole_seen == [pairs] and seen == [1] * pairs
-
-
-@pytest.mark.parametrize("chunk_mb", [1e-6, 1024])
-@pytest.mark.parametrize("batch", ["one image", "any order"])
-def test_checkpointing_changes_neither_values_nor_gradients(batch, chunk_mb):
+def test_chunks_and_checkpointing_change_neither_values_nor_gradients(batch, monkeypatch):
     inputs = make_inputs("narrow", batch=batch, dtype=torch.float64)
     kept = make_head("narrow", torch.float64)
-    again = make_head("narrow", torch.float64, use_checkpoint=True, chunk_mb=chunk_mb)
-    torch.testing.assert_close(again(*inputs), kept(*inputs))
-    seen = rows_seen(again)
-    assert_same(gradients(again, again, *inputs), gradients(kept, kept, *inputs))
-    assert sum(seen) == 2 * len(inputs[1]), "every pair goes through the head twice"
+    again = make_head("narrow", torch.float64, use_checkpoint=True)
+    pairs = len(inputs[1])
+    whole, seen = rows_seen(kept), rows_seen(again)
+    expected = kept(*inputs)
+    gradient = gradients(kept, kept, *inputs)
+    for size, times in ((1, [1] * pairs), (2**30, [pairs])):
+        monkeypatch.setitem(mask_head._TENSOR_BYTES, "cpu", size)
+        for grad in (False, True):
+            seen.clear()
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(again(*inputs), expected)
+            assert seen == times
+        seen.clear()
+        assert_same(gradients(again, again, *inputs), gradient)
+        assert sum(seen) == 2 * pairs, "every pair goes through the head twice"
+    assert set(whole) == {pairs}, "in training without checkpointing there are no chunks"
 
 
 def test_autocast_keeps_close_and_gives_full_precision_gradients():
