@@ -1,8 +1,17 @@
 """tools/train_net.py by one process, by several and on several machines, on the CPU: two machines
-are two torchrun agents on loopback."""
+are two torchrun agents on loopback.
+
+Run as a script, this file is train_net.py whose process of one rank kills itself once:
+
+    test_torchrun.py FLAG RANK ITERATION [options of train_net.py]
+
+It makes the file FLAG and dies within the iteration, unless the file is there: a worker that is
+started again trains to the end.
+"""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +20,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase, default_argument_parser
 
 from detr_panoptic_d2.data.shapes import make_shapes
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine import PanopticTrainer, launch_job, setup_cfg, setup_job
 
 REPO = Path(__file__).parents[2]
 TRAIN_NET = REPO / "tools" / "train_net.py"
@@ -148,8 +158,7 @@ def test_eval_only_gives_the_same_pq(one, command, tmp_path):
 def test_killed_worker_is_started_again_and_the_training_ends(one, options, tmp_path):
     output, flag = tmp_path / "out", tmp_path / "died"
     launcher = torchrun(2, "--standalone", "--max-restarts", "2")
-    script = [Path(__file__).with_name("dying_worker.py"), flag, 1, 2]
-    (log,) = finish(start(launcher, script, [], options, output))
+    (log,) = finish(start(launcher, [__file__, flag, 1, 2], [], options, output))
     # The other process fails when the connection breaks. If torchrun looks late, on a busy machine,
     # it names that one: its exit code is 1, not -9.
     assert flag.exists() and "exitcode" in log
@@ -165,7 +174,7 @@ def test_two_machines(one, options, tmp_path, monkeypatch, dies):
     output, flag = tmp_path / "out", tmp_path / "died"
     launcher = torchrun(1, "--nnodes", "2", "--rdzv_backend", "c10d")
     launcher += ["--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "2"]
-    script = [Path(__file__).with_name("dying_worker.py"), flag, 1, 2] if dies else [TRAIN_NET]
+    script = [__file__, flag, 1, 2] if dies else [TRAIN_NET]
     finish(*[start(launcher, script, [], options, output) for _ in range(2)])
     assert flag.exists() == dies and (output / "log.txt.rank1").exists()
     check_like_one(one, output, options)
@@ -180,3 +189,30 @@ def test_detectron2_launch_without_a_gpu(one, options, tmp_path, machines):
     ranks = [[*flags, "--machine-rank", rank] for rank in range(machines)]
     finish(*[start([], [TRAIN_NET], rank, options, output) for rank in ranks])
     check_like_one(one, output, options)
+
+
+class Die(HookBase):
+    def __init__(self, flag, iteration):
+        self.flag, self.iteration = flag, iteration
+
+    def after_backward(self):
+        if self.trainer.iter == self.iteration and not self.flag.exists():
+            self.flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(args):
+    trainer = PanopticTrainer(setup_job(args))
+    trainer.resume_or_load(resume=True)
+    if int(os.environ["RANK"]) == args.rank:
+        hook = Die(args.flag, args.iteration)
+        trainer._trainer.register_hooks([hook])
+        hook.trainer = trainer
+    trainer.train()
+
+
+if __name__ == "__main__":
+    flag, rank, iteration, *rest = sys.argv[1:]
+    parsed = default_argument_parser().parse_args(rest)
+    parsed.flag, parsed.rank, parsed.iteration = Path(flag), int(rank), int(iteration)
+    launch_job(main, parsed)
