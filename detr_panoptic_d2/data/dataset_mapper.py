@@ -13,7 +13,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps
 
 from ..errors import UserError, check_value
-from .masks import ids_to_labels, label_boxes_and_areas
+from .label_maps import ids_to_labels, label_boxes_and_areas
 from .panoptic_png import open_image, read_panoptic_png
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
-from ..data.masks import ids_to_labels
+from ..data.label_maps import ids_to_labels
 from ..data.panoptic_png import read_panoptic_png
 from .ground_truth import categories_of, check_prediction_size, temporary_dataset
 

@@ -4,7 +4,7 @@
 runs them with NumPy and a runtime alone.
 """
 
-from .predictor import ExportedPredictor
+from .exported_predictor import ExportedPredictor
 from .write import export_model
 
 __all__ = ["ExportedPredictor", "export_model"]

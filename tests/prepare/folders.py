@@ -13,7 +13,7 @@ from pycocotools import mask as mask_util
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.masks import class_masks, instance_masks
+from detr_panoptic_d2.prepare.convert.mask_folders import class_masks, instance_masks
 from detr_panoptic_d2.prepare.convert.writer import Converted
 
 H, W = 24, 32

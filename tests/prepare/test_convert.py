@@ -26,7 +26,7 @@ from detr_panoptic_d2.prepare.convert.categories import (
 )
 from detr_panoptic_d2.prepare.convert.dataset_config import roles
 from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
-from detr_panoptic_d2.prepare.convert.masks import instance_masks
+from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source, resolve_inside
 from detr_panoptic_d2.prepare.convert.writer import convert as write

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.prepare.convert.cvat import cvat
-from detr_panoptic_d2.prepare.convert.masks import instance_masks
-from detr_panoptic_d2.prepare.convert.shapes import from_runs
+from detr_panoptic_d2.prepare.convert.drawn_shapes import from_runs
+from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from tests.prepare.folders import (
     IMAGE,
     H,

@@ -14,7 +14,7 @@ from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.masks import instance_masks
+from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
 from detr_panoptic_d2.prepare.convert.writer import convert

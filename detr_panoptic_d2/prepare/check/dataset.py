@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from ...checkpoint.atomic import atomic_file
 from ...data.dataset_mapper import read_image
-from ...data.masks import ids_to_labels, label_boxes_and_areas
+from ...data.label_maps import ids_to_labels, label_boxes_and_areas
 from ...data.panoptic_check import (
     AnnotatedImage,
     Finding,

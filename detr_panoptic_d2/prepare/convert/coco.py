@@ -7,8 +7,8 @@ from typing import Any
 
 from ...errors import UserError
 from .categories import check_classes, merge_classes
-from .masks import Regions, class_regions, match_masks, read_mask_classes
-from .shapes import Shape, draw_shapes, from_polygons, from_runs
+from .drawn_shapes import Shape, draw_shapes, from_polygons, from_runs
+from .mask_folders import Regions, class_regions, match_masks, read_mask_classes
 from .source import (
     Item,
     Labels,

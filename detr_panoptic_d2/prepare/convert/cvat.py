@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
+from .drawn_shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
 from .source import (
     Item,
     Size,

@@ -12,7 +12,7 @@ from ...errors import UserError
 from .coco import coco_instances
 from .cvat import cvat
 from .labelme import labelme
-from .masks import class_masks, instance_masks
+from .mask_folders import class_masks, instance_masks
 from .source import Source, find_images, log_left_out
 
 FORMATS = {

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
+from .drawn_shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
 from .source import (
     Item,
     Size,

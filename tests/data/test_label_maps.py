@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detr_panoptic_d2.data.masks import ids_to_labels, label_boxes_and_areas
+from detr_panoptic_d2.data.label_maps import ids_to_labels, label_boxes_and_areas
 from tests.data_fixtures import masks_boxes_and_areas
 
 
