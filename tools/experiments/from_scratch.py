@@ -13,16 +13,14 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from detectron2.engine import HookBase
 from tabulate import tabulate
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_job
 
@@ -45,16 +43,6 @@ def _tenth(model: nn.Module) -> None:
 def _mask_prior(model: nn.Module) -> None:
     """Masks start at a probability of 0.12 in place of 0.5."""
     nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
-
-
-def _sharp(factor: float) -> Callable[[nn.Module], None]:
-    """Box attention whose logits start larger, so that its maps are less uniform."""
-
-    def scale(model: nn.Module) -> None:
-        for linear in (model.bbox_attention.q_linear, model.bbox_attention.k_linear):
-            linear.weight.data *= math.sqrt(factor)
-
-    return scale
 
 
 def _semantic_loss(model: nn.Module) -> None:
@@ -84,71 +72,12 @@ def _semantic_loss(model: nn.Module) -> None:
     model.detect, model.losses = keep_memory, with_semantic
 
 
-class _MaskHeadRate(PanopticTrainer):
-    """A learning rate of its own for mask head and box attention."""
-
-    factor = 1.0
-
-    @classmethod
-    def build_optimizer(cls, cfg, model):
-        optimizer = super().build_optimizer(cfg, model)
-        head = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
-        ids = {id(p) for p in head}
-        group = optimizer.param_groups[-1]
-        group["params"] = [p for p in group["params"] if id(p) not in ids]
-        optimizer.add_param_group({**group, "params": head, "lr": cls.factor * group["lr"]})
-        return optimizer
-
-
-class _MaskHeadThrice(_MaskHeadRate):
-    factor = 3.0
-
-
-class _MaskHeadHalf(_MaskHeadRate):
-    factor = 0.5
-
-
-class _Averaged(PanopticTrainer):
-    """Evaluates an exponential moving average of the weights."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-        # Batch statistics are those of the model itself.
-        self.test = lambda cfg, model: PanopticTrainer.test(cfg, self.average.module)
-
-    def run_step(self):
-        super().run_step()
-        self.average.update_parameters(self.model)
-
-
-class Variant(NamedTuple):
-    """What is done otherwise in a training.
-
-    Attributes:
-        start: changes the model that has just been built.
-        opts: config keys and values.
-        trainer: runs it.
-    """
-
-    start: Callable[[nn.Module], None] = lambda model: None
-    opts: Sequence[str] = ()
-    trainer: type[PanopticTrainer] = PanopticTrainer
-
-
-VARIANTS = {
-    "kaiming": Variant(_kaiming),
-    "equal": Variant(),
-    "tenth": Variant(_tenth),
-    "prior": Variant(_mask_prior),
-    "sharp2": Variant(_sharp(2)),
-    "sharp4": Variant(_sharp(4)),
-    "semantic": Variant(_semantic_loss),
-    "head_lr_3": Variant(trainer=_MaskHeadThrice),
-    "head_lr_0.5": Variant(trainer=_MaskHeadHalf),
-    "warmup_10": Variant(opts=("SOLVER.WARMUP_ITERS", "10")),
-    "warmup_200": Variant(opts=("SOLVER.WARMUP_ITERS", "200")),
-    "ema": Variant(trainer=_Averaged),
+VARIANTS: dict[str, Callable[[nn.Module], None]] = {
+    "kaiming": _kaiming,
+    "equal": lambda model: None,
+    "tenth": _tenth,
+    "prior": _mask_prior,
+    "semantic": _semantic_loss,
 }
 
 
@@ -188,18 +117,16 @@ def run(
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
 
-    changes = VARIANTS[variant]
-
-    class Trainer(changes.trainer):
+    class Trainer(PanopticTrainer):
         @classmethod
         def build_model(cls, cfg):
             model = super().build_model(cfg)
-            changes.start(model)
+            VARIANTS[variant](model)
             return model
 
     # Data are loaded in the process itself, so that its time is all there is.
     own = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "DATALOADER.NUM_WORKERS", "0"]
-    opts = [*own, *(opt.replace("{seed}", str(seed)) for opt in opts), *changes.opts]
+    opts = [*own, *(opt.replace("{seed}", str(seed)) for opt in opts)]
     arguments = argparse.Namespace(config_file=config_file, opts=opts, eval_only=False)
     cfg = setup_job(arguments)
     (folder / "metrics.json").unlink(missing_ok=True)
