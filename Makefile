@@ -22,7 +22,7 @@ demo: $(BASE)
 # The figures of docs/architecture.md, from the model that `make demo` trained.
 figures: $(BASE)
 	$(VENV)/bin/detr-panoptic explain --config-file shapes/detr_panoptic_shapes.yaml \
-		--input docs/images/shapes_1.png docs/images/shapes_2.png --points 86,50 39,58 \
+		--input docs/images/shapes_1.png docs/images/shapes_2.png --points 103,63 30,30 \
 		--output output/explained MODEL.WEIGHTS output/demo/model_final.pth
 	find output/explained -name '*.png' ! -name '*_2.png' -exec cp {} docs/images/ \;
 

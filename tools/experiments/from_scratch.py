@@ -15,12 +15,14 @@ import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from detectron2.engine import HookBase
 from tabulate import tabulate
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_job
 
@@ -43,6 +45,12 @@ def _tenth(model: nn.Module) -> None:
 def _mask_prior(model: nn.Module) -> None:
     """Masks start at a probability of 0.12 in place of 0.5."""
     nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
+
+
+def _sharp(model: nn.Module) -> None:
+    """Box attention whose logits start twice as large, so that its maps are less uniform."""
+    for linear in (model.bbox_attention.q_linear, model.bbox_attention.k_linear):
+        linear.weight.data *= math.sqrt(2)
 
 
 def _semantic_loss(model: nn.Module) -> None:
@@ -72,12 +80,55 @@ def _semantic_loss(model: nn.Module) -> None:
     model.detect, model.losses = keep_memory, with_semantic
 
 
-VARIANTS: dict[str, Callable[[nn.Module], None]] = {
-    "kaiming": _kaiming,
-    "equal": lambda model: None,
-    "tenth": _tenth,
-    "prior": _mask_prior,
-    "semantic": _semantic_loss,
+class _MaskHeadThrice(PanopticTrainer):
+    """Mask head and box attention learn at three times the rate."""
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        optimizer = super().build_optimizer(cfg, model)
+        head = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
+        ids = {id(p) for p in head}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        optimizer.add_param_group({"params": head, "lr": 3 * cfg.SOLVER.BASE_LR})
+        return optimizer
+
+
+class _Averaged(PanopticTrainer):
+    """Evaluates an exponential moving average of the weights."""
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+        # Batch statistics are those of the model itself.
+        self.test = lambda cfg, model: PanopticTrainer.test(cfg, self.average.module)
+
+    def run_step(self):
+        super().run_step()
+        self.average.update_parameters(self.model)
+
+
+class Variant(NamedTuple):
+    """What is done otherwise in a training.
+
+    Attributes:
+        start: changes the model that has just been built.
+        trainer: runs it.
+    """
+
+    start: Callable[[nn.Module], None] = lambda model: None
+    trainer: type[PanopticTrainer] = PanopticTrainer
+
+
+VARIANTS = {
+    "kaiming": Variant(_kaiming),
+    "equal": Variant(),
+    "tenth": Variant(_tenth),
+    "prior": Variant(_mask_prior),
+    "sharp": Variant(_sharp),
+    "semantic": Variant(_semantic_loss),
+    "head_lr": Variant(trainer=_MaskHeadThrice),
+    "ema": Variant(trainer=_Averaged),
 }
 
 
@@ -117,11 +168,13 @@ def run(
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
 
-    class Trainer(PanopticTrainer):
+    changes = VARIANTS[variant]
+
+    class Trainer(changes.trainer):
         @classmethod
         def build_model(cls, cfg):
             model = super().build_model(cfg)
-            VARIANTS[variant](model)
+            changes.start(model)
             return model
 
     # Data are loaded in the process itself, so that its time is all there is.
