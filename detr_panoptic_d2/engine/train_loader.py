@@ -9,6 +9,7 @@ augmentation) with any number of processes.
 import contextlib
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -69,9 +70,15 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
+        worker_init_fn=_ignore_ctrl_c,
         # Its own generator: the loader must not draw from the one that the model uses.
         generator=torch.Generator(),
     )
+
+
+def _ignore_ctrl_c(worker_id: int) -> None:
+    """The main process ends its workers. Ended by the signal itself, they may print tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_labels(cfg: CfgNode, dicts: Sequence[dict]) -> None:

@@ -21,6 +21,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,11 @@ def _load_openvino(path: str, threads: int | None) -> Graph:
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(path, "CPU", options)
+    # The thread that loads the CPU plugin gets a signal stack, which is freed with the model while
+    # Python's signal handlers go on to use it. torch's DataLoader sets one: the process would
+    # crash when a child ends.
+    with ThreadPoolExecutor(1) as pool:
+        compiled = pool.submit(openvino.Core().compile_model, path, "CPU", options).result()
 
     def run(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         results = compiled(inputs)

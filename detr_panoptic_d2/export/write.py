@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,9 @@ def _quantise_openvino(folder: Path, inputs: list[np.ndarray]) -> None:
     openvino, nncf = _import("openvino"), _import("nncf")
     graph = openvino.Core().read_model(folder / "detector.xml")
     images = nncf.Dataset(inputs, lambda image: {"image": image})
-    graph = nncf.quantize(graph, images, subset_size=len(inputs))
+    # In a thread of its own, as the runtime loads a graph, and for the same reason.
+    with ThreadPoolExecutor(1) as pool:
+        graph = pool.submit(nncf.quantize, graph, images, subset_size=len(inputs)).result()
     # The weights' file is open while the graph that was read from it is alive.
     openvino.save_model(graph, folder / "int8.xml", compress_to_fp16=False)
     for suffix in (".xml", ".bin"):

@@ -203,6 +203,19 @@ def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
         assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(ids)) - {0}
 
 
+def test_a_child_may_end_after_a_model_was_used(export):
+    """With a Python handler of SIGCHLD, as torch's DataLoader sets one."""
+    code = (
+        "import faulthandler, signal, subprocess, sys; faulthandler.enable();"
+        f"sys.path.insert(0, {str(Path(runtime.__file__).parent)!r}); import runtime;"
+        "signal.signal(signal.SIGCHLD, lambda *_: print('ended'));"
+        f"runtime.PanopticModel({str(export('openvino', graph_format='openvino')[1])!r});"
+        "[subprocess.run([sys.executable, '-c', '']) for _ in range(3)]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("ended") >= 3, done.stderr
+
+
 @pytest.mark.parametrize("graph_format", ["onnx", "openvino"])
 @pytest.mark.parametrize("precision", ["int8", "half"])
 def test_int8_and_half(export, graph_format, precision):
