@@ -124,7 +124,9 @@ class PanopticVisualizationHook(HookBase):
 
 def record_memory(trainer: TrainerBase) -> None:
     """Record ``max_memory_mib``, the highest use so far: of PyTorch on a GPU, else (on Linux) of
-    the process. For Detectron2's ``CallbackHook``."""
+    the process. As often as metrics are written. For Detectron2's ``CallbackHook``."""
+    if (trainer.iter + 1) % 20 and trainer.iter + 1 != trainer.max_iter:
+        return
     if torch.cuda.is_initialized():
         used = torch.cuda.max_memory_allocated() / 2**20
     elif sys.platform == "linux":
