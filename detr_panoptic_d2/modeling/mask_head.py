@@ -4,6 +4,7 @@ Shapes: B images, P (image, query) pairs, C channels, M attention heads; h x w i
 res5, H2 x W2 that of res2, at which masks come out.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -24,10 +25,10 @@ Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's outp
 as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`MaskHeadSmallConv`.
 """
 
-# Bytes of a chunk's finest activation, of which four are held at a time. A CPU's allocator (glibc)
-# gives a few large blocks back to the system after use, which then has to clear the pages of the
-# next ones again: up to a third of the mask head's time.
-_TENSOR_BYTES = {"cpu": 12 * 2**20, "cuda": 64 * 2**20}
+# Bytes of a chunk's finest activation, of which up to four are held at a time. A CPU's allocator
+# (glibc) gives a few large blocks back to the system after use, which then has to clear the pages
+# of the next ones again: up to a third of the mask head's time.
+_TENSOR_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 
 
 def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
@@ -173,13 +174,11 @@ class MaskHeadSmallConv(nn.Module):
         allowed = _TENSOR_BYTES.get(src_proj.device.type, _TENSOR_BYTES["cuda"])
         most = allowed // (image[-1][0].numel() * src_proj.element_size())
         chunks = math.ceil(len(attention) / max(1, most))
+        kernels = [doubling_kernel(x.weight) for x in (self.lay3, self.lay4, self.lay5)]
         masks = []
         for maps, index in zip(attention.chunk(chunks), image_index.chunk(chunks), strict=True):
-            if torch.is_grad_enabled():
-                part = checkpoint(self.query_masks, maps, index, *image, use_reentrant=False)
-            else:
-                part = self.query_masks(maps, index, *image)
-            masks.append(part)
+            run = functools.partial(self.query_masks, maps, index, *image, kernels=kernels)
+            masks.append(checkpoint(run, use_reentrant=False) if torch.is_grad_enabled() else run())
         return torch.cat(masks)
 
     def image_maps(
@@ -204,21 +203,26 @@ class MaskHeadSmallConv(nn.Module):
         return parts
 
     def query_masks(
-        self, attention: torch.Tensor, image_index: torch.Tensor, *image: torch.Tensor
+        self,
+        attention: torch.Tensor,
+        image_index: torch.Tensor,
+        *image: torch.Tensor,
+        kernels: Sequence[torch.Tensor | None] = (None, None, None),
     ) -> torch.Tensor:
         """Mask logits P x H2 x W2 of some pairs, all at once.
 
         Args:
             attention, image_index: see :meth:`forward`.
             image: what :meth:`image_maps` returned.
+            kernels: :func:`doubling_kernel` of the last three layers, where they are known.
         """
         attention = attention.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
         x = _activate(self.gn1, _add_image(x, image[0], image_index))
         x = _activate(self.gn2, self.lay2(x))
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
-        for (layer, norm), part in zip(stages, image[1:], strict=True):
-            x = upsampled_conv(x, part.shape[-2:], layer.weight)
+        for (layer, norm), part, kernel in zip(stages, image[1:], kernels, strict=True):
+            x = upsampled_conv(x, part.shape[-2:], layer.weight, kernel)
             x = _activate(norm, _add_image(x, part, image_index))
         # With one output channel a convolution is slow: the three rows of its kernel as channels.
         weight, bias = self.out_lay.parameters()
@@ -234,7 +238,19 @@ def _typical_cells(cfg: CfgNode, stride: int) -> float:
     return max(1.0, short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2)
 
 
-def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
+def doubling_kernel(weight: torch.Tensor) -> torch.Tensor:
+    """The C x O x 4 x 4 kernel of the transposed convolution in :func:`upsampled_conv`."""
+    places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
+    return kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def upsampled_conv(
+    x: torch.Tensor,
+    size: Sequence[int],
+    weight: torch.Tensor,
+    kernel: torch.Tensor | None = None,
+) -> torch.Tensor:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the large map.
 
     Doubling by nearest upsampling and a 3x3 convolution are together one transposed convolution of
@@ -246,6 +262,7 @@ def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -
         size: (H, W); where it is not 2h or 2h - 1 by 2w or 2w - 1 the large map is made, and so it
             is in compiled, exported and traced code, which should hold for odd and even sizes.
         weight: O x C x 3 x 3.
+        kernel: its :func:`doubling_kernel`; None: made here.
 
     Returns:
         P x O x H x W.
@@ -254,10 +271,7 @@ def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -
     symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if symbolic or not all(m in (0, 1) for m in missing):
         return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
-    places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
-    kernel = kernel.flip(2, 3).transpose(0, 1)
-    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    kernel = doubling_kernel(weight) if kernel is None else kernel
     y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
     if any(missing):
         y = y[:, :, : size[0], : size[1]]
@@ -273,7 +287,9 @@ def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -
 
 def _add_image(x: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
     """Add to each pair its image's part; a single image is not copied for it."""
-    return x + (image if image.shape[0] == 1 else image[image_index])
+    image = image if image.shape[0] == 1 else image[image_index]
+    # In place, but for views: group norm would copy what is not contiguous.
+    return x + image if x._is_view() else x.add_(image)
 
 
 def _activate(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
