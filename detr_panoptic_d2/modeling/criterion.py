@@ -197,7 +197,9 @@ def mask_loss_sums(
     # A sum over no masks is 0 and still depends on the logits.
     focal = dice = mask_logits.float().sum() * 0
     pixels = _PIXELS_PER_STEP.get(device.type, _PIXELS_PER_STEP["cuda"])
-    step = max(1, pixels // (canvas[0] * canvas[1]))
+    # Upsampling and its gradient share masks out to threads, not the pixels of one.
+    least = torch.get_num_threads() if device.type == "cpu" else 1
+    step = max(least, pixels // (canvas[0] * canvas[1]))
     with torch.autocast(device.type, enabled=False):
         for i, logits in enumerate(mask_logits.split(step)):
             masks = target_masks[i * step : (i + 1) * step]
