@@ -57,7 +57,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=[
-        *find_packages(include=[NAME, f"{NAME}.*", "detr_panoptic_cli"]),
+        *find_packages(include=[NAME, f"{NAME}.*"]),
         f"{NAME}.configs",
     ],
     package_dir={f"{NAME}.configs": "configs"},
@@ -67,7 +67,7 @@ setup(
         f"{NAME}.configs": ["*.yaml", "**/*.yaml"],
     },
     scripts=["tools/install_detectron2.py"],
-    entry_points={"console_scripts": ["detr-panoptic = detr_panoptic_cli:main"]},
+    entry_points={"console_scripts": ["detr-panoptic = detr_panoptic_d2.cli:main"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

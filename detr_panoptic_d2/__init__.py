@@ -15,6 +15,7 @@ for _module, _name in (("detectron2", "Detectron2"), ("panopticapi", "panopticap
         )
 
 from . import data, modeling  # noqa: E402
+from .apps import demo as _demo  # noqa: E402, F401
 from .config import add_detr_panoptic_config, get_config_file  # noqa: E402
 from .modeling.meta_arch import PanopticDETR  # noqa: E402
 

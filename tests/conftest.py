@@ -19,7 +19,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from torch import nn
 
-from detr_panoptic_cli import main
+from detr_panoptic_d2.cli import main
 from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
 

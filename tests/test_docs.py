@@ -14,8 +14,8 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from detr_panoptic_cli import build_parser
 from detr_panoptic_d2 import add_detr_panoptic_config, get_config_file
+from detr_panoptic_d2.cli import build_parser
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
@@ -83,7 +83,7 @@ def package_strings():
 def test_messages_in_the_faq_are_those_of_the_code():
     """Each part of a sentence between two values; check_value makes "X is Y, but must be Z"."""
     texts = "\n".join(package_strings())
-    for path in (REPO / "detr_panoptic_cli").glob("*.py"):
+    for path in (REPO / "detr_panoptic_d2" / "cli").glob("*.py"):
         texts += path.read_text(encoding="utf-8")
     page = (DOCS / "faq.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### (.*`.*)$", page, re.MULTILINE)

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from safetensors.torch import save
 from torch import nn
 
-from ..checkpoint import PanopticCheckpointer, atomic_file
+from ..checkpoint import PanopticCheckpointer
 from ..checkpoint.names import (
     HUGGINGFACE_BACKBONE,
     OFFICIAL_BACKBONE,
@@ -31,6 +31,7 @@ from ..checkpoint.translate import (
     PANOPTIC_ROWS,
 )
 from ..errors import UserError
+from ..files import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 from tqdm import tqdm
 
-from ..checkpoint import atomic_file
 from ..data.dataset_mapper import read_image
 from ..data.metadata import dataset_ids
 from ..data.panoptic_json import complete_segments, write_panoptic_json
 from ..data.panoptic_png import write_panoptic_png
 from ..evaluation.ground_truth import categories_of
+from ..files import atomic_file
 from ..visualization.draw import draw_panoptic
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,10 @@
 
 :mod:`.names` says what tensors are called elsewhere, :mod:`.translate` makes any known checkpoint
 one of a model; ``PanopticDETR`` calls it on every state dict that it loads.
-:class:`PanopticCheckpointer` adds reading without running code (:mod:`.read`), checks, and files
-that survive a crash (:mod:`.atomic`).
+:class:`PanopticCheckpointer` adds reading without running code (:mod:`.read`), checks, and atomic
+files.
 """
 
-from .atomic import atomic_file
 from .checkpointer import PanopticCheckpointer
 
-__all__ = ["PanopticCheckpointer", "atomic_file"]
+__all__ = ["PanopticCheckpointer"]

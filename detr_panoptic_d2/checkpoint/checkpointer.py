@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import UserError
-from .atomic import atomic_file, remove_unfinished
+from ..files import atomic_file, remove_unfinished
 from .read import local_file, read_checkpoint
 from .translate import COUNTER, Translation, translate
 

@@ -4,13 +4,12 @@ Loading a data set raises on the first finding (:func:`.panoptic_json.panoptic_d
 ``prepare/check`` collects them and goes on with what is usable.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PureWindowsPath
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..files import inside_root
 from .panoptic_png import MAX_SEGMENT_ID
 
 # Keys and indices that lead to an entry of the json.
@@ -135,23 +134,6 @@ def check_categories(categories: Any, report: Report) -> dict[int, dict]:
 
     usable = _usable(categories, ("categories",), check, report)
     return {category_id: category for category_id, (_, category) in usable.items()}
-
-
-def inside_root(root: str, file_name: Any) -> str:
-    """Join a file name of a json to its root, which it must not leave.
-
-    Raises:
-        UserError: it is no relative name without "..", on this or another system.
-    """
-    if not isinstance(file_name, str) or not file_name:
-        raise UserError("no 'file_name'")
-    windows = PureWindowsPath(file_name)
-    if windows.drive or windows.root or ".." in windows.parts or "\0" in file_name:
-        raise UserError(
-            f"file_name {file_name!r} leads out of '{root}'; names must be relative to their root "
-            "and without '..'"
-        )
-    return os.path.join(root, file_name)
 
 
 def _usable(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.atomic import atomic_file
 from ..errors import UserError
+from ..files import atomic_file
 from .label_maps import ids_to_labels, label_boxes_and_areas
 from .metadata import default_color
 from .panoptic_check import Finding, Report, check_categories, check_panoptic_json

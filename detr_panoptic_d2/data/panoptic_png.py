@@ -12,8 +12,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..checkpoint.atomic import atomic_file
 from ..errors import UserError
+from ..files import atomic_file
 
 MAX_SEGMENT_ID = (1 << 24) - 1
 # More different ids than this, on runs of less than four pixels, make a photograph.

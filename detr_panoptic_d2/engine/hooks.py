@@ -18,8 +18,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import PanopticCheckpointer, atomic_file
+from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
+from ..files import atomic_file
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 
 logger = logging.getLogger(__name__)

@@ -25,12 +25,12 @@ from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint.atomic import remove_unfinished
 from ..checkpoint.checkpointer import PanopticCheckpointer
 from ..config import merged_cfg
 from ..data.dataset_mapper import PanopticDatasetMapper
 from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
+from ..files import remove_unfinished
 from .hooks import BestCheckpoint, PanopticVisualizationHook, record_memory
 from .optimizer import build_optimizer
 from .setup import setup_job

@@ -18,12 +18,11 @@ from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, PQStatCat, pq_compute_single_core
 from tabulate import tabulate
 
-from ..checkpoint.atomic import atomic_file
 from ..data.metadata import dataset_ids
-from ..data.panoptic_check import inside_root
 from ..data.panoptic_json import complete_segments, write_panoptic_json
 from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
+from ..files import atomic_file, inside_root
 from .ground_truth import categories_of, check_prediction_size
 
 logger = logging.getLogger(__name__)

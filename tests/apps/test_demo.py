@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parents[2]
 def test_data_training_table_picture_and_report(tmp_path):
     """The whole demo on the smallest split and the smallest model."""
     split = "('shapes_panoptic_tune',)"
-    command = [sys.executable, "-m", "detr_panoptic_cli", "demo", "--output", "demo"]
+    command = [sys.executable, "-m", "detr_panoptic_d2.cli", "demo", "--output", "demo"]
     command += ["--config-file", "shapes/tiny.yaml", "MODEL.DEVICE", "cpu"]
     command += ["DATASETS.TRAIN", split, "DATASETS.TEST", split]
     done = subprocess.run(

@@ -105,7 +105,7 @@ def server(make_cfg, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "detr_panoptic_cli", "web", "--config-file"]
+    command = [sys.executable, "-m", "detr_panoptic_d2.cli", "web", "--config-file"]
     command += ["shapes/tiny.yaml", "--port", str(port), *OPTS]
     command += ["MODEL.WEIGHTS", make_cfg().MODEL.WEIGHTS]
     env = {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "*", "no_proxy": "*"}

@@ -121,7 +121,7 @@ def test_ctrl_c(spoilt):
     """As a terminal does it: the signal goes to the tool and to its loader's workers."""
     opts = spoilt.opts("SOLVER.MAX_ITER", 100000, "DATALOADER.NUM_WORKERS", 2)
     process = subprocess.Popen(
-        [sys.executable, "-m", "detr_panoptic_cli", *TRAIN, *opts],
+        [sys.executable, "-m", "detr_panoptic_d2.cli", *TRAIN, *opts],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

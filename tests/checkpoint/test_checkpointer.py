@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from detr_panoptic_d2.checkpoint import PanopticCheckpointer, atomic_file
+from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.files import atomic_file
 
 
 @pytest.fixture

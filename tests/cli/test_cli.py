@@ -1,25 +1,13 @@
 """The command ``detr-panoptic`` as a whole; what each command does is tested with its subject."""
 
-import subprocess
-import sys
-
 import pytest
 from detectron2.engine import default_argument_parser
 
-from detr_panoptic_cli import COMMANDS, build_parser
+from detr_panoptic_d2.cli import COMMANDS, build_parser
 
 
 def parser_of(command):
     return build_parser()._subparsers._group_actions[0].choices[command]
-
-
-def test_arguments_are_parsed_without_torch():
-    code = (
-        "import sys, detr_panoptic_cli; detr_panoptic_cli.build_parser();"
-        "print(sorted({'torch', 'detectron2', 'numpy', 'detr_panoptic_d2'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

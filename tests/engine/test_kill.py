@@ -19,7 +19,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 
-from detr_panoptic_d2.data.shapes import make_shapes
+from detr_panoptic_d2.apps.demo import make_shapes
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.evaluation import panoptic
 

@@ -22,7 +22,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, default_argument_parser
 
-from detr_panoptic_d2.data.shapes import make_shapes
+from detr_panoptic_d2.apps.demo import make_shapes
 from detr_panoptic_d2.engine import PanopticTrainer, launch_job, setup_cfg, setup_job
 
 REPO = Path(__file__).parents[2]

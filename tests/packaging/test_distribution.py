@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("detr_panoptic_d2", "detr_panoptic_cli")
+PACKAGES = ("detr_panoptic_d2",)
 # Import name -> name on PyPI, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by tools/install_detectron2.py.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_cli import check as check_command
-from detr_panoptic_cli import convert as convert_command
-from detr_panoptic_cli import main
+from detr_panoptic_d2.cli import check as check_command
+from detr_panoptic_d2.cli import convert as convert_command
+from detr_panoptic_d2.cli import main
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset, is_error
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.writer import convert

@@ -202,7 +202,7 @@ def test_errors_are_one_line(convert, tmp_path, case):
 def test_ctrl_c_ends_all_processes(tmp_path):
     arguments = [*make_masks(tmp_path / "in", 600), "--output", tmp_path / "out", "--workers", "2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "detr_panoptic_cli", "convert", *map(str, arguments)],
+        [sys.executable, "-m", "detr_panoptic_d2.cli", "convert", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

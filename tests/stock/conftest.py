@@ -9,7 +9,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from detr_panoptic_d2 import add_detr_panoptic_config
-from detr_panoptic_d2.data import make_shapes, register_panoptic
+from detr_panoptic_d2.apps.demo import make_shapes
+from detr_panoptic_d2.data import register_panoptic
 
 TINY = Path(__file__).parents[2] / "configs" / "shapes" / "tiny.yaml"
 # Every query that wins a pixel is a segment.

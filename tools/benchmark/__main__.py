@@ -27,8 +27,8 @@ from pictures import draw_curves
 from tables import compare, report
 from works import Curves, Inference, Training
 
-from detr_panoptic_d2.checkpoint.atomic import atomic_file
 from detr_panoptic_d2.errors import UserError, one_line_errors
+from detr_panoptic_d2.files import atomic_file
 
 logger = logging.getLogger("detr_panoptic_d2.benchmark")
 WORKS = {

@@ -15,7 +15,7 @@ from networks import add_segments, keep_best, make_images
 from torch import nn
 from works import TOLERANCE, Training, Work, losses_without_dropout, network_outputs
 
-from detr_panoptic_d2.data import make_shapes
+from detr_panoptic_d2.apps.demo import make_shapes
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 
 

@@ -12,9 +12,9 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from ..._version import __version__
-from ...checkpoint import atomic_file
 from ...engine import Predictor
 from ...errors import UserError
+from ...files import atomic_file
 from ..page import Block, Section, data_uri, write_page
 from . import figures
 from .record import Recording, record

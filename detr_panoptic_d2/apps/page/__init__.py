@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from ...checkpoint import atomic_file
+from ...files import atomic_file
 
 Block = dict[str, Any]
 

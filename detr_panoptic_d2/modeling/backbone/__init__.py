@@ -3,8 +3,8 @@
 Every builder takes ``(cfg, input_shape)`` as Detectron2's own do. Only the builders see ``cfg``.
 """
 
-from .adapter import LEVELS, RenamedBackbone, check_backbone
-from .resnet import build_detr_resnet_backbone, build_narrow_resnet_backbone
+from .adapter import LEVELS, RenamedBackbone, check_backbone, is_dilated
+from .resnet import build_detr_resnet_backbone
 from .timm_backbone import TimmBackbone
 from .torchvision_backbone import TorchvisionResNet
 
@@ -14,6 +14,6 @@ __all__ = [
     "TimmBackbone",
     "TorchvisionResNet",
     "build_detr_resnet_backbone",
-    "build_narrow_resnet_backbone",
     "check_backbone",
+    "is_dilated",
 ]

@@ -1,19 +1,16 @@
-"""Detectron2's ResNet with DETR's DC5, and a narrow one to be trained from scratch."""
+"""Detectron2's ResNet with DETR's DC5."""
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import (
-    BasicBlock,
-    BasicStem,
     BottleneckBlock,
     ResNet,
     build_resnet_backbone,
 )
 
-from ...errors import UserError, check_value
-from .adapter import LEVELS, is_dilated
+from ...errors import UserError
+from .adapter import is_dilated
 
 
 @BACKBONE_REGISTRY.register()
@@ -34,60 +31,3 @@ def build_detr_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         first.conv2.dilation = (1, 1)
         first.conv2.padding = (1, 1)
     return backbone
-
-
-class UnpooledStem(BasicStem):
-    """The ResNet stem without its max pooling: stride 2."""
-
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
-        super().__init__(in_channels, out_channels, norm)
-        self.stride = 2
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu_(self.conv1(x))
-
-
-@BACKBONE_REGISTRY.register()
-def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A small ResNet of basic blocks, to be trained from scratch.
-
-    ``MODEL.DETR.BACKBONE`` has the WIDTHS of ``res2`` .. ``res5`` (the stem has that of ``res2``),
-    the number of BLOCKS per stage, and STEM_STRIDE, which is that of ``res2`` as well: 4, or 2 for
-    masks on a grid twice as fine. DC5 keeps the stride of ``res4``; basic blocks are not dilated.
-
-    Raises:
-        UserError: for numbers that make no network.
-    """
-    options, norm, prefix = cfg.MODEL.DETR.BACKBONE, cfg.MODEL.RESNETS.NORM, "MODEL.DETR.BACKBONE"
-    widths, blocks, stem_stride = list(options.WIDTHS), list(options.BLOCKS), options.STEM_STRIDE
-    for key, values in (("WIDTHS", widths), ("BLOCKS", blocks)):
-        valid = len(values) == 4 and min(values) >= 1
-        check_value(f"{prefix}.{key}", values, valid, "four numbers from 1 on")
-    check_value(f"{prefix}.STEM_STRIDE", stem_stride, stem_stride in (2, 4), "2 or 4")
-    valid = norm != "GN" or all(width % 32 == 0 for width in widths)
-    allowed = "multiples of 32 under MODEL.RESNETS.NORM GN"
-    check_value(f"{prefix}.WIDTHS", widths, valid, allowed)
-    stages, channels = [], widths[0]
-    strides = (1, 2, 2, 1 if is_dilated(cfg) else 2)
-    for width, count, stride in zip(widths, blocks, strides, strict=True):
-        # A basic block of Detectron2 has a shortcut for its stride only where the width changes.
-        valid = stride == 1 or width != channels
-        check_value(f"{prefix}.WIDTHS", widths, valid, "another number at each stride")
-        stages.append(
-            ResNet.make_stage(
-                BasicBlock,
-                count,
-                in_channels=channels,
-                out_channels=width,
-                stride_per_block=[stride] + [1] * (count - 1),
-                norm=norm,
-            )
-        )
-        channels = width
-    stem = BasicStem if stem_stride == 4 else UnpooledStem
-    return ResNet(
-        stem(input_shape.channels, widths[0], norm),
-        stages,
-        out_features=list(LEVELS),
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )

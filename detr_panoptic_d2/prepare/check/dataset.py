@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from ...checkpoint.atomic import atomic_file
 from ...data.dataset_mapper import read_image
 from ...data.label_maps import ids_to_labels, label_boxes_and_areas
 from ...data.panoptic_check import (
@@ -24,6 +23,7 @@ from ...data.panoptic_check import (
 )
 from ...data.panoptic_json import read_panoptic_json
 from ...data.panoptic_png import read_panoptic_png
+from ...files import atomic_file
 from ..parallel import map_images
 
 # Kinds of findings that are no errors: training and evaluation go on and are right.

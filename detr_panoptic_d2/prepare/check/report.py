@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ...checkpoint.atomic import atomic_file
 from ...data.panoptic_check import Finding
+from ...files import atomic_file
 from .dataset import Report, is_error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ...checkpoint.atomic import atomic_file
+from ...files import atomic_file
 from .writer import Converted
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags
 
-from ...data.panoptic_check import inside_root
 from ...data.panoptic_png import open_image
 from ...errors import UserError
+from ...files import inside_root
 
 logger = logging.getLogger(__name__)
 

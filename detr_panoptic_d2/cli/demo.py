@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and print its table and where its pictures are."""
-    from detr_panoptic_d2.apps.demo import run_demo
+    from ..apps.demo.run import run_demo
 
     table, picture, report = run_demo(args.config_file, args.output, args.opts)
     print(f"\n{table}\n\nHeld-out images, ground truth and prediction: {picture}")

@@ -8,12 +8,12 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tabulate import tabulate
 
-from ..checkpoint import atomic_file
-from ..data.dataset_mapper import read_image
-from ..engine import PanopticTrainer, Predictor, setup_job
-from ..visualization.draw import draw_beside_ground_truth, read_ground_truth
-from ..visualization.panels import side_by_side
-from .report import write_report
+from ...data.dataset_mapper import read_image
+from ...engine import PanopticTrainer, Predictor, setup_job
+from ...files import atomic_file
+from ...visualization.draw import draw_beside_ground_truth, read_ground_truth
+from ...visualization.panels import side_by_side
+from ..report import write_report
 
 
 def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, Path, Path]:

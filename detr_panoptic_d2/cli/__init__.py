@@ -1,17 +1,17 @@
 """The command ``detr-panoptic``: arguments of all programs, and nothing else.
 
-A package of its own, because importing ``detr_panoptic_d2`` imports torch and Detectron2, which
-takes seconds: arguments are parsed, and ``--help`` is answered, before that. So a module here
-imports only the standard library at its top. Each has ``add_arguments(parser)`` and
-``run(args) -> int``; its docstring is the help text, its first line that of the list of commands.
+Each module has ``add_arguments(parser)`` and ``run(args) -> int``. Its docstring is the help text
+of the command; the first line of the docstring is shown in the list of commands. Modules import
+what they run inside ``run``, so that wrong options are refused before that.
 """
 
 import argparse
 import importlib
-import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+
+from ..errors import one_line_errors
 
 # Each is a module here, with "_" for "-".
 COMMANDS = (
@@ -55,12 +55,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of interfaces that Detectron2 and fvcore still use; nothing that a user could do about it.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    try:
-        from detr_panoptic_d2.errors import one_line_errors
-    except ImportError as error:
-        if error.name not in ("detectron2", "panopticapi"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     with one_line_errors():
         return args.run(args)

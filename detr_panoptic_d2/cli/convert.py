@@ -109,11 +109,11 @@ def _add_mask_options(parser: argparse.ArgumentParser, *, labels_required: bool)
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and say how to go on."""
-    from detr_panoptic_d2.config import get_config_file
-    from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-    from detr_panoptic_d2.prepare.convert.dataset_config import write_dataset_config
-    from detr_panoptic_d2.prepare.convert.inputs import open_splits
-    from detr_panoptic_d2.prepare.convert.writer import convert
+    from ..config import get_config_file
+    from ..prepare.convert.categories import ClassOptions
+    from ..prepare.convert.dataset_config import write_dataset_config
+    from ..prepare.convert.inputs import open_splits
+    from ..prepare.convert.writer import convert
 
     set_up_console()
     base = get_config_file(args.base)
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     )
     classes = ClassOptions(args.classes, args.things, args.stuff, args.ignore, args.background)
     if args.stuff_from_model:
-        from detr_panoptic_d2.prepare.convert.model_stuff import ModelStuff
+        from ..prepare.convert.model_stuff import ModelStuff
 
         model = ModelStuff(*args.stuff_from_model, args.stuff_threshold, args.stuff_opts)
         splits = {name: model.under(source) for name, source in splits.items()}

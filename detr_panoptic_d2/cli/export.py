@@ -35,11 +35,11 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.data.detection_utils import read_image
     from detectron2.modeling import build_model
 
-    from detr_panoptic_d2.apps.predict import find_inputs
-    from detr_panoptic_d2.checkpoint import PanopticCheckpointer
-    from detr_panoptic_d2.engine import setup_cfg
-    from detr_panoptic_d2.evaluation import build_evaluator
-    from detr_panoptic_d2.export import ExportedPredictor, export_model
+    from ..apps.predict import find_inputs
+    from ..checkpoint import PanopticCheckpointer
+    from ..engine import setup_cfg
+    from ..evaluation import build_evaluator
+    from ..export import ExportedPredictor, export_model
 
     set_up_console()
     cfg = setup_cfg(args.config_file, args.opts)

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the page and serve it until it is stopped."""
-    from detr_panoptic_d2.apps.web.app import build_app, serve
-    from detr_panoptic_d2.engine import setup_cfg
+    from ..apps.web.app import build_app, serve
+    from ..engine import setup_cfg
 
     set_up_console()
     app = build_app(setup_cfg(args.config_file, args.opts))

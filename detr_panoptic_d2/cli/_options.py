@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..errors import quiet_console
+
 
 def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--config-file`` and the ``KEY VALUE`` pairs that change the config."""
@@ -27,8 +29,6 @@ def add_opts(parser: argparse.ArgumentParser) -> None:
 def set_up_console() -> None:
     """Show the package's and fvcore's log on the console."""
     from detectron2.utils.logger import setup_logger
-
-    from detr_panoptic_d2.errors import quiet_console
 
     setup_logger(name="fvcore")
     setup_logger(name="detr_panoptic_d2", abbrev_name="detr")

@@ -8,7 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 
-from detr_panoptic_d2.data import dataset_ids, make_shapes, thing_class_ids
+from detr_panoptic_d2.apps.demo import make_shapes
+from detr_panoptic_d2.data import dataset_ids, thing_class_ids
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 
 

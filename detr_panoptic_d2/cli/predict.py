@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict on all inputs and return the exit status."""
-    from detr_panoptic_d2.apps.predict import find_inputs, predict
-    from detr_panoptic_d2.engine import Predictor, setup_cfg
+    from ..apps.predict import find_inputs, predict
+    from ..engine import Predictor, setup_cfg
 
     set_up_console()
     paths = find_inputs(args.input)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.exported:
-        from detr_panoptic_d2.export import ExportedPredictor
+        from ..export import ExportedPredictor
 
         predictor = ExportedPredictor(args.exported)
     elif args.config_file:

@@ -1,8 +1,11 @@
-"""Files that appear under their name only when all of their content is on the disk."""
+"""Files that are written atomically, and file names that stay below their root."""
 
 import os
 import uuid
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from .errors import UserError
 
 
 class atomic_file:
@@ -51,3 +54,20 @@ def remove_unfinished(folder: str | os.PathLike, pattern: str) -> None:
     """
     for path in Path(folder).glob(f".{pattern}.{'[0-9a-f]' * 32}.tmp"):
         path.unlink(missing_ok=True)
+
+
+def inside_root(root: str, file_name: Any) -> str:
+    """Join a file name of a json to its root, which it must not leave.
+
+    Raises:
+        UserError: it is no relative name without "..", on this or another system.
+    """
+    if not isinstance(file_name, str) or not file_name:
+        raise UserError("no 'file_name'")
+    windows = PureWindowsPath(file_name)
+    if windows.drive or windows.root or ".." in windows.parts or "\0" in file_name:
+        raise UserError(
+            f"file_name {file_name!r} leads out of '{root}'; names must be relative to their root "
+            "and without '..'"
+        )
+    return os.path.join(root, file_name)

@@ -4,7 +4,7 @@ Examples:
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8 --resume
   detr-panoptic train --config-file detr_panoptic_R50.yaml --eval-only MODEL.WEIGHTS model.pth
-  torchrun --nproc_per_node 8 -m detr_panoptic_cli train --config-file detr_panoptic_R50.yaml
+  torchrun --nproc_per_node 8 -m detr_panoptic_d2.cli train --config-file detr_panoptic_R50.yaml
 """
 
 import argparse
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train or evaluate, in every process of the job."""
-    from detr_panoptic_d2.engine import launch_job, train_or_evaluate
+    from ..engine import launch_job, train_or_evaluate
 
     # It cannot be pickled, which the processes of the job need.
     vars(args).pop("parser", None)

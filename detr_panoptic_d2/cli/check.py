@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     import logging
 
-    from detr_panoptic_d2.prepare.check.dataset import DatasetPaths
-    from detr_panoptic_d2.prepare.check.report import (
+    from ..prepare.check.dataset import DatasetPaths
+    from ..prepare.check.report import (
         duplicates_between,
         plot_classes,
         write_findings,
@@ -83,10 +83,10 @@ def _sets_of_config(config_file: str, opts: list[str]) -> list:
     """Return the paths of the data sets of a config."""
     from detectron2.data import MetadataCatalog
 
-    from detr_panoptic_d2.config import merged_cfg
-    from detr_panoptic_d2.data.register import registered_items
-    from detr_panoptic_d2.errors import UserError
-    from detr_panoptic_d2.prepare.check.dataset import DatasetPaths
+    from ..config import merged_cfg
+    from ..data.register import registered_items
+    from ..errors import UserError
+    from ..prepare.check.dataset import DatasetPaths
 
     cfg = merged_cfg(config_file, opts)
     # Not registered: that would stop at the first thing that is wrong.
@@ -107,8 +107,8 @@ def _sets_of_config(config_file: str, opts: list[str]) -> list:
 
 def _check(paths, args: argparse.Namespace, logger):
     """Check a data set, fix it if that is wanted, and print the result."""
-    from detr_panoptic_d2.prepare.check.dataset import check_dataset, fix_json
-    from detr_panoptic_d2.prepare.check.report import describe
+    from ..prepare.check.dataset import check_dataset, fix_json
+    from ..prepare.check.report import describe
 
     report = check_dataset(paths, workers=args.workers)
     if args.fix:

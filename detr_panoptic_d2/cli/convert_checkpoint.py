@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and return the exit status."""
-    from detr_panoptic_d2.apps.convert_checkpoint import convert_checkpoint
-    from detr_panoptic_d2.engine import setup_cfg
+    from ..apps.convert_checkpoint import convert_checkpoint
+    from ..engine import setup_cfg
 
     set_up_console()
     cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])

@@ -17,14 +17,14 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from .panoptic_json import (
+from ...data.panoptic_json import (
     complete_segments,
     load_panoptic_json,
     panoptic_metadata,
     write_panoptic_json,
 )
-from .panoptic_png import write_panoptic_png
-from .register import register_once
+from ...data.panoptic_png import write_panoptic_png
+from ...data.register import register_once
 
 logger = logging.getLogger(__name__)
 

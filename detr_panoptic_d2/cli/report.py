@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where it is."""
-    from detr_panoptic_d2.apps.report import write_report
+    from ..apps.report import write_report
 
     set_up_console()
     print(f"Report: {write_report(args.output_dir)}")

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and say where it is."""
-    from detr_panoptic_d2.apps.explain import explain
-    from detr_panoptic_d2.data.dataset_mapper import read_image
-    from detr_panoptic_d2.engine import setup_cfg
+    from ..apps.explain import explain
+    from ..data.dataset_mapper import read_image
+    from ..engine import setup_cfg
 
     set_up_console()
     page = explain(

@@ -1,8 +1,0 @@
-"""``python -m detr_panoptic_cli``: the command where it is not on the PATH."""
-
-import sys
-
-from . import main
-
-if __name__ == "__main__":
-    sys.exit(main())
