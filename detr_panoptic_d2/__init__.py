@@ -1,6 +1,7 @@
 """DETR's panoptic segmentation as a Detectron2 plugin. Importing it registers everything."""
 
 import importlib.util
+import warnings
 
 from ._version import __version__
 
@@ -14,10 +15,13 @@ for _module, _name in (("detectron2", "Detectron2"), ("panopticapi", "panopticap
             name=_module,
         )
 
-from . import data, modeling  # noqa: E402
-from .apps import demo as _demo  # noqa: E402, F401
-from .config import add_detr_panoptic_config, get_config_file  # noqa: E402
-from .modeling.meta_arch import PanopticDETR  # noqa: E402
+with warnings.catch_warnings():
+    # fvcore calls torch.jit.script when it is imported, which recent versions of torch deprecate.
+    warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated")
+    from . import data, modeling
+    from .apps import demo as _demo  # noqa: F401
+    from .config import add_detr_panoptic_config, get_config_file
+    from .modeling.meta_arch import PanopticDETR
 
 __all__ = [
     "PanopticDETR",
