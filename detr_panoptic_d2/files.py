@@ -1,7 +1,8 @@
-"""Files that are written atomically, and file names that stay below their root."""
+"""Atomic writing, protection of input files, and file names that stay inside their root."""
 
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -54,6 +55,34 @@ def remove_unfinished(folder: str | os.PathLike, pattern: str) -> None:
     """
     for path in Path(folder).glob(f".{pattern}.{'[0-9a-f]' * 32}.tmp"):
         path.unlink(missing_ok=True)
+
+
+def check_not_overwritten(
+    inputs: Iterable[str | os.PathLike], outputs: Iterable[str | os.PathLike]
+) -> None:
+    """Check that no file to write is a file to read. Call it before the first file is written.
+
+    Files are compared by device and inode. Links and file systems that ignore case are recognized.
+
+    Raises:
+        UserError: an output is one of the inputs.
+    """
+
+    def identify(path: str | os.PathLike) -> tuple[int, int] | None:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    input_ids = {identify(path): path for path in inputs}
+    input_ids.pop(None, None)
+    for path in outputs:
+        source = input_ids.get(identify(path))
+        if source is not None:
+            raise UserError(
+                f"'{path}' would overwrite the input '{source}'. Choose another --output."
+            )
 
 
 def inside_root(root: str, file_name: Any) -> str:
