@@ -130,6 +130,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.CROP.PROB = 0.5
     # Lengths of the short edge before the crop, in pixels.
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = [400, 500, 600]
+    # Compute sizes of resized images as official DETR does, which rounds the longer side down.
+    # Detectron2 rounds to the nearest: 640 x 480 becomes 1066 x 800 (True) or 1067 x 800 (False).
+    cfg.INPUT.OFFICIAL_SIZES = False
 
 
 def _add_solver_keys(cfg: CN) -> None:

@@ -1,9 +1,9 @@
-"""The one validator of COCO panoptic jsons. It opens no image.
+"""The validator of COCO panoptic jsons. It opens no image.
 
-Loading a data set raises on the first finding (:func:`.panoptic_json.panoptic_dicts`);
-``prepare/check`` collects them and goes on with what is usable.
+Loading a data set raises the first error. ``detr-panoptic check`` collects all of them.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,36 +16,27 @@ from .panoptic_png import MAX_SEGMENT_ID
 Place = tuple[str | int, ...]
 
 
-class Fix(NamedTuple):
-    """A change of the json that loses nothing: entries to set at a place; None removes it."""
-
-    place: Place
-    change: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
+class EntryError(UserError):
+    """An entry of a json is invalid.
 
     Attributes:
-        kind: "bad-entry" or "repeated-entry"; ``prepare/check`` has more.
-        where: file name of the image as in the json, or the list that the entry is in.
-        detail: what is wrong there.
-        fix: how to put it right, if that is sure.
+        where: file name of the image, or the name of the list that holds the entry.
+        detail: the reason, without ``where``.
+        place: keys and indices that lead to the entry.
+        repeated: the entry repeats an earlier one exactly, so removing it loses nothing.
     """
 
-    kind: str
-    where: str
-    detail: str
-    fix: Fix | None = None
+    def __init__(self, where: str, detail: str, place: Place, repeated: bool = False):
+        super().__init__(f"{where}: {detail}.")
+        self.where, self.detail, self.place, self.repeated = where, detail, place, repeated
 
 
-Report = Callable[[Finding], None]
+ErrorHandler = Callable[[EntryError], None]
 
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image with its annotation: its entry, the paths of both files, the usable segments."""
+    """An image with its annotation: its entry, the paths of both files, its valid segments."""
 
     image: dict
     place: Place
@@ -55,56 +46,75 @@ class AnnotatedImage:
 
 
 class PanopticContent(NamedTuple):
-    """What is usable of a json: categories and images by id, in their order, and annotations."""
+    """The valid part of a json: categories and images by id, in their order, and annotations."""
 
     categories: dict[int, dict]
     images: dict[int | str, dict]
     annotated: list[AnnotatedImage]
 
 
+def raise_error(error: EntryError) -> None:
+    """Raise the error. This is the handler that stops at the first one."""
+    raise error
+
+
 def check_panoptic_json(
-    content: dict, image_root: str, panoptic_root: str, report: Report
+    content: dict, image_root: str, panoptic_root: str, on_error: ErrorHandler = raise_error
 ) -> PanopticContent:
-    """Check everything that can be said without opening an image.
+    """Check all that can be checked without opening an image.
+
+    Integers may also be written as 3.0 or "3". The result has them as integers.
 
     Args:
-        content: of a COCO panoptic json.
+        content: of a COCO panoptic json. It is not changed.
         image_root: folder of the images.
         panoptic_root: folder of the PNGs.
-        report: is called with each finding. If it raises, the walk ends.
+        on_error: is called with each error. If it returns, the invalid entry is left out.
     """
-    categories = check_categories(content.get("categories"), report)
+    categories = check_categories(content.get("categories"), on_error)
 
     def check_image(image: dict) -> None:
         inside_root(image_root, image.get("file_name"))
-        for side in ("height", "width"):
-            if side in image and not (_is_int(image[side]) and image[side] > 0):
-                raise UserError(f"'{side}' is {image[side]!r}, not a number of pixels")
+        for side in {"height", "width"} & image.keys():
+            pixels = as_int(image[side])
+            if pixels is None or pixels < 1:
+                raise UserError(f"'{side}' is {image[side]!r}, but must be a number of pixels")
+            image[side] = pixels
 
     def check_annotation(annotation: dict) -> None:
         inside_root(panoptic_root, annotation.get("file_name"))
-        if annotation["image_id"] not in images:
-            raise UserError("there is no such image in 'images', or no usable entry of it")
+        image_id = annotation["image_id"]
+        if image_id not in images:
+            # The same number, as text in one list and as a number in the other.
+            other = str(image_id) if isinstance(image_id, int) else as_int(image_id)
+            if other not in images:
+                raise UserError("there is no such image in 'images', or its entry is invalid")
+            annotation["image_id"] = other
         if not _is_list_of_mappings(annotation.get("segments_info")):
             raise UserError("'segments_info' must be a list of mappings")
 
     def check_segment(segment: dict) -> None:
-        category_id = segment.get("category_id")
-        if not _is_int(segment["id"]) or not 0 < segment["id"] <= MAX_SEGMENT_ID:
+        if not 0 < segment["id"] <= MAX_SEGMENT_ID:
             raise UserError("the id is not within 1 and 2^24 - 1 (0 is void)")
-        if not _is_int(category_id) or category_id not in categories:
+        category_id = as_int(segment.get("category_id"))
+        if category_id not in categories:
             known = sorted(categories)
-            raise UserError(f"category_id is {category_id!r}, but 'categories' has {known}")
-        if segment.get("iscrowd", 0) not in (0, 1):
-            raise UserError(f"iscrowd is {segment['iscrowd']!r}, not 0 or 1")
+            raise UserError(
+                f"category_id is {segment.get('category_id')!r}, but 'categories' has {known}"
+            )
+        segment["category_id"] = category_id
+        if "iscrowd" in segment:
+            segment["iscrowd"] = _to_flag("iscrowd", segment["iscrowd"])
 
-    images = _usable(content.get("images"), ("images",), check_image, report)
-    annotations = _usable(content.get("annotations"), ("annotations",), check_annotation, report)
+    images = _check_list(content.get("images"), ("images",), check_image, on_error)
+    annotations = _check_list(
+        content.get("annotations"), ("annotations",), check_annotation, on_error
+    )
     annotated = []
-    for image_id, (place, annotation) in annotations.items():
-        image_place, image = images[image_id]
+    for place, annotation in annotations.values():
+        image_place, image = images[annotation["image_id"]]
         name, infos = image["file_name"], annotation["segments_info"]
-        segments = _usable(infos, (*place, "segments_info"), check_segment, report, where=name)
+        segments = _check_list(infos, (*place, "segments_info"), check_segment, on_error, name)
         image_path = inside_root(image_root, name)
         png_path = inside_root(panoptic_root, annotation["file_name"])
         annotated.append(
@@ -113,76 +123,101 @@ def check_panoptic_json(
     return PanopticContent(categories, {i: image for i, (_, image) in images.items()}, annotated)
 
 
-def check_categories(categories: Any, report: Report) -> dict[int, dict]:
-    """Return the usable ``categories`` of a json by id, in their order; report the others."""
+def check_categories(categories: Any, on_error: ErrorHandler = raise_error) -> dict[int, dict]:
+    """Return the valid ``categories`` of a json by id, in their order."""
 
     def check(category: dict) -> None:
-        if not _is_int(category["id"]):
-            raise UserError("the id must be an integer")
         if not isinstance(category.get("name"), str) or not category["name"]:
             raise UserError("no 'name'")
-        if category.get("isthing") not in (0, 1):
+        if "isthing" not in category:
             raise UserError(
-                "no valid 'isthing'; add \"isthing\": 1 to classes with countable objects, "
+                "no 'isthing'; add \"isthing\": 1 to classes with countable objects, "
                 '"isthing": 0 to stuff such as sky'
             )
-        color = category.get("color")
-        channels = color if isinstance(color, list | tuple) else ()
-        valid = len(channels) == 3 and all(_is_int(c) and 0 <= c <= 255 for c in channels)
-        if color is not None and not valid:
-            raise UserError("'color' must be three integers from 0 to 255")
+        category["isthing"] = _to_flag("isthing", category["isthing"])
+        if category.get("color") is not None:
+            color = category["color"]
+            channels = [as_int(c) for c in color] if isinstance(color, list | tuple) else []
+            if len(channels) != 3 or not all(c is not None and 0 <= c <= 255 for c in channels):
+                raise UserError("'color' must be three integers from 0 to 255")
+            category["color"] = channels
 
-    usable = _usable(categories, ("categories",), check, report)
-    return {category_id: category for category_id, (_, category) in usable.items()}
+    valid = _check_list(categories, ("categories",), check, on_error)
+    return {category_id: category for category_id, (_, category) in valid.items()}
 
 
-def _usable(
+def as_int(value: Any) -> int | None:
+    """Return the integer that 3, 3.0 and "3" mean. None: it is no integer (or a boolean)."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_flag(value: Any) -> int | None:
+    """Return 0 or 1 for false, 0, 0.0 and "0", or true, 1, 1.0 and "1". None: it is no flag."""
+    number = int(value) if isinstance(value, bool) else as_int(value)
+    return number if number in (0, 1) else None
+
+
+def _to_flag(key: str, value: Any) -> int:
+    flag = as_flag(value)
+    if flag is None:
+        raise UserError(f"'{key}' is {value!r}, but must be 0 or 1")
+    return flag
+
+
+def _check_list(
     entries: Any,
     list_place: Place,
     check: Callable[[dict], None],
-    report: Report,
+    on_error: ErrorHandler,
     where: str | None = None,
 ) -> dict[Any, tuple[Place, dict]]:
-    """Return the entries of a list of the json that are right, by id; report the others.
+    """Return copies of the valid entries of a list, with their places, by id.
 
     Args:
         entries: the list.
-        list_place: leads to it; ends with its name.
-        check: raises ``UserError`` if an entry whose id is an integer or a string is wrong.
-        report: is called with each finding.
-        where: of the findings; default: the name of the list.
+        list_place: leads to it. It ends with the name of the list.
+        check: raises ``UserError`` if an entry is invalid; converts its numbers in place. Its id
+            is an integer or a string.
+        on_error: is called with each error.
+        where: of the errors. Default: the name of the list.
     """
     name = str(list_place[-1])
     where = where or name
     id_key = "image_id" if name == "annotations" else "id"
     if not _is_list_of_mappings(entries):
-        report(Finding("bad-entry", where, f"'{name}' must be a list of mappings"))
+        on_error(EntryError(where, f"'{name}' must be a list of mappings", list_place))
         return {}
     first: dict[Any, dict] = {}
-    usable: dict[Any, tuple[Place, dict]] = {}
+    valid: dict[Any, tuple[Place, dict]] = {}
     for index, entry in enumerate(entries):
-        place, entry_id = (*list_place, index), entry.get(id_key)
+        place, raw_id = (*list_place, index), entry.get(id_key)
+        # An image id that is text stays text: "007" is not 7.
+        keeps_text = isinstance(raw_id, str) and name in ("images", "annotations")
+        entry_id = raw_id if keeps_text else as_int(raw_id)
+        is_new = first.setdefault(entry_id, entry) is entry
+        if entry_id is not None and not is_new and first[entry_id] == entry:
+            detail = f"{id_key} {raw_id!r} is listed twice"
+            on_error(EntryError(where, detail, place, repeated=True))
+            continue
         try:
-            if not _is_int(entry_id) and not isinstance(entry_id, str):
-                raise UserError(f"the {id_key} must be an integer or a string")
-            if first.setdefault(entry_id, entry) is not entry:
-                if first[entry_id] == entry:
-                    detail, fix = f"{id_key} {entry_id!r} is listed twice", Fix(place, None)
-                    report(Finding("repeated-entry", where, detail, fix))
-                    continue
+            if entry_id is None:
+                kinds = "an integer or text" if name in ("images", "annotations") else "an integer"
+                raise UserError(f"the {id_key} must be {kinds}")
+            copy = {**entry, id_key: entry_id}
+            if is_new:
+                check(copy)
+            if not is_new or copy[id_key] in valid:
                 raise UserError(f"another entry has this {id_key}")
-            check(entry)
+            valid[copy[id_key]] = place, copy
         except UserError as error:
-            detail = f"entry {index}, {id_key} {entry_id!r}: {error}"
-            report(Finding("bad-entry", where, detail))
-        else:
-            usable[entry_id] = place, entry
-    return usable
+            detail = f"entry {index}, {id_key} {raw_id!r}: {error}"
+            on_error(EntryError(where, detail, place))
+    return valid
 
 
 def _is_list_of_mappings(entries: Any) -> bool:
     return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files import atomic_file
 from .label_maps import ids_to_labels, label_boxes_and_areas
 from .metadata import default_color
-from .panoptic_check import Finding, Report, check_categories, check_panoptic_json
+from .panoptic_check import EntryError, check_categories, check_panoptic_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,10 @@ def panoptic_dicts(
     content: dict, image_root: str, panoptic_root: str, panoptic_json: str
 ) -> list[dict]:
     """Check the content of a json and make the dataset dicts of :func:`load_panoptic_json`."""
-    report = _raise_error_of(panoptic_json)
-    categories, images, annotated = check_panoptic_json(content, image_root, panoptic_root, report)
+    try:
+        categories, images, annotated = check_panoptic_json(content, image_root, panoptic_root)
+    except EntryError as error:
+        raise UserError(f"'{panoptic_json}': {error}") from error
     if not annotated:
         raise UserError(f"'{panoptic_json}' has no annotations.")
     if without := len(images) - len(annotated):
@@ -94,7 +96,10 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     Raises:
         UserError: the list is missing or empty, or an entry is incomplete or a duplicate.
     """
-    checked = check_categories(categories, _raise_error_of(source))
+    try:
+        checked = check_categories(categories)
+    except EntryError as error:
+        raise UserError(f"'{source}': {error}") from error
     if not checked:
         raise UserError(f"'{source}' has no classes in 'categories'.")
     ids: dict[bool, dict[int, int]] = {True: {}, False: {}}
@@ -110,13 +115,6 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
         "thing_colors": colors,
         "stuff_colors": [list(color) for color in colors],
     }
-
-
-def _raise_error_of(source: str) -> Report:
-    def report(finding: Finding) -> None:
-        raise UserError(f"'{source}': {finding.where}: {finding.detail}.")
-
-    return report
 
 
 def read_panoptic_json(path: str | os.PathLike) -> dict:

@@ -10,7 +10,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from ..checkpoint import PanopticCheckpointer
-from ..data.dataset_mapper import ResizeShortestEdge
+from ..data.augmentation import build_test_resize
 
 
 class Predictor(DefaultPredictor):
@@ -37,7 +37,7 @@ class Predictor(DefaultPredictor):
         self.model.fold_for_inference()
         names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata: Metadata = MetadataCatalog.get(names[0])
-        self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.aug = build_test_resize(cfg)
         self.input_format = cfg.INPUT.FORMAT
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:

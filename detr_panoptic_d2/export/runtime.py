@@ -95,12 +95,19 @@ class PanopticModel:
         return self.assemble(masks, scores, labels, size, image.shape[:2])
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) that the network gets an image of this size in, as Detectron2 resizes."""
+        """(H, W) of the network's input for an image of this size, as the config resizes."""
         if self.description["size"]:
             return tuple(self.description["size"])
         short, longest = self.description["min_size"], self.description["max_size"]
         if short == 0:
             return height, width
+        if self.description.get("official_sizes"):
+            # Official DETR rounds the shorter side and truncates the longer one.
+            shorter, longer = sorted((height, width))
+            if longer / shorter * short > longest:
+                short = max(1, round(longest * shorter / longer))
+            longer = max(1, int(short * longer / shorter))
+            return (short, longer) if height < width else (longer, short)
         scale = short / min(height, width)
         new = [short, scale * width] if height < width else [scale * height, short]
         if max(new) > longest:

@@ -132,6 +132,7 @@ def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
         "channels": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "official_sizes": cfg.INPUT.OFFICIAL_SIZES,
         "opset": OPSET,
         "versions": {"detr_panoptic_d2": __version__, "torch": torch.__version__},
         "weights_sha256": digest.hexdigest(),

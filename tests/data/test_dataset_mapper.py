@@ -1,5 +1,6 @@
 import logging
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -7,16 +8,23 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode, Instances
 from detectron2.utils import logger as d2_logger
 from PIL import Image
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.data import PanopticDatasetMapper
-from detr_panoptic_d2.data.dataset_mapper import build_augmentations, read_image
+from detr_panoptic_d2.data.augmentation import (
+    build_augmentations,
+    build_test_resize,
+    official_size,
+)
+from detr_panoptic_d2.data.dataset_mapper import read_image
+from detr_panoptic_d2.data.label_maps import LabelMasks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.export.runtime import PanopticModel
 from tests.data_fixtures import masks_boxes_and_areas
 
 
@@ -165,6 +173,47 @@ def test_augmentations_of_the_config():
     assert len(build_augmentations(cfg, False)) == 1
 
 
+def test_official_sizes():
+    """Sizes that official DETR's get_size_with_aspect_ratio returned for a short edge of 800."""
+    sizes = {
+        (480, 640): (800, 1066),
+        (640, 480): (1066, 800),
+        (427, 640): (800, 1199),
+        (640, 640): (800, 800),
+        (800, 1000): (800, 1000),
+        (375, 1242): (402, 1331),
+        (333, 500): (800, 1201),
+        (200, 640): (417, 1334),
+    }
+    for (height, width), expected in sizes.items():
+        assert official_size(height, width, 800, 1333) == expected
+        description = {"size": None, "min_size": 800, "max_size": 1333, "official_sizes": True}
+        exported = SimpleNamespace(description=description)
+        assert PanopticModel.input_size(exported, height, width) == expected
+    cfg = _cfg(sizes=(800,))
+    image = np.zeros((480, 640, 3), np.uint8)
+    for official, width in ((False, 1067), (True, 1066)):
+        cfg.INPUT.OFFICIAL_SIZES = official
+        for resize in (build_test_resize(cfg), *build_augmentations(cfg, True)):
+            assert resize.get_transform(image).apply_image(image).shape == (800, width, 3)
+
+
+def test_label_masks_are_bit_masks():
+    labels = torch.tensor([[0, 1, 1], [2, 2, 3]], dtype=torch.uint8)
+    masks = LabelMasks(labels, torch.tensor([3, 1]))
+    plain = BitMasks(torch.stack([labels == 3, labels == 1]))
+    instances = Instances((2, 3), gt_masks=pickle.loads(pickle.dumps(masks)))
+    for ours in (masks, instances.to("cpu").gt_masks):
+        assert isinstance(ours, BitMasks) and len(ours) == 2 and ours.image_size == (2, 3)
+        assert torch.equal(ours.tensor, plain.tensor)
+        assert torch.equal(ours.get_bounding_boxes().tensor, plain.get_bounding_boxes().tensor)
+        for item in (1, slice(1), torch.tensor([False, True]), torch.tensor([1, 0, 1])):
+            assert torch.equal(ours[item].tensor, plain[item].tensor)
+    both = Instances.cat([instances, instances]).gt_masks
+    assert torch.equal(both.tensor, BitMasks.cat([plain, plain]).tensor)
+    assert masks.to("meta").tensor.device.type == "meta"
+
+
 def test_16_bit_is_scaled_and_exif_applied(tmp_path):
     values = np.array([[0, 256, 32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
@@ -185,7 +234,7 @@ def test_annotations_that_do_not_fit(small_set, first):
         mapper({**first, "width": 13})
     small_set.ids = small_set.ids.T
     small_set.save_ids("0.png")
-    with pytest.raises(UserError, match="0.png.*8 wide and 12 high.*a.png.*upright"):
+    with pytest.raises(UserError, match="0.png.*8 wide and 12 high.*a.png.*rotated"):
         mapper(first)
 
 
@@ -224,6 +273,18 @@ def test_instance_annotations(first):
     assert boxes_only.gt_boxes.tensor.tolist() == [[2, 1, 6, 4]] * 2
     empty = PanopticDatasetMapper(_cfg())({**dataset_dict, "annotations": []})["instances"]
     assert len(empty) == 0 and empty.gt_masks.tensor.shape == (0, 8, 12)
+
+    # Boxes alone are enough without masks; an annotation that lacks a part is named.
+    for lost, boxes_train in (("segmentation", True), ("bbox", False), ("bbox_mode", False)):
+        for number in (0, 1):
+            changed = [dict(annotation) for annotation in annotations]
+            del changed[number][lost]
+            incomplete = {**dataset_dict, "annotations": changed}
+            message = rf"a\.png.*category_id {5 + number} has no '{lost}'"
+            with pytest.raises(UserError, match=message):
+                PanopticDatasetMapper(_cfg())(incomplete)
+            if boxes_train:
+                assert len(PanopticDatasetMapper(cfg)(incomplete)["instances"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data.panoptic_check import Fix, check_panoptic_json
+from detr_panoptic_d2.data.panoptic_check import check_panoptic_json
 from detr_panoptic_d2.data.panoptic_json import (
     complete_segments,
     load_panoptic_json,
@@ -56,26 +56,25 @@ def test_write_and_load(small_set):
     assert json.loads(small_set.panoptic_json.read_text())["info"] == {"description": "mine"}
 
 
-def test_what_is_usable_goes_on_after_findings(small_set):
+def test_valid_entries_are_returned_after_errors(small_set):
     content = small_set.content
     content["categories"].append({"id": 9, "name": "again", "isthing": 0})
     content["images"].append({"id": "x", "file_name": "../x.png"})
     infos = content["annotations"][1]["segments_info"]
     infos[0]["id"] = 0
     infos.append(dict(infos[1]))
-    findings = []
-    usable = check_panoptic_json(content, "images", "panoptic", findings.append)
-    again = Fix(("annotations", 1, "segments_info", 2), None)
-    assert [(f.kind, f.where, f.fix) for f in findings] == [
-        ("bad-entry", "categories", None),
-        ("bad-entry", "images", None),
-        ("bad-entry", "b.tif", None),
-        ("repeated-entry", "b.tif", again),
+    errors = []
+    valid = check_panoptic_json(content, "images", "panoptic", errors.append)
+    assert [(e.where, e.place, e.repeated) for e in errors] == [
+        ("categories", ("categories", 3), False),
+        ("images", ("images", 2), False),
+        ("b.tif", ("annotations", 1, "segments_info", 0), False),
+        ("b.tif", ("annotations", 1, "segments_info", 2), True),
     ]
-    assert list(usable.categories) == [50, 4, 9] and list(usable.images) == [10, 11]
-    assert [len(one.segments) for one in usable.annotated] == [2, 1]
-    assert usable.annotated[1].place == ("images", 1)
-    assert usable.annotated[1].segments[0][0] == ("annotations", 1, "segments_info", 1)
+    assert list(valid.categories) == [50, 4, 9] and list(valid.images) == [10, 11]
+    assert [len(image.segments) for image in valid.annotated] == [2, 1]
+    assert valid.annotated[1].place == ("images", 1)
+    assert valid.annotated[1].segments[0][0] == ("annotations", 1, "segments_info", 1)
 
 
 @pytest.mark.parametrize(

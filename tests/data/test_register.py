@@ -12,6 +12,7 @@ from detr_panoptic_d2.data import (
     register_panoptic,
     thing_class_ids,
 )
+from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -61,6 +62,26 @@ def test_one_kind_only(small_set, isthing):
     assert all(segment["isthing"] is bool(isthing) for segment in segments)
 
 
+def test_numbers_written_as_text_or_floats_are_read(small_set):
+    """The meaning is clear, so the dicts are those of integers."""
+    expected = load_panoptic_json(**small_set.paths)
+    content = small_set.content
+    for write in (str, float):
+        for image, annotation in zip(content["images"], content["annotations"], strict=True):
+            annotation["image_id"] = write(annotation["image_id"])
+            image["height"] = write(image["height"])
+            for segment in annotation["segments_info"]:
+                for key in ("id", "category_id", "iscrowd"):
+                    segment[key] = write(segment[key])
+        for category in content["categories"]:
+            category["id"], category["isthing"] = write(category["id"]), bool(category["isthing"])
+        small_set.save()
+        assert load_panoptic_json(**small_set.paths) == expected
+    content["images"][0]["id"] = "10"
+    small_set.save()
+    assert load_panoptic_json(**small_set.paths)[0]["image_id"] == "10"
+
+
 def test_string_image_ids_sizes_missing_and_image_without_annotation(small_set):
     content = small_set.content
     content["images"][0]["id"] = content["annotations"][0]["image_id"] = "frame_1"
@@ -79,14 +100,16 @@ BAD_CONTENT = [
     ("images", None, "'images'"),
     ("annotations", [], "no annotations"),
     ((*CATEGORY, "isthing"), None, '"isthing": 1'),
-    ((*CATEGORY, "isthing"), 2, "isthing"),
+    ((*CATEGORY, "isthing"), 2, "'isthing' is 2, but must be 0 or 1"),
     ((*CATEGORY, "name"), None, "'name'"),
-    ((*CATEGORY, "id"), "4", "entry 1, id '4': .*integer"),
+    ((*CATEGORY, "id"), "4a", "entry 1, id '4a': .*integer"),
+    ((*CATEGORY, "id"), True, "id True: .*integer"),
     ((*CATEGORY, "id"), 50, "id 50: another entry"),
     ((*CATEGORY, "color"), [0, 0, 256], "0 to 255"),
     (("images", 1, "id"), 10, "images: .*id 10: another entry"),
-    (("images", 0, "id"), [1], "integer or a string"),
+    (("images", 0, "id"), [1], "integer or text"),
     (("images", 0, "height"), 0, "'height' is 0"),
+    (("images", 0, "height"), 8.5, "'height' is 8.5, but must be a number of pixels"),
     (("images", 0, "file_name"), None, "no 'file_name'"),
     (("images", 0, "file_name"), "/etc/passwd", "leads out"),
     (("images", 0, "file_name"), "sub/../../x.png", "leads out"),
@@ -97,6 +120,8 @@ BAD_CONTENT = [
     (("annotations", 1, "image_id"), 10, "image_id 10: another entry"),
     (("annotations", 0, "segments_info"), None, "segments_info"),
     ((*SEGMENT, "category_id"), 77, "sub/a.png: entry 0, id 70000: category_id is 77"),
+    ((*SEGMENT, "iscrowd"), "yes", "'iscrowd' is 'yes', but must be 0 or 1"),
+    ((*SEGMENT, "id"), "300", "id 300: another entry"),
     ((*SEGMENT, "id"), 0, "id 0: .*within 1"),
     ((*SEGMENT, "id"), 1 << 24, "id 16777216: .*within 1"),
     ((*SEGMENT, "id"), 300, "id 300: another entry"),

@@ -16,9 +16,9 @@ from ...data.dataset_mapper import read_image
 from ...data.label_maps import ids_to_labels, label_boxes_and_areas
 from ...data.panoptic_check import (
     AnnotatedImage,
-    Finding,
-    Fix,
+    EntryError,
     PanopticContent,
+    Place,
     check_panoptic_json,
 )
 from ...data.panoptic_json import read_panoptic_json
@@ -42,6 +42,36 @@ MOST_PER_IMAGE = 20
 # Fixes that take the PNG for right, and those of them that contradict the json.
 _FROM_PNG = ("segment-without-pixels", "wrong-area", "no-area", "wrong-box", "wrong-size")
 _CONTRADICTING = ("segment-without-pixels", "wrong-area")
+
+
+class Fix(NamedTuple):
+    """A change of the json that loses nothing: entries to set at a place; None removes it."""
+
+    place: Place
+    change: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a data set.
+
+    Attributes:
+        kind: such as "bad-entry" or "wrong-area".
+        where: file name of the image as in the json, or the list that holds the entry.
+        detail: what the fault is.
+        fix: how to correct it, if that is certain.
+    """
+
+    kind: str
+    where: str
+    detail: str
+    fix: Fix | None = None
+
+
+def _finding(error: EntryError) -> Finding:
+    if error.repeated:
+        return Finding("repeated-entry", error.where, error.detail, Fix(error.place, None))
+    return Finding("bad-entry", error.where, error.detail)
 
 
 class DatasetPaths(NamedTuple):
@@ -108,12 +138,12 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
                 f"Data set '{paths.name}': {key} '{getattr(paths, key)}' is no folder."
             )
     content = read_panoptic_json(paths.panoptic_json)
-    findings: list[Finding] = []
-    usable = check_panoptic_json(content, paths.image_root, paths.panoptic_root, findings.append)
+    errors: list[EntryError] = []
+    usable = check_panoptic_json(content, paths.image_root, paths.panoptic_root, errors.append)
     images = map_images(
         check_image, usable.annotated, workers=workers, description=f"Checking {paths.name}"
     )
-    findings = _capped(findings) + _of_the_whole(usable, images)
+    findings = _capped(map(_finding, errors)) + _of_the_whole(usable, images)
     findings += [finding for image in images for finding in image.findings]
     if not any(image.segments for image in images):
         findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))

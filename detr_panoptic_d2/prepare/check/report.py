@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from ...data.panoptic_check import Finding
 from ...files import atomic_file
-from .dataset import Report, is_error
+from .dataset import Finding, Report, is_error
 
 
 def describe(report: Report) -> str:
