@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import importlib
+import operator
 import os
 import re
 import shlex
@@ -142,6 +144,23 @@ def test_commands_of_the_docs_are_understood():
         config = getattr(args, "config_file", None)
         if config and config != "CONFIG" and not config.startswith(("mine", "pennfudan", "output")):
             assert (REPO / config).is_file() or get_config_file(config), f"{page}: {arguments}"
+
+
+def test_the_architecture_page_names_code_that_exists():
+    """In "In the code": ``Class.method`` or a function, followed by its file."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    paragraphs = re.findall(r"^In the code: (.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    assert len(paragraphs) == 5
+    for paragraph in paragraphs:
+        names = []
+        for name in re.findall("`([^`]+)`", paragraph):
+            if not name.endswith(".py"):
+                names.append(name)
+                continue
+            module = importlib.import_module("detr_panoptic_d2." + name[:-3].replace("/", "."))
+            for owner in names:
+                assert operator.attrgetter(owner)(module), f"{name}: {owner}"
+            names = []
 
 
 def test_no_page_names_a_script_that_is_gone():
