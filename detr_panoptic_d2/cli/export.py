@@ -31,15 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the model, export it and say where it is."""
     import numpy as np
-    from detectron2.data import DatasetCatalog
     from detectron2.data.detection_utils import read_image
     from detectron2.modeling import build_model
 
     from ..apps.predict import find_inputs
     from ..checkpoint import PanopticCheckpointer
     from ..engine import setup_cfg
-    from ..evaluation import build_evaluator
-    from ..export import ExportedPredictor, export_model
+    from ..export import evaluate_exported, export_model
 
     set_up_console()
     cfg = setup_cfg(args.config_file, args.opts)
@@ -57,12 +55,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"Exported: {folder}")
     if args.evaluate:
-        name, predictor = cfg.DATASETS.TEST[0], ExportedPredictor(folder)
-        evaluator = build_evaluator(cfg, name)
-        evaluator.reset()
-        for item in DatasetCatalog.get(name):
-            evaluator.process([item], [predictor(read_image(item["file_name"], "BGR"))])
-        results = evaluator.evaluate()["panoptic_seg"]
+        results = evaluate_exported(folder, cfg)
         print("  ".join(f"{key} {results[key]:.2f}" for key in ("PQ", "PQ_th", "PQ_st")))
     return 0
 

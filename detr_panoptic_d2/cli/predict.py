@@ -33,18 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict on all inputs and return the exit status."""
+    if bool(args.exported) == bool(args.config_file):
+        args.parser.error("give one of --config-file and --exported")
+
     from ..apps.predict import find_inputs, predict
-    from ..engine import Predictor, setup_cfg
 
     set_up_console()
     paths = find_inputs(args.input)
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.exported:
         from ..export import ExportedPredictor
 
         predictor = ExportedPredictor(args.exported)
-    elif args.config_file:
-        predictor = Predictor(setup_cfg(args.config_file, args.opts))
     else:
-        args.parser.error("give --config-file, or --exported")
+        from ..engine import Predictor, setup_cfg
+
+        predictor = Predictor(setup_cfg(args.config_file, args.opts))
     return int(bool(predict(predictor, paths, args.output, coco_json=args.json)))

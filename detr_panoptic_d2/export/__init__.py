@@ -4,7 +4,7 @@
 runs them with NumPy and a runtime alone.
 """
 
-from .exported_predictor import ExportedPredictor
+from .exported_predictor import ExportedPredictor, evaluate_exported
 from .write import export_model
 
-__all__ = ["ExportedPredictor", "export_model"]
+__all__ = ["ExportedPredictor", "evaluate_exported", "export_model"]

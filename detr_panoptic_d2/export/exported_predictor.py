@@ -1,13 +1,16 @@
-"""An exported model in place of Detectron2's predictor, for our own programs."""
+"""An exported model as a predictor of Detectron2's kind, and its evaluation."""
 
 import os
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import Metadata
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata
 
+from ..data.dataset_mapper import read_image
 from ..errors import UserError
+from ..evaluation import build_evaluator
 from .runtime import PanopticModel
 
 
@@ -46,3 +49,24 @@ class ExportedPredictor:
         ids, segments = self.model(np.ascontiguousarray(image[:, :, ::-1]))
         segments = [{**s, "category_id": self._contiguous[s["category_id"]]} for s in segments]
         return {"panoptic_seg": (torch.from_numpy(ids), segments)}
+
+
+def evaluate_exported(folder: str | os.PathLike, cfg: CfgNode) -> dict[str, float]:
+    """Return the panoptic results of an exported model on the first set of ``DATASETS.TEST``.
+
+    An exported model has panoptic results alone, whatever else ``cfg`` switches on.
+
+    Raises:
+        UserError: ``DATASETS.TEST`` is empty.
+    """
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name the data set to evaluate on.")
+    cfg, predictor = cfg.clone(), ExportedPredictor(folder)
+    cfg.defrost()
+    test = cfg.MODEL.DETR.TEST
+    test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = True, False, False
+    evaluator = build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    evaluator.reset()
+    for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
+        evaluator.process([item], [predictor(read_image(item["file_name"], "BGR"))])
+    return evaluator.evaluate()["panoptic_seg"]

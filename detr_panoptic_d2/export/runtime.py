@@ -259,10 +259,10 @@ def _share_out(
 def _measure_own_masks(
     masks: np.ndarray, segments: Segments, size: tuple[int, int], output: tuple[int, int]
 ) -> None:
-    """Set the segments' ``own_area``: pixels where one of their queries has a logit from 0 on."""
+    """Set the segments' ``own_area``: pixels where one of their queries has a logit above 0."""
     for segment in segments:
         strips = _resized_strips(masks[segment["queries"]], size, output)
-        segment["own_area"] = sum(int((strip >= 0).any(0).sum()) for _, strip in strips)
+        segment["own_area"] = sum(int((strip > 0).any(0).sum()) for _, strip in strips)
 
 
 def _load_onnx(path: str, threads: int | None) -> Graph:

@@ -7,7 +7,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import find_inputs, predict, predict_video
+from detr_panoptic_d2.apps.predict import find_inputs, predict
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
@@ -40,7 +40,7 @@ def pictures(tmp_path):
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name in ("a.jpg", "b.png", "more/a.png"):
+    for name in ("a.jpg", "b.png", "more/a.png", "more/A.webp"):
         pixels = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     return folder
@@ -74,13 +74,17 @@ def test_command(weights, pictures, command, tmp_path):
     words = ["--config-file", "shapes/tiny.yaml", "--input", *inputs, "--output", tmp_path / "out"]
     status, out, _ = command("predict", *words, "--json", *OPTS, "MODEL.WEIGHTS", weights)
     assert status == 1
-    assert "3 of 6 inputs done" in out
+    assert "4 of 7 inputs done" in out
     for name in ("broken.jpg", "text.png", "bad.mp4"):
         assert f"Not done: {pictures / name} (" in out
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"a.jpg", "b.png", "a_2.png", "panoptic", "predictions.json"}
+    overlays = {"a.jpg", "b.png", "more/A.png", "more/a_2.png"}
+    pngs = ["panoptic/a.png", "panoptic/b.png", "panoptic/more/A.png", "panoptic/more/a_2.png"]
+    files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    assert files == {*overlays, *pngs, "predictions.json"}
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [a["file_name"] for a in results["annotations"]] == ["a.png", "b.png", "a_2.png"]
+    names = [i["file_name"] for i in results["images"]]
+    assert sorted(names) == ["a.jpg", "b.png", "more/A.webp", "more/a.png"]
+    assert sorted(f"panoptic/{a['file_name']}" for a in results["annotations"]) == pngs
     assert len(results["categories"]) == 133
     ids = {c["id"] for c in results["categories"]}
     for annotation in results["annotations"]:
@@ -93,9 +97,23 @@ def test_command(weights, pictures, command, tmp_path):
         assert all(s["area"] == (found == s["id"]).sum() for s in segments)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "b.png", "clip.mp4", "panoptic/c.png"])
+def test_an_input_is_never_overwritten(make_predictor, pictures, tmp_path, name):
+    """Neither by its overlay nor by its PNG, where the output folder is a link to it as well."""
+    (tmp_path / "link").symlink_to(pictures, target_is_directory=True)
+    (pictures / "panoptic").mkdir()
+    (pictures / name).write_bytes(b"mine")
+    inputs = [pictures / name, pictures / "c.png" if "panoptic" in name else pictures / "x.png"]
+    Image.new("RGB", (8, 8)).save(inputs[1])
+    before = {p: p.read_bytes() for p in pictures.rglob("*.*")}
+    with pytest.raises(UserError, match="would overwrite the input"):
+        predict(make_predictor(), inputs[::-1], tmp_path / "link", coco_json=True)
+    assert before == {p: p.read_bytes() for p in pictures.rglob("*.*")}
+
+
 def test_image_without_segments(make_predictor, pictures, tmp_path):
     strict = make_predictor("MODEL.DETR.TEST.SCORE_THRESH", "1.0")
-    assert predict(strict, [pictures / "b.png"], tmp_path / "out") == []
+    assert predict(strict, [pictures / "b.png"], tmp_path / "out") == {}
     with Image.open(tmp_path / "out" / "b.png") as overlay:
         assert overlay.size == (60, 40)
 
@@ -114,13 +132,18 @@ def test_called_as_detectron2s(make_predictor, pictures, image_format):
     assert torch.equal(ids, again[0])
 
 
-def test_video(make_predictor, tmp_path):
+def test_video_of_odd_size_keeps_its_pixels(make_predictor, tmp_path):
     path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 5, (63, 47)
+    )
     for i in range(3):
-        writer.write(np.full((48, 64, 3), 60 * i, dtype=np.uint8))
+        writer.write(np.full((47, 63, 3), 60 * i, dtype=np.uint8))
     writer.release()
-    target = predict_video(make_predictor(), path, tmp_path / "out")
+    strict = make_predictor("MODEL.DETR.TEST.SCORE_THRESH", "1.0")
+    assert predict(strict, [path], tmp_path / "out") == {}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["clip.mp4"]
-    video = cv2.VideoCapture(str(target))
-    assert [video.read()[0] for _ in range(4)] == [True, True, True, False]
+    video = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    frames = [video.read() for _ in range(4)]
+    assert [ok for ok, _ in frames] == [True, True, True, False]
+    assert frames[2][1].shape == (48, 64, 3)

@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import predict_images
+from detr_panoptic_d2.apps.predict import predict
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 
@@ -93,7 +93,7 @@ def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
     weights = spoilt.root / "output" / "model_final.pth"
     predictor = Predictor(setup_cfg("shapes/tiny.yaml", [*opts, "MODEL.WEIGHTS", str(weights)]))
     paths = [spoilt.image(number) for number in range(len(READABLE))]
-    assert predict_images(predictor, paths, tmp_path / "out", coco_json=True) == {}
+    assert predict(predictor, paths, tmp_path / "out", coco_json=True) == {}
     for path, image in zip(paths, content["images"], strict=True):
         with Image.open(tmp_path / "out" / path.name) as overlay:
             assert overlay.size == (image["width"], image["height"])
@@ -115,7 +115,7 @@ def test_unreadable_image_is_named_and_nothing_is_left(
     torch.save({"model": model.state_dict()}, weights)
     predictor = Predictor(setup_cfg("shapes/tiny.yaml", [*opts, "MODEL.WEIGHTS", str(weights)]))
     images = [spoilt.image(1), spoilt.image(2)]
-    broken = predict_images(predictor, images, tmp_path / "out", coco_json=True)
+    broken = predict(predictor, images, tmp_path / "out", coco_json=True)
     assert {path: str(error) for path, error in broken.items()} == {spoilt.image(1): line}
     names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
     assert names == {"img2.png", "panoptic/img2.png", "predictions.json"}

@@ -168,6 +168,7 @@ def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
         expected_rule = getattr(panoptic_inference, rule)(thing_ids=[0, 1], **options)
         count = int(rng.integers(0, 8))
         masks = rng.normal(size=(count, *rng.integers(1, 9, 2))).astype(np.float32) * 5
+        masks[rng.random(masks.shape) < 0.2] = 0
         size, output = (tuple(rng.integers(4, 30, 2).tolist()) for _ in range(2))
         scores, labels = rng.random(count, np.float32), rng.integers(0, 4, count)
         ids, segments = runtime_model.assemble(masks, scores, labels, size, output)
@@ -240,6 +241,7 @@ def test_command_evaluates_what_it_wrote(command, tiny_model, panoptic_set, tmp_
     ids[20:50, 30:60] = 2
     panoptic_set("to_export", [(ids, {1: 3, 2: 10})])
     options = ["DATASETS.TRAIN", "('to_export',)", "DATASETS.TEST", "('to_export',)", *OPTIONS]
+    options += [w for key in ("INSTANCE", "SEMANTIC") for w in (f"MODEL.DETR.TEST.{key}_ON", True)]
     model = tiny_model(*options)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     words = ["export", "--config-file", "shapes/tiny.yaml", "--output", tmp_path / "out"]
