@@ -68,6 +68,10 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.MASK_HEAD = CN()
     # A name in MASK_HEAD_REGISTRY.
     cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadSmallConv"
+    # The box-attention maps of a new mask head are multiplied by this: a number, or "auto" for
+    # h w sqrt(C M / 3), with which masks learn at once. None: 1, as in official DETR. A checkpoint
+    # with a mask head keeps its own value.
+    cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = None
 
     # Recompute activations in the backward pass instead of keeping them: less memory, more time.
     cfg.MODEL.DETR.CHECKPOINT_ENCODER = False

@@ -22,6 +22,7 @@ from ..checkpoint.names import (
     resnet_names,
 )
 from ..checkpoint.translate import (
+    ATTENTION_SCALE,
     BOX_ROWS,
     CLASS_HEAD,
     COCO_NAMES,
@@ -218,6 +219,10 @@ def _exportable(
             f"other DETR code bases, not {type(model.backbone).__name__} and "
             f"{type(model.mask_head).__name__}"
         )
+    if ATTENTION_SCALE in state:
+        # Other code bases have no scale: it becomes a part of the weights.
+        weight = state["mask_head.lay1.weight"] = state["mask_head.lay1.weight"].clone()
+        weight[:, model.mask_head.hidden_dim :] *= state.pop(ATTENTION_SCALE)
     weight, bias, class_names = spread_rows(
         *(state[name] for name in CLASS_HEAD), model.dataset_ids, model.class_names
     )

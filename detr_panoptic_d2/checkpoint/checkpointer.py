@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_file, remove_unfinished
 from .read import local_file, read_checkpoint
-from .translate import COUNTER, Translation, translate
+from .translate import ATTENTION_SCALE, COUNTER, Translation, translate
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _check(translation: Translation, own: dict, path: str, complete: bool) -> No
         f"{name} is not in the file"
         for name in own
         if name not in state
-        and not name.endswith(COUNTER)
+        and not name.endswith((COUNTER, ATTENTION_SCALE))
         and name.partition(".")[0] not in translation.kept
     ]
     what = "does not fit the model; nothing was loaded"

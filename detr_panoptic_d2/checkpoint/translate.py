@@ -26,6 +26,8 @@ CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
 MASK_PARTS = ("bbox_attention", "mask_head")
 # Not in batch norms that are frozen, and of no use at inference.
 COUNTER = "num_batches_tracked"
+# A buffer of the mask head. Other code bases do not have it; the mask head then sets it to 1.
+ATTENTION_SCALE = "mask_head.attention_scale"
 _QUERIES = "query_embed.weight"
 # What a DETR cannot do without; other parts (masks, somebody's own) may be new.
 _DETR = ("backbone", "input_proj", "query_embed", "transformer", "class_embed", "bbox_embed")

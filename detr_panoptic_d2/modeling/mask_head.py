@@ -91,6 +91,8 @@ class MaskHeadSmallConv(nn.Module):
     sum of an image part (:meth:`image_maps`) and a query part (:meth:`query_masks`).
     """
 
+    attention_scale: torch.Tensor
+
     @configurable
     def __init__(
         self,
@@ -99,7 +101,7 @@ class MaskHeadSmallConv(nn.Module):
         nheads: int,
         fpn_channels: list[int],
         use_checkpoint: bool = False,
-        typical_cells: float = 400,
+        attention_scale: float = 1.0,
     ):
         """
         Args:
@@ -107,8 +109,8 @@ class MaskHeadSmallConv(nn.Module):
             nheads: M, channels of the attention maps.
             fpn_channels: channels of res4, res3 and res2.
             use_checkpoint: recompute activations in the backward pass, chunk by chunk.
-            typical_cells: h w of a typical training image; it sets the initial size of the
-                weights that see the attention maps, see :meth:`_scale_attention_weights`.
+            attention_scale: the constant that multiplies the attention maps. It is a buffer:
+                a checkpoint keeps its own.
         """
         super().__init__()
         check_value("MODEL.DETR.HIDDEN_DIM", hidden_dim, hidden_dim % 16 == 0, "a multiple of 16")
@@ -125,19 +127,7 @@ class MaskHeadSmallConv(nn.Module):
         self.adapter1 = _conv(fpn_channels[0], widths[1], kernel_size=1)
         self.adapter2 = _conv(fpn_channels[1], widths[2], kernel_size=1)
         self.adapter3 = _conv(fpn_channels[2], widths[3], kernel_size=1)
-        self._scale_attention_weights(nheads, typical_cells)
-
-    @torch.no_grad()
-    def _scale_attention_weights(self, nheads: int, cells: float) -> None:
-        """Give both halves of the first convolution's output the same variance at the start.
-
-        The maps of a query sum to 1, so their values are about 1 / (M h w); those of src_proj have
-        mean square 1/3 (``nn.Conv2d``'s own initialisation on features of size 1). With equal
-        weights the variances are in the ratio M / (M h w)^2 : C / 3, 1 : 2 10^8 for R50; with
-        h w sqrt(C M / 3) times larger ones for the maps they are equal. Otherwise all masks of an
-        image are the same for a long time, and no gradient tells the queries apart.
-        """
-        self.lay1.weight[:, self.hidden_dim :] *= cells * math.sqrt(self.hidden_dim * nheads / 3)
+        self.register_buffer("attention_scale", torch.tensor(float(attention_scale)))
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -146,8 +136,18 @@ class MaskHeadSmallConv(nn.Module):
             "nheads": cfg.MODEL.DETR.NHEADS,
             "fpn_channels": [input_shape[f].channels for f in ("res4", "res3", "res2")],
             "use_checkpoint": cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD,
-            "typical_cells": _typical_cells(cfg, input_shape["res5"].stride),
+            "attention_scale": _attention_scale(cfg, input_shape["res5"].stride),
         }
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Set the scale to 1 if a checkpoint has the head's weights but no scale.
+
+        Official and Hugging Face checkpoints have none, nor have those of earlier versions.
+        """
+        if prefix + "lay1.weight" in state_dict:
+            name = prefix + "attention_scale"
+            state_dict.setdefault(name, torch.ones_like(self.attention_scale))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
         self,
@@ -216,6 +216,7 @@ class MaskHeadSmallConv(nn.Module):
             image: what :meth:`image_maps` returned.
             kernels: :func:`doubling_kernel` of the last three layers, where they are known.
         """
+        attention = attention * self.attention_scale
         attention = attention.contiguous(memory_format=torch.channels_last)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
         x = _activate(self.gn1, _add_image(x, image[0], image_index))
@@ -232,10 +233,29 @@ class MaskHeadSmallConv(nn.Module):
         return upper + middle + lower + bias
 
 
-def _typical_cells(cfg: CfgNode, stride: int) -> float:
-    """Cells of res5 in a training image of the middle size, 4:3 unless that is too long."""
+def _attention_scale(cfg: CfgNode, stride: int) -> float:
+    """The value of ``MODEL.DETR.MASK_HEAD.ATTENTION_SCALE`` as a number.
+
+    "auto" gives both halves of the first convolution's output the same variance at the start. The
+    maps of a query sum to 1, so their values are about 1 / (M h w). Those of src_proj have a mean
+    square of 1/3 (``nn.Conv2d``'s own initialization on features of size 1). The variances are
+    equal if the maps are multiplied by h w sqrt(C M / 3), which is 14,000 for R50. Without it all
+    masks of an image stay the same for a long time, and no gradient tells the queries apart.
+
+    h w is the number of res5's cells in a training image of the middle size, 4:3 if
+    ``INPUT.MAX_SIZE_TRAIN`` allows that.
+    """
+    detr, scale = cfg.MODEL.DETR, cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE
+    if scale is None:
+        return 1.0
+    if scale != "auto":
+        valid = isinstance(scale, int | float) and 0 < scale < math.inf
+        key = "MODEL.DETR.MASK_HEAD.ATTENTION_SCALE"
+        check_value(key, scale, valid, "a number above 0, 'auto', or None for 1")
+        return float(scale)
     short = statistics.median(cfg.INPUT.MIN_SIZE_TRAIN)
-    return max(1.0, short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2)
+    cells = short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2
+    return max(1.0, cells) * math.sqrt(detr.HIDDEN_DIM * detr.NHEADS / 3)
 
 
 def doubling_kernel(weight: torch.Tensor) -> torch.Tensor:

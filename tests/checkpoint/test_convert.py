@@ -115,6 +115,28 @@ def test_own_classes_through_both_formats(build, class_set, tmp_path):
         assert_equal(other.state_dict(), model.state_dict())
 
 
+def test_scale_of_attention_maps_becomes_a_part_of_the_weights(build, tmp_path):
+    scaled = build("MODEL.DETR.MASK_HEAD.ATTENTION_SCALE", "auto")
+    assert scaled.mask_head.attention_scale > 100
+    weights = official_checkpoint(scaled)["model"]
+    tensors = huggingface_checkpoint(scaled)[0]
+    assert not any("attention_scale" in name for name in (*weights, *tensors))
+    assert torch.equal(weights["mask_head.lay1.weight"], tensors["mask_head.lay1.weight"])
+    torch.save({"model": weights}, tmp_path / "official.pth")
+    torch.save({"model": scaled.state_dict()}, tmp_path / "ours.pth")
+    image = {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}
+    masks = []
+    for name, scale in (("official", 1), ("ours", scaled.mask_head.attention_scale)):
+        model = build()
+        PanopticCheckpointer(model).load(str(tmp_path / f"{name}.pth"), complete=True)
+        assert model.mask_head.attention_scale == scale
+        with torch.no_grad():
+            found = model.detect(model.preprocess([image]))
+            masks.append(model.predict_masks(found, torch.zeros(5).long(), torch.arange(5)))
+    assert masks[0].std(0).mean() > 0.01
+    torch.testing.assert_close(*masks, rtol=1e-4, atol=1e-4 * float(masks[0].abs().max()))
+
+
 @pytest.mark.parametrize("ids", [COCO_THING_IDS, [1, 200], [7, 3]])
 def test_rows_of_unused_ids_take_nothing_from_the_others(ids):
     names = [COCO_NAMES[i] for i in ids]
@@ -153,7 +175,8 @@ def test_nothing_is_written_of_what_does_not_fit(config, official_file, tmp_path
 
 def test_command(command, tmp_path, tiny_model):
     """To official DETR's format and back; an error is one line."""
-    PanopticCheckpointer(tiny_model(), str(tmp_path)).save("ours")
+    unscaled = ("MODEL.DETR.MASK_HEAD.ATTENTION_SCALE", None)
+    PanopticCheckpointer(tiny_model(*unscaled), str(tmp_path)).save("ours")
     names = {name: tmp_path / f"{name}.pth" for name in ("ours", "official", "back", "no")}
 
     def run(source, target, *options):

@@ -29,6 +29,7 @@ TORCHVISION += ("MODEL.DETR.BACKBONE.MODEL_NAME", "resnet18")
 def assert_loaded(model, state, ids):
     """Every tensor of an official state dict is in the model, and nothing else is."""
     ours, used = model.state_dict(), set()
+    assert ours.pop("mask_head.attention_scale", 1) == 1
     for name, tensor in state.items():
         short = name.removeprefix("detr.").replace("backbone.0.body.", "backbone.body.")
         if short.startswith("class_embed."):

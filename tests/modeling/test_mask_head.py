@@ -260,8 +260,8 @@ def shapes():
 
 
 @pytest.mark.parametrize("size, hidden_dim", [(64, 32), (224, 64)])
-def test_a_new_first_convolution_sees_attention_as_well_as_image(size, hidden_dim):
-    """Both halves of its output have the same variance, up to what the maps are not uniform."""
+def test_automatic_scale_gives_attention_and_image_the_same_variance(size, hidden_dim):
+    """At the start, and up to how much the maps differ from uniform ones."""
     options = ["MODEL.DEVICE", "cpu", "MODEL.DETR.HIDDEN_DIM", hidden_dim]
     options += ["INPUT.MIN_SIZE_TRAIN", (size,), "INPUT.MAX_SIZE_TRAIN", size]
     cfg = setup_cfg("shapes/tiny.yaml", [str(x) for x in options])
@@ -271,11 +271,33 @@ def test_a_new_first_convolution_sees_attention_as_well_as_image(size, hidden_di
     with torch.no_grad():
         out = model.detect(model.preprocess(images))
         maps = model.bbox_attention(out.hs[-1], out.memory).flatten(0, 1)
-    weight = model.mask_head.lay1.weight.detach()
-    attention = F.conv2d(maps, weight[:, hidden_dim:], padding=1)
+    head = model.mask_head
+    weight = head.lay1.weight.detach()
+    assert 0.8 < weight[:, hidden_dim:].std() / weight[:, :hidden_dim].std() < 1.25
+    attention = F.conv2d(maps * head.attention_scale, weight[:, hidden_dim:], padding=1)
     image = F.conv2d(out.src_proj, weight[:, :hidden_dim], padding=1)
     ratio = float(attention.square().mean() / image.square().mean())
     assert 1 / 8 < ratio < 8
+
+
+def test_attention_scale_is_kept_in_checkpoints_and_1_without(cfg, shapes):
+    """Files of other code bases and of earlier versions have the head but no scale."""
+    cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = 70.0
+    head = build_mask_head(cfg, shapes)
+    src_proj, attention, index, fpn = make_inputs("narrow")
+    masks = head(src_proj, attention, index, fpn)
+    state = head.state_dict()
+    without = {name: tensor for name, tensor in state.items() if name != "attention_scale"}
+    for weights, config_value, scale in ((without, "auto", 1), (state, None, 70)):
+        cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = config_value
+        loaded = build_mask_head(cfg, shapes)
+        loaded.load_state_dict(weights)
+        assert loaded.attention_scale == scale
+        torch.testing.assert_close(loaded(src_proj, attention * 70 / scale, index, fpn), masks)
+    for value in (0.0, -1, "Auto", float("inf")):
+        cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = value
+        with pytest.raises(ValueError, match="ATTENTION_SCALE is .*'auto'"):
+            build_mask_head(cfg, shapes)
 
 
 def test_a_users_head_is_built_by_its_name(cfg, shapes, monkeypatch):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""What the initialisation of the mask head is worth: the same training with and without it.
+"""What the scale of the attention maps is worth: the same training with and without it.
 
     tools/experiments/from_scratch.py --output output/from_scratch --seeds 1 2 3 4 5
 
-Each seed is trained once per variant: same weights but for the attention half of the mask head's
-first convolution, same batches, one thread. A run that is finished is not repeated, so the command
-may be stopped and given again. It ends with the tables of docs/training_from_scratch.md.
+Each seed is trained once per variant: same weights, same batches, one thread. The config's
+``MODEL.DETR.MASK_HEAD.ATTENTION_SCALE`` should be "auto", which is the variant "equal". A finished
+run is not repeated, so the command may be stopped and given again. It ends with the tables of
+docs/training_from_scratch.md.
 """
 
 import argparse
@@ -27,19 +28,20 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detr_panoptic_d2.engine import PanopticTrainer, setup_job
 
 
-def _attention_half(model: nn.Module) -> torch.Tensor:
-    return model.mask_head.lay1.weight.data[:, model.mask_head.hidden_dim :]
-
-
 def _kaiming(model: nn.Module) -> None:
-    """Both halves of one size, as official DETR starts."""
-    image_half = model.mask_head.lay1.weight.data[:, : model.mask_head.hidden_dim]
-    half = _attention_half(model)
-    half *= image_half.std() / half.std()
+    """The maps as they are, as in official DETR."""
+    model.mask_head.attention_scale.fill_(1)
+
+
+def _weights(model: nn.Module) -> None:
+    """The scale on the initial weights in place of the maps."""
+    head = model.mask_head
+    head.lay1.weight.data[:, head.hidden_dim :] *= head.attention_scale
+    head.attention_scale.fill_(1)
 
 
 def _tenth(model: nn.Module) -> None:
-    _attention_half(model).div_(10)
+    model.mask_head.attention_scale.div_(10)
 
 
 def _mask_prior(model: nn.Module) -> None:
@@ -123,6 +125,7 @@ class Variant(NamedTuple):
 VARIANTS = {
     "kaiming": Variant(_kaiming),
     "equal": Variant(),
+    "weights": Variant(_weights),
     "tenth": Variant(_tenth),
     "prior": Variant(_mask_prior),
     "sharp": Variant(_sharp),
