@@ -1,4 +1,4 @@
-"""What the site needs beyond Markdown: the configs that pages link to, and plain names."""
+"""Hooks of mkdocs: add the configs that pages link to, and clean up docstring roles."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 _ROOT = Path(__file__).resolve().parents[1]
-# A role of reStructuredText before code, as the docstrings have them, and the dots or tilde in it.
+# A reStructuredText role before inline code, and the leading dots or tilde of the name.
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>[.~]*")
 
 
 def on_files(files, config):
-    """Add ``configs/`` to the site; on GitHub the pages link to it beside ``docs/``."""
+    """Add ``configs/`` to the site. In the repository it is outside of ``docs/``."""
     for path in sorted((_ROOT / "configs").rglob("*.yaml")):
         name = path.relative_to(_ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -19,10 +19,10 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Point links at the configs of the site."""
+    """Rewrite links to configs so that they point into the site."""
     return markdown.replace("](../configs/", "](configs/")
 
 
 def on_page_content(html, page, config, files):
-    """Take the roles out of the docstrings."""
+    """Remove the roles from the rendered docstrings."""
     return _ROLE.sub("<code>", html)
