@@ -143,12 +143,15 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None
     for split in converted:
-        counts = ", ".join(f"{number} {name}" for name, number in split.segments.items())
+        counts = ", ".join(f"{number} {name}" for name, number in split.num_segments.items())
         print(f"\n{split.name}: {split.num_images} images with segments: {counts}.")
-        print(f"{split.hidden} objects have no (or too few) visible pixels.")
-    empty = [name for name in converted[0].segments if not any(s.segments[name] for s in converted)]
+        if split.num_covered:
+            print(f"{split.num_covered} objects lie completely under others and are left out.")
+        if split.num_small:
+            print(f"{split.num_small} segments under {args.min_area} pixels are unlabelled.")
+    empty = [n for n in converted[0].num_segments if not any(s.num_segments[n] for s in converted)]
     if empty:
-        print(f"\nNot a single segment of {', '.join(empty)}: is the list of classes right?")
+        print(f"\nNot a single segment of {', '.join(empty)}.")
     config = write_dataset_config(converted, args.name or args.output.resolve().name, base)
     if config is None:
         return 1

@@ -1,7 +1,10 @@
 """Small folders in each format, converted and read back, and what is wrong in them named."""
 
 import json
+import logging
+import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +13,12 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
+from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.drawn_shapes import from_runs
+from detr_panoptic_d2.prepare.convert.labelme import labelme
 from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
+from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import (
     IMAGE,
     H,
@@ -24,8 +30,10 @@ from tests.prepare.folders import (
     labelme_folder,
     png,
     rle,
+    runs,
 )
 
+TWO_POINTS = [[1, 2], [3, 4]]
 TRIANGLE = [[2.5, 3.0], [12.0, 4.5], [6.0, 15.5]]
 
 
@@ -92,7 +100,7 @@ def test_smaller_objects_lie_above_and_hidden_ones_are_counted(make, convert_and
     ]
     result = convert_and_check(make("coco", annotations))
     assert result.classes(IMAGE)[6, 6] == "dog"
-    assert len(result.segments(IMAGE)) == 3 and result.split.hidden == 1
+    assert len(result.segments(IMAGE)) == 3 and result.split.num_covered == 1
 
 
 def test_crowd_lies_under_things_and_is_one_segment(make, convert_and_check):
@@ -126,6 +134,23 @@ def test_coco_with_semantic_json(make, convert_and_check, tmp_path):
     masks = {name: mask for name, _, mask in result.segments(IMAGE)}
     sky[20:, :4] = True
     assert masks["cat"].sum() == 100 and np.array_equal(masks["sky"], sky & ~masks["cat"])
+    # A region of a thing class is void where no object covers it. Ids of images are its own.
+    stuff["categories"].append({"id": 7, "name": "cat"})
+    stuff["annotations"].append(
+        {"image_id": 9, "category_id": 7, "segmentation": box(8, 4, 12, 12), "iscrowd": 0}
+    )
+    stuff["images"] = [{"id": 9, "file_name": IMAGE}]
+    for annotation in stuff["annotations"]:
+        annotation["image_id"] = 9
+    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
+    source = make("coco", cat, semantic=tmp_path / "stuff.json")
+    result = convert_and_check(source, output="void", background="rest")
+    expected = np.full((H, W), "rest", object)
+    expected[sky], expected[4:16, 8:20], expected[4:14, 4:14] = "sky", "", "cat"
+    assert np.array_equal(result.classes(IMAGE), expected)
+    assert [name for name, *_ in result.segments(IMAGE)].count("cat") == 1
+    stuff["categories"].pop()
+    stuff["annotations"].pop()
     stuff["categories"][0]["id"] = stuff["annotations"][0]["category_id"] = 7
     stuff["annotations"].pop()
     (tmp_path / "stuff.json").write_text(json.dumps(stuff))
@@ -144,6 +169,119 @@ def test_coco_with_semantic_masks(make, convert_and_check, save_mask, tmp_path):
     classes = convert_and_check(source, background="ground").classes(IMAGE)
     assert (classes[:10] == "sky").all() and (classes[10:20, 4:14] == "cat").all()
     assert (classes[12:20, 14:] == "").all() and (classes[20:] == "ground").all()
+
+
+BOX = np.zeros((H, W), bool)
+BOX[4:12, 4:14] = True
+FLAT = box(4, 4, 10, 8)[0]
+PAIRS = [FLAT[i : i + 2] for i in range(0, 8, 2)]
+# Values in unusual types with a clear meaning: all are one cat, BOX.
+CLEAR_VALUES = {
+    "VIA": (
+        {"image_id": "5", "segmentation": FLAT},
+        {"images": [{"id": 5, "file_name": IMAGE, "width": -1, "height": -1}]},
+    ),
+    "sizes as text": (
+        {},
+        {"images": [{"id": 5, "file_name": IMAGE, "width": "32", "height": 24.0}]},
+    ),
+    "size 0": ({}, {"images": [{"id": 5, "file_name": IMAGE, "width": 0, "height": 0}]}),
+    "pandas": ({"id": 0.0, "image_id": 5.0, "category_id": 7.0, "iscrowd": 0.0}, {}),
+    "text": ({"image_id": "5", "category_id": "7", "iscrowd": "0"}, {}),
+    "image id as text": ({}, {"images": [{"id": "5", "file_name": IMAGE}]}),
+    "false": ({"iscrowd": False}, {}),
+    "false as text": ({"iscrowd": "false"}, {}),
+    "pairs": ({"segmentation": PAIRS}, {}),
+    "polygon of pairs": ({"segmentation": [PAIRS]}, {}),
+    "too deep": ({"segmentation": [[FLAT]]}, {}),
+    "pairs too deep": ({"segmentation": [[PAIRS]]}, {}),
+    "two polygons too deep": ({"segmentation": [[*box(4, 4, 5, 8), *box(9, 4, 5, 8)]]}, {}),
+    "numbers as text": ({"segmentation": [[str(v) for v in FLAT]]}, {}),
+    "RLE of floats": (
+        {"segmentation": {"size": ["24", 32.0], "counts": [float(n) for n in runs(BOX.T)]}},
+        {},
+    ),
+    "categories": ({}, {"categories": [{"id": "7", "name": "cat", "color": "#0a0B0c"}]}),
+}
+
+
+@pytest.mark.parametrize("case", CLEAR_VALUES)
+def test_unusual_types_with_a_clear_meaning(make, convert_and_check, case):
+    annotation, changed = CLEAR_VALUES[case]
+    source = make("coco", [{"segmentation": [FLAT], **annotation}], changed=changed)
+    ((name, crowd, mask),) = convert_and_check(source).segments(IMAGE)
+    assert (name, crowd) == ("cat", 0) and np.array_equal(mask, BOX)
+
+
+LOST = {
+    "run lengths as polygon": ("coco", [{"segmentation": [[300, 5, 30, 5, 19, 5]]}], "300, 5"),
+    "outside": ("coco", [{"segmentation": box(-8, -8, 4, 4)}], "annotation 0"),
+    "two points": ("coco", [{"segmentation": [[1, 1, 9, 9]]}], "annotation 0"),
+    "empty RLE": ("coco", [{"segmentation": {"size": [H, W], "counts": [H * W]}}], "annotation 0"),
+    "box only": ("coco", [{"segmentation": [], "bbox": [1, 1, 5, 5]}], "annotation 0"),
+    "empty polygon": ("coco", [{"segmentation": [[]]}], "annotation 0"),
+    "line": ("labelme", [{"points": TRIANGLE, "shape_type": "linestrip"}], r"0 \(linestrip\)"),
+    "cuboid": ("labelme", [{"points": TRIANGLE, "shape_type": "cuboid"}], r"0 \(cuboid\)"),
+    "flat": ("labelme", [{"points": [[1, 1], [5, 5]]}], "shape 0"),
+    "polyline": ("cvat", '<polyline label="cat" points="1,1;2,2"/>', "polyline 0"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_an_annotation_that_is_lost_is_named(make, tmp_path, caplog, monkeypatch, case):
+    kind, content, message = LOST[case]
+    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
+    try:
+        convert({"train": make(kind, content)}, tmp_path / "out")
+        printed = caplog.text
+    except ValueError as error:
+        printed = f"{caplog.text} {error}"
+    assert re.search(message, printed)
+
+
+ODD_VALUES = [None, True, -1, 1.5, 1e300, "", "x", "3", [], [1], [[1, 2]], {}, {"a": 1}]
+
+
+def _places(content, prefix=()):
+    """Yield the path to each value of a json."""
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in entries:
+        yield (*prefix, key)
+        if isinstance(value, dict | list):
+            yield from _places(value, (*prefix, key))
+
+
+@pytest.mark.parametrize("kind", ["coco", "rle", "labelme", "mask"])
+def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
+    if kind in ("coco", "rle"):
+        segmentation = [FLAT[:6]] if kind == "coco" else rle(BOX, False)
+        make("coco", [{"segmentation": segmentation}])
+        path = tmp_path / "instances.json"
+        read = partial(coco_instances, path, tmp_path / "images")
+    else:
+        shape = {"points": TRIANGLE, "shape_type": "polygon"}
+        if kind == "mask":
+            shape = {"points": TWO_POINTS, "shape_type": "mask", "mask": png(BOX[3:6, 3:6])}
+        make("labelme", [shape])
+        path = tmp_path / "images/sub/a.json"
+        read = partial(labelme, tmp_path / "images")
+    text = path.read_text()
+    num_errors = 0
+    for place in _places(json.loads(text)):
+        for value in ODD_VALUES:
+            content = json.loads(text)
+            entry = content
+            for key in place[:-1]:
+                entry = entry[key]
+            entry[place[-1]] = value
+            path.write_text(json.dumps(content))
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            try:
+                convert({"train": read()}, tmp_path / "out")
+            except (ValueError, OSError) as error:
+                assert type(error) is not ValueError, (place, value)
+                num_errors += 1
+    assert num_errors > 50
 
 
 # ---- LabelMe and CVAT
@@ -176,6 +314,40 @@ def test_labelme_jsons_in_a_folder_of_their_own(make, convert_and_check):
     assert list(convert_and_check(source).images) == [IMAGE]
 
 
+@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle", "quadrilateral"])
+def test_shapes_of_four_corners(make, convert_and_check, kind):
+    corners = [[10, 2], [18, 8], [12, 16], [4, 10]]
+    source = make("labelme", [{"points": corners, "shape_type": kind, "direction": 0.6}])
+    ((_, _, mask),) = convert_and_check(source).segments(IMAGE)
+    assert np.array_equal(mask, polygon_mask(corners))
+
+
+@pytest.mark.parametrize(
+    "path", ["a.json", "", None, "a.png", "C:\\photos\\a.png", "/home/x/a.jpg"]
+)
+def test_a_json_without_a_usable_path_has_the_image_beside_it(make, convert_and_check, path):
+    source = make("labelme", [{"points": TRIANGLE}], changed={"imagePath": path})
+    assert list(convert_and_check(source).images) == [IMAGE]
+
+
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_subsets_of_a_cvat_project(tmp_path, save_image, convert_and_check, folder):
+    """As CVAT exports a project: two images of one name, each in the folder of its subset."""
+    images = ""
+    for number, subset in enumerate(("Train", "Validation", "default")):
+        save_image(tmp_path / f"images/{folder}{subset}/a.jpg", H, W)
+        images += f'<image id="{number}" name="a.jpg" subset="{subset}" width="{W}" height="{H}">'
+        images += f'<box label="cat" xtl="{number}" ytl="2" xbr="20" ybr="6"/></image>'
+    save_image(tmp_path / "images/flat.jpg", H, W)
+    images += f'<image id="9" name="flat.jpg" subset="Train" width="{W}" height="{H}"/>'
+    (tmp_path / "a.xml").write_text(f"<annotations>{images}</annotations>")
+    result = convert_and_check(cvat(tmp_path / "a.xml", tmp_path / "images"))
+    for number, subset in enumerate(("Train", "Validation", "default")):
+        ((_, _, mask),) = result.segments(f"{folder}{subset}/a.jpg")
+        assert mask.sum() == 4 * (20 - number)
+    assert "flat.jpg" in result.images
+
+
 def test_every_shape_of_cvat(make, convert_and_check):
     shapes = """
     <polygon label="cat" points="2.50,3.00;12.00,4.50;6.00,15.50" z_order="0"></polygon>
@@ -202,9 +374,9 @@ def test_every_shape_of_cvat(make, convert_and_check):
 def test_z_order_of_cvat_comes_first(make, convert_and_check):
     shapes = """<box label="cat" xtl="2" ytl="2" xbr="20" ybr="18" z_order="1"></box>
     <box label="dog" xtl="4" ytl="4" xbr="8" ybr="8" z_order="0"></box>"""
-    assert convert_and_check(make("cvat", shapes)).split.hidden == 1
+    assert convert_and_check(make("cvat", shapes)).split.num_covered == 1
     source = make("cvat", shapes.replace('z_order="1"', 'z_order="0"'))
-    assert convert_and_check(source, output="flat").split.hidden == 0
+    assert convert_and_check(source, output="flat").split.num_covered == 0
 
 
 @pytest.mark.parametrize("kind", ["labelme", "cvat"])
@@ -276,7 +448,7 @@ def test_void_value_of_instance_masks(make, convert_and_check):
     source = make("instance-masks", mask, void_value=9)
     result = convert_and_check(source, background="ground")
     assert np.array_equal(result.classes(IMAGE) == "", mask == 9)
-    assert len(result.segments(IMAGE)) == 3 and result.split.hidden == 0
+    assert len(result.segments(IMAGE)) == 3 and result.split.num_covered == 0
     source = make("instance-masks", mask, category="crack")
     result = convert_and_check(source, stuff=["crack"], output="stuff")
     assert [n for n, *_ in result.segments(IMAGE)] == ["crack"]
@@ -328,29 +500,43 @@ def cvat_mask(runs, left=0):
     return f'<mask label="cat" rle="{runs}" left="{left}" top="0" width="2" height="2"/>'
 
 
-TWO_POINTS = [[1, 2], [3, 4]]
 MASK = np.zeros((H, W), np.uint8)
 # name -> (format, content, changes, message); every message names the file.
 BAD = {
-    "odd polygon": ("coco", [{"segmentation": [[1, 2, 3, 4, 5]]}], {}, "annotation 0: the polygon"),
+    "odd polygon": (
+        "coco",
+        [{"segmentation": [[1, 2, 3, 4, 5]]}],
+        {},
+        "annotation 0: a polygon has 5 numbers",
+    ),
     "text as polygon": ("coco", [{"segmentation": [["a", 2]]}], {}, "polygon must be numbers"),
     "nan": ("coco", [{"segmentation": [[float("nan")] * 6]}], {}, "polygon must be numbers"),
     "far away": ("coco", [{"segmentation": [[1e9, 2, 3, 4, 5, 6]]}], {}, "far outside"),
     "text": ("coco", [{"segmentation": "x"}], {}, "must be polygons, or have 'size'"),
-    "no counts": ("coco", coco_rle(), {}, "None do not add up"),
+    "no counts": ("coco", coco_rle(), {}, "must be integers from 0, not None"),
     "rle size": ("coco", coco_rle(size=[9, 9], counts=[81]), {}, "9 wide and 9 high"),
-    "short rle": ("coco", coco_rle(counts=[5]), {}, "do not add up to 24 x 32"),
-    "negative run": ("coco", coco_rle(counts=[-1, 1 + H * W]), {}, "do not add up"),
-    "cut rle": ("coco", coco_rle(counts="P"), {}, "do not add up"),
-    "no ascii": ("coco", coco_rle(counts="\u00e9"), {}, "do not add up"),
-    "unknown image": ("coco", [{"image_id": 6}], {}, "no entry for its image_id 6"),
-    "unknown class": ("coco", [{"category_id": 8}], {}, "no entry for its category_id 8"),
+    "short rle": ("coco", coco_rle(counts=[5]), {}, "add up to 5 pixels, not to 24 x 32"),
+    "negative run": ("coco", coco_rle(counts=[-1, 1 + H * W]), {}, "integers from 0"),
+    "cut rle": ("coco", coco_rle(counts="P"), {}, "add up to"),
+    "no ascii": ("coco", coco_rle(counts="\u00e9"), {}, "integers from 0|add up"),
+    "unknown image": (
+        "coco",
+        [{"image_id": 6}],
+        {},
+        "'image_id' is 6, which 'images' does not list",
+    ),
+    "unknown class": ("coco", [{"category_id": 8}], {}, "'category_id' is 8, which"),
     "no images": ("coco", [], {"images": None}, "no list 'images'"),
     "image twice": ("coco", [], {"images": [{"id": 5, "file_name": IMAGE}] * 2}, "listed twice"),
-    "float id": ("coco", [], {"images": [{"id": 5.5, "file_name": "a"}]}, "integer or a string"),
+    "float id": (
+        "coco",
+        [],
+        {"images": [{"id": 5.5, "file_name": "a"}]},
+        "'id' is 5.5, but must be an integer or a text",
+    ),
     "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
     "drive": ("coco", [], {"images": [{"id": 5, "file_name": "C:\\x"}]}, "5: .*leads out of"),
-    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "entry 0, id 7: no 'name'"),
+    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "position 0: 'name' is None"),
     "no class id": ("coco", [], {"categories": [{"name": "a"}]}, "id must be an integer"),
     "class id twice": (
         "coco",
@@ -365,24 +551,23 @@ BAD = {
         "sub/a.jpg.* is 24 wide and 32 high, .*EXIF",
     ),
     "no shapes": ("labelme", [], {"shapes": None}, "no list 'shapes' of mappings"),
-    "no label": ("labelme", [], {"shapes": [{"points": TRIANGLE}]}, "shape 0 has no 'label'"),
-    "points as text": ("labelme", [{"points": "1 2"}], {}, "shape 0: a polygon must be numbers"),
+    "no label": ("labelme", [], {"shapes": [{"points": TRIANGLE}]}, "shape 0: 'label' is None"),
+    "points as text": ("labelme", [{"points": "1 2"}], {}, "shape 0: 'points' must be numbers"),
     "one point": (
         "labelme",
         [{"points": [[1, 2]], "shape_type": "rectangle"}],
         {},
-        "must be 4 numbers",
+        "must have 2 points, not 1",
     ),
-    "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "no base64 PNG"),
+    "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "not a base64 PNG"),
     "no png": (
         "labelme",
         [{"points": TWO_POINTS, "shape_type": "mask", "mask": "bm8="}],
         {},
-        "no base64 PNG",
+        "not a base64 PNG",
     ),
     "absolute": ("labelme", [], {"imagePath": "/etc/passwd"}, "leads out of"),
     "up": ("labelme", [], {"imagePath": "..\\..\\b.jpg"}, "leads out of"),
-    "no path": ("labelme", [], {"imagePath": ""}, "is no file name"),
     "labelme size": (
         "labelme",
         [{"points": TRIANGLE}],
@@ -391,13 +576,18 @@ BAD = {
     ),
     "no image": ("labelme", [], {"imagePath": "gone.jpg"}, "1 images are missing.*gone.jpg"),
     "no xml": ("cvat", "<<", {}, "not well-formed"),
-    "no number": ("cvat", '<box label="cat" xtl="a"/>', {}, "box 0: the corners must be 4 numbers"),
-    "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "has no 'label'"),
-    "missing number": ("cvat", '<ellipse label="cat" cx="1" cy="1" rx="2"/>', {}, "4 numbers"),
-    "cvat polygon": ("cvat", '<polygon label="cat" points="1,2;3"/>', {}, "is odd"),
+    "no number": ("cvat", '<box label="cat" xtl="a"/>', {}, "box 0: the corners must be numbers"),
+    "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "no 'label'"),
+    "missing number": (
+        "cvat",
+        '<ellipse label="cat" cx="1" cy="1" rx="2"/>',
+        {},
+        "must be numbers, not",
+    ),
+    "cvat polygon": ("cvat", '<polygon label="cat" points="1,2;3"/>', {}, "has 3 numbers"),
     "runs": ("cvat", cvat_mask("1"), {}, "do not add up to 2 x 2"),
-    "text as runs": ("cvat", cvat_mask("x"), {}, "'rle' must be numbers"),
-    "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not within the image"),
+    "text as runs": ("cvat", cvat_mask("x"), {}, "a number of 'rle' is 'x'"),
+    "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not inside the image"),
     "cvat outside": ("cvat", "", {"name": "../a.jpg"}, "image 0: .*leads out of"),
     "entities": (
         "cvat",
@@ -423,7 +613,7 @@ BAD = {
     "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
     "colour twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "colour of its own"),
     "some colours": ("class-masks", MASK, {"labels": "1 2 3 a\nb\n"}, "colour of its own"),
-    "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "two classes of one name"),
+    "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "2 classes with the name 'a'"),
     "colour mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
 }
 

@@ -6,13 +6,18 @@ A class is a mapping as in the ``categories`` of COCO, of which ``name`` alone i
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
-from .source import read_json
+from .source import log_left_out
+from .values import errors_in, numbers, read_json, to_flag, to_int, to_text
 
 _RGB_NAME = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(.+)")
 _NAME_ID = re.compile(r"(.*[^\s,])\s*,\s*(\d+)")
@@ -137,7 +142,7 @@ def read_class_file(path: Path) -> list[dict]:
         content = read_json(path)
         entries = content.get("categories") if isinstance(content, dict) else content
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-            raise UserError(f"'{path}' has no list of classes.")
+            raise UserError(f"'{path}' has no list of classes (mappings with a 'name').")
     else:
         try:
             lines = [n.strip() for n in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -150,7 +155,9 @@ def read_class_file(path: Path) -> list[dict]:
             entries = [_class_of_row(row) for row in rows]
         else:
             entries = [_class_of_line(line) for line in lines]
-    return check_classes([{"id": i, **entry} for i, entry in enumerate(entries)], path)
+    classes = parse_classes([{"id": i, **entry} for i, entry in enumerate(entries)], path)
+    check_unique_names(classes, path)
+    return classes
 
 
 def _class_of_row(row: dict[str, str]) -> dict:
@@ -168,13 +175,59 @@ def _class_of_line(line: str) -> dict:
     return {"name": line}
 
 
-def check_classes(entries: list[dict], path: Path) -> list[dict]:
+def parse_classes(entries: list[dict], path: Path) -> list[dict]:
     """Return ``name``, ``id``, ``isthing`` and ``color`` of the classes of a file.
 
     Raises:
-        UserError: a name or id is missing or there twice, or one of them is wrong.
+        UserError: a name is missing, an id is missing or listed twice, or a value is invalid.
     """
-    panoptic_metadata([{"isthing": 1, **entry} for entry in entries], str(path))
-    if len({entry["name"] for entry in entries}) < len(entries):
-        raise UserError(f"'{path}' has two classes of one name.")
-    return [{k: e.get(k) for k in ("name", "id", "isthing", "color")} for e in entries]
+    classes = []
+    for index, entry in enumerate(entries):
+        with errors_in(f"'{path}': category at position {index}"):
+            parsed = {key: entry.get(key) for key in ("id", "isthing", "color", "supercategory")}
+            parsed["name"] = to_text(entry.get("name"), "'name'")
+            if parsed["id"] is not None:
+                parsed["id"] = to_int(parsed["id"], "'id'")
+            if parsed["isthing"] is not None:
+                parsed["isthing"] = int(to_flag(parsed["isthing"], "'isthing'"))
+            if parsed["color"] is not None:
+                parsed["color"] = _to_color(parsed["color"])
+        classes.append(parsed)
+    # Checks the ids.
+    panoptic_metadata([{**c, "isthing": 1} for c in classes], str(path))
+    return classes
+
+
+def _to_color(value: Any) -> list[int]:
+    """Return red, green and blue of ``[r, g, b]`` or ``"#rrggbb"``."""
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        return list(bytes.fromhex(value[1:]))
+    channels = numbers(value, "'color'", 3)
+    if not np.isin(channels, range(256)).all():
+        raise UserError(f"'color' is {value!r}, but must be three integers from 0 to 255")
+    return channels.astype(int).tolist()
+
+
+def check_unique_names(classes: list[dict], path: Path) -> None:
+    """Raise ``UserError`` if two classes have the same name."""
+    for name, count in Counter(c["name"] for c in classes).items():
+        if count > 1:
+            raise UserError(f"'{path}' has {count} classes with the name '{name}'.")
+
+
+def drop_unused_parents(classes: list[dict], used_ids: Collection[int], path: Path) -> list[dict]:
+    """Drop categories without annotations that stand for other categories, and warn.
+
+    Roboflow exports one as category 0. It has the name or the supercategory of the classes.
+    """
+    used_names = {c["name"] for c in classes if c["id"] in used_ids}
+    parents = {c["supercategory"] for c in classes if c["id"] in used_ids}
+    kept, dropped = [], []
+    for category in classes:
+        is_parent = category["name"] in used_names or category["name"] in parents
+        unused = category["id"] not in used_ids
+        (dropped if unused and is_parent else kept).append(category)
+    places = [f"'{path}': category {c['id']} '{c['name']}'" for c in dropped]
+    log_left_out("categories without annotations that are the parent of others", places)
+    check_unique_names(kept, path)
+    return kept

@@ -1,26 +1,28 @@
-"""COCO instances json (polygons, RLE, crowd), with or without semantic annotations -> panoptic."""
+"""Read COCO instances jsons (polygons, RLE, crowd), with or without semantic annotations."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .categories import check_classes, merge_classes
+from .categories import drop_unused_parents, merge_classes, parse_classes
 from .drawn_shapes import Shape, draw_shapes, from_polygons, from_runs
 from .mask_folders import Regions, class_regions, match_masks, read_mask_classes
-from .source import (
-    Item,
-    Labels,
-    Segment,
-    Size,
-    Source,
-    check_size,
-    errors_of,
-    log_left_out,
+from .source import Item, Labels, Segment, Size, Source, check_size, log_left_out
+from .values import (
+    errors_in,
+    find_by_id,
+    polygons,
     read_json,
+    read_size,
     resolve_inside,
+    to_flag,
+    to_id,
+    to_int,
 )
+
+_EMPTY: tuple[Any, ...] = (None, [], [[]])
 
 
 def coco_instances(
@@ -31,40 +33,48 @@ def coco_instances(
     labels: Path | None = None,
     mask_suffix: str = ".png",
 ) -> Source:
-    """A COCO instances json.
+    """Read a COCO instances json.
 
-    Semantic annotations lie under all instances; where they have the class of a thing but no
-    instance is, the pixel is void, since nobody knows which object it belongs to.
+    Semantic annotations lie under all instances. A pixel that they give a thing class is void
+    unless an instance covers it, because the object that it belongs to is not known.
 
     Args:
         instances: the json.
         images: folder of the images.
-        semantic: stuff as a COCO json (categories are stuff), or folder of class masks.
+        semantic: stuff as a COCO json (its categories are stuff), or folder of class masks.
         labels: list of classes of the masks; see ``categories.read_class_file``.
-        mask_suffix: what follows the image's name without suffix in the name of its mask.
+        mask_suffix: ``a.jpg`` has the class mask ``a<mask_suffix>``.
 
     Raises:
         FileNotFoundError: a file is missing.
-        UserError: a json is not in the format, or names a path outside of ``images``.
+        UserError: a json is invalid, or names a path outside of ``images``.
     """
     content = read_json(instances, "images", "annotations", "categories")
-    listed = _images(content, instances, images)
-    shapes: dict[Any, list[Shape]] = {image_id: [] for image_id in listed}
-    classes = _collect(content, instances, shapes, is_thing=True)
+    listed = _read_images(content["images"], instances, images)
+    names: dict[int | str, str] = {image_id: name for image_id, (name, _) in listed.items()}
+    shapes: dict[str, list[Shape]] = {name: [] for name in names.values()}
+    classes = _read_annotations(content, instances, names, shapes)
     regions: dict[str, Regions] = {}
     if semantic is not None and semantic.is_file():
         content = read_json(semantic, "annotations", "categories")
-        classes += _collect(content, semantic, shapes, is_thing=False)
+        if content.get("images"):
+            # Ids of two files need not agree; file names do.
+            read_json(semantic, "images")
+            own = _read_images(content["images"], semantic, images)
+            names = {image_id: name for image_id, (name, _) in own.items()}
+        classes += _read_annotations(content, semantic, names, shapes, is_semantic=True)
     elif semantic is not None:
         if labels is None:
             raise UserError(f"Class masks ('{semantic}') need the list of their classes: --labels.")
         stuff = read_mask_classes(labels)
-        masks = match_masks(semantic, [name for name, _ in listed.values()], mask_suffix)
+        masks = match_masks(semantic, list(shapes), mask_suffix)
         regions = {n: partial(class_regions, stuff, 255, mask) for n, mask in masks.items()}
-        taken = {c["id"] for c in classes}
-        classes += [{**c, "isthing": 0, "id": None if c["id"] in taken else c["id"]} for c in stuff]
+        used_ids = {c["id"] for c in classes}
+        classes += [
+            {**c, "isthing": 0, "id": None if c["id"] in used_ids else c["id"]} for c in stuff
+        ]
     items = [
-        Item(name, partial(_draw, shapes[image_id], regions.get(name)), image_id, size)
+        Item(name, partial(_draw, shapes[name], regions.get(name)), image_id, size)
         for image_id, (name, size) in listed.items()
     ]
     return Source(images, merge_classes(classes), items)
@@ -76,60 +86,73 @@ def _draw(
     """Draw the annotations of an image, and a class mask under them."""
     labels = draw_shapes(_encode, shapes, size, things)
     if regions is not None:
-        free = labels.map == 0
-        for name, where in regions(size):
+        is_free = labels.map == 0
+        for name, region in regions(size):
             labels.segments.append(Segment(None if name in things else name))
-            labels.map[free & where] = len(labels.segments)
+            labels.map[is_free & region] = len(labels.segments)
     return labels
 
 
 def _encode(segmentation: Any, size: Size) -> dict:
     if isinstance(segmentation, list):
-        return from_polygons(segmentation, size)
-    listed = segmentation.get("size") if isinstance(segmentation, dict) else None
-    if not isinstance(listed, list) or len(listed) != 2:
+        return from_polygons(polygons(segmentation), size)
+    sides = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not isinstance(sides, list) or len(sides) != 2:
         raise UserError("'segmentation' must be polygons, or have 'size' and 'counts'")
-    check_size(tuple(listed), size)
+    check_size((to_int(sides[0], "a size"), to_int(sides[1], "a size")), size)
     return from_runs(segmentation.get("counts"), size)
 
 
-def _collect(
-    content: dict, path: Path, shapes: dict[Any, list[Shape]], *, is_thing: bool
+def _read_annotations(
+    content: dict,
+    path: Path,
+    names: Mapping[int | str, str],
+    shapes: dict[str, list[Shape]],
+    *,
+    is_semantic: bool = False,
 ) -> list[dict]:
-    """Sort the annotations of a json by image; return its classes."""
-    classes = check_classes(content["categories"], path)
-    if not is_thing:
-        classes = [{**c, "isthing": 0} for c in classes]
-    names = {c["id"]: c["name"] for c in classes}
-    without_mask = []
-    for annotation in content["annotations"]:
-        where = f"'{path}': annotation {annotation.get('id')!r}"
-        for key, known in (("image_id", shapes), ("category_id", names)):
-            value = annotation.get(key)
-            if not isinstance(value, int | str) or value not in known:
-                raise UserError(f"{where}: the file has no entry for its {key} {value!r}.")
-        if annotation.get("segmentation"):
-            name, crowd = names[annotation["category_id"]], int(bool(annotation.get("iscrowd")))
-            shape = Shape(where, name, annotation["segmentation"], iscrowd=crowd)
-            shapes[annotation["image_id"]].append(shape)
-        else:
+    """Add the annotations of a json to ``shapes``, by the name of the image; return the classes."""
+    classes = parse_classes(content["categories"], path)
+    by_id: dict[int | str, dict] = {c["id"]: c for c in classes}
+    used_ids = set()
+    without_mask, other_images = [], []
+    for index, annotation in enumerate(content["annotations"]):
+        where = f"'{path}': annotation {annotation.get('id', f'at position {index}')!r}"
+        with errors_in(where):
+            image = find_by_id(names, annotation.get("image_id"), "'image_id'", "'images'")
+            category_id = annotation.get("category_id")
+            category = find_by_id(by_id, category_id, "'category_id'", "'categories'")
+            is_crowd = to_flag(annotation.get("iscrowd", 0), "'iscrowd'")
+        used_ids.add(category["id"])
+        segmentation = annotation.get("segmentation")
+        if segmentation in _EMPTY:
             without_mask.append(where)
+        elif image not in shapes:
+            other_images.append(f"{where} ('{image}')")
+        else:
+            shapes[image].append(
+                Shape(where, category["name"], segmentation, None, is_crowd, is_semantic)
+            )
     log_left_out("annotations without a segmentation (a box is no mask)", without_mask)
-    return classes
+    log_left_out("annotations of images that the json of the instances does not list", other_images)
+    classes = drop_unused_parents(classes, used_ids, path)
+    return [{**c, "isthing": 0} for c in classes] if is_semantic else classes
 
 
-def _images(content: dict, path: Path, root: Path) -> dict[int | str, tuple[str, Size | None]]:
+def _read_images(
+    entries: list[dict], path: Path, root: Path
+) -> dict[int | str, tuple[str, Size | None]]:
     """Return names and sizes of the images by id."""
     images: dict[int | str, tuple[str, Size | None]] = {}
     names = set()
-    for image in content["images"]:
-        with errors_of(f"'{path}': image {image.get('id')!r}"):
-            name = resolve_inside(root, image.get("file_name"))
-            if type(image.get("id")) not in (int, str):
-                raise UserError("'id' must be an integer or a string")
-            if image["id"] in images or name in names:
-                raise UserError(f"the id or '{name}' is listed twice")
-        names.add(name)
-        size = image.get("height"), image.get("width")
-        images[image["id"]] = name, None if None in size else size
+    for entry in entries:
+        with errors_in(f"'{path}': image {entry.get('id')!r}"):
+            image_id = to_id(entry.get("id"), "'id'")
+            name = resolve_inside(root, entry.get("file_name"))
+            if image_id in images:
+                raise UserError("the id is listed twice")
+            if name in names:
+                raise UserError(f"'{name}' is listed twice")
+            names.add(name)
+            images[image_id] = name, read_size(entry, "height", "width")
     return images

@@ -1,4 +1,4 @@
-"""CVAT's export "CVAT for images 1.1": one XML file -> panoptic."""
+"""Read CVAT's export "CVAT for images 1.1", one XML file."""
 
 import xml.etree.ElementTree as ElementTree
 from functools import partial
@@ -9,29 +9,23 @@ import numpy as np
 
 from ...errors import UserError
 from .drawn_shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
-from .source import (
-    Item,
-    Size,
-    Source,
-    errors_of,
-    log_left_out,
-    numbers,
-    resolve_inside,
-)
+from .source import Item, Size, Source, log_left_out
+from .values import errors_in, numbers, polygon, read_size, resolve_inside, to_int
 
 _DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
 def cvat(annotations: Path, images: Path) -> Source:
-    """An ``annotations.xml`` of CVAT.
+    """Read an ``annotations.xml`` of CVAT, of a task, a job or a project with subsets.
 
-    Polygons, boxes, ellipses and masks are drawn, by their ``z_order`` first; polylines, points,
-    cuboids and skeletons are left out with a warning. Shapes of one label and one ``group_id`` are
-    one object. Attributes are not read. Classes are in the order of the task.
+    Polygons, boxes, ellipses and masks are drawn, in the order of their ``z_order``. Polylines,
+    points, cuboids and skeletons are left out with a warning. Shapes of one label and one
+    ``group_id`` are one object. Attributes are not read. Classes are in the order of the task.
 
     Args:
         annotations: the XML file.
-        images: folder of the images.
+        images: folder of the images. An image of a subset is ``<subset>/<name>`` in it or in its
+            subfolder ``images``, as CVAT exports them, or ``<name>``.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -44,34 +38,44 @@ def cvat(annotations: Path, images: Path) -> Source:
     for image in root.iter("image"):
         place = f"'{annotations}': image {image.get('id')}"
         shapes = []
-        with errors_of(place):
-            name = resolve_inside(images, image.get("name"))
+        with errors_in(place):
+            name = _image_name(image, images)
             if name in items:
                 raise UserError(f"the image '{name}' is listed twice")
-            for index, element in enumerate(image):
-                where = f"{place}, {element.tag} {index}"
-                if element.tag in _DRAWN:
+            size = read_size(image.attrib, "height", "width")
+        for index, element in enumerate(image):
+            where = f"{place}, {element.tag} {index}"
+            if element.tag in _DRAWN:
+                with errors_in(where):
                     shapes.append(_shape(element, where))
-                elif element.tag != "tag":
-                    not_drawn.append(where)
-            size = [image.get(side) for side in ("height", "width")]
-            height, width = numbers(size, "height and width", 2).astype(int).tolist()
-        items[name] = Item(name, partial(draw_shapes, _encode, shapes), size=(height, width))
-    log_left_out("shapes of a kind without area", not_drawn)
+            elif element.tag != "tag":
+                not_drawn.append(where)
+        items[name] = Item(name, partial(draw_shapes, _encode, shapes), size=size)
+    log_left_out("shapes of a kind that is not drawn", not_drawn)
     return Source(images, _classes(root), [items[name] for name in sorted(items)])
+
+
+def _image_name(image: ElementTree.Element, root: Path) -> str:
+    """Return the path of an image relative to ``root``: the first one that exists."""
+    name, subset = image.get("name"), image.get("subset")
+    names = [name]
+    if name and subset:
+        names = [f"{subset}/{name}", f"images/{subset}/{name}", name]
+    resolved = [resolve_inside(root, candidate) for candidate in names]
+    return next((n for n in resolved if (root / n).is_file()), resolved[-1])
 
 
 def _shape(element: ElementTree.Element, where: str) -> Shape:
     label, group = element.get("label"), element.get("group_id", "0")
     if not label:
-        raise UserError(f"{element.tag} has no 'label'")
-    (z,) = numbers(element.get("z_order", 0), "'z_order'", 1)
+        raise UserError("no 'label'")
+    z = to_int(element.get("z_order", 0), "'z_order'")
     drawn = {"kind": element.tag, **element.attrib}
-    return Shape(where, label, drawn, None if group == "0" else group, z=int(z))
+    return Shape(where, label, drawn, None if group == "0" else group, z=z)
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Such a declaration can hold entities that grow without bound, or that name other files."""
+    """Refuse document types: their entities can grow without bound, or name other files."""
 
     def doctype(self, *_: Any) -> None:
         raise UserError("it has a DOCTYPE, which is not read for safety; remove it")
@@ -99,22 +103,23 @@ def _classes(root: ElementTree.Element) -> list[dict]:
 
 
 def _encode(drawn: dict[str, str], size: Size) -> dict:
-    def of(*names: str) -> list:
+    def values(*names: str) -> list:
         return [drawn.get(name) for name in names]
 
     kind = drawn["kind"]
     if kind == "polygon":
-        return from_polygons([drawn.get("points", "").replace(";", ",").split(",")], size)
-    (degrees,) = numbers(drawn.get("rotation", 0), "'rotation'", 1)
+        points = drawn.get("points", "").replace(";", ",").split(",")
+        return from_polygons([polygon(points)], size)
+    (degrees,) = numbers(values("rotation") if "rotation" in drawn else [0], "'rotation'")
     if kind == "box":
-        return from_rectangle(of("xtl", "ytl", "xbr", "ybr"), size, degrees)
+        return from_rectangle(values("xtl", "ytl", "xbr", "ybr"), size, degrees)
     if kind == "ellipse":
-        return from_ellipse(of("cx", "cy", "rx", "ry"), size, degrees)
-    box = numbers(of("left", "top", "width", "height"), "the box of a mask", 4)
-    left, top, width, height = box.astype(int).tolist()
-    # Along the rows of the box, from a run of zeros on.
-    runs = numbers(drawn.get("rle", "").split(","), "'rle'").astype(int)
-    if runs.min() < 0 or runs.sum() != width * height or width > size[1] or height > size[0]:
-        raise UserError(f"the runs of a mask do not add up to {width} x {height} within the image")
+        return from_ellipse(values("cx", "cy", "rx", "ry"), size, degrees)
+    sides = "left", "top", "width", "height"
+    left, top, width, height = (to_int(drawn.get(side), f"'{side}'") for side in sides)
+    # Along the rows of the box; the first run is of zeros.
+    runs = [to_int(run.strip(), "a number of 'rle'") for run in drawn.get("rle", "").split(",")]
+    if min(runs) < 0 or sum(runs) != width * height or width > size[1] or height > size[0]:
+        raise UserError(f"the runs of a mask do not add up to {width} x {height} inside the image")
     pixels = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
     return from_mask(pixels, left, top, size)

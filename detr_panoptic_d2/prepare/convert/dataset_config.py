@@ -53,7 +53,9 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
         # Entries whose json was removed by hand are of the past.
         kept = [e for e in config["DATASETS"]["REGISTER"] if os.path.isfile(e["panoptic_json"])]
         entries = [entry for entry in kept if entry["name"] not in names] + entries
-    config.setdefault("MODEL", {}).setdefault("DETR", {})["NUM_CLASSES"] = len(splits[0].segments)
+    config.setdefault("MODEL", {}).setdefault("DETR", {})["NUM_CLASSES"] = len(
+        splits[0].num_segments
+    )
     config["DATASETS"] = _datasets(entries, name)
     with atomic_file(path) as f:
         yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True)

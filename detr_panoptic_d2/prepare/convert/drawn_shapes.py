@@ -1,4 +1,4 @@
-"""Shapes that people draw around objects -> run lengths of pycocotools -> label map."""
+"""Draw annotated shapes: shapes -> run lengths of pycocotools -> label map."""
 
 import math
 import reprlib
@@ -8,26 +8,31 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_util
 
+from ...data.panoptic_check import as_int
 from ...errors import UserError
-from .source import Labels, Segment, Size, errors_of, numbers
+from .source import Labels, Segment, Size
+from .values import errors_in, numbers
 
 
 class Shape(NamedTuple):
     """A shape of an image.
 
     Attributes:
-        where: to name it in errors.
-        name: of its class.
-        drawn: how it is drawn, in the form of its format.
+        where: names the shape in errors.
+        name: name of its class.
+        drawn: the geometry in the form of its format.
         group: shapes of one class and group are one object; None: of no group.
-        z: what is higher lies above.
+        is_crowd: whether the shape is a crowd.
+        is_semantic: the shape marks a region, not an object. It is void if its class is a thing.
+        z: shapes with larger values lie above.
     """
 
     where: str
     name: str
     drawn: Any
     group: Any = None
-    iscrowd: int = 0
+    is_crowd: bool = False
+    is_semantic: bool = False
     z: int = 0
 
 
@@ -39,20 +44,23 @@ def draw_shapes(
 ) -> Labels:
     """Draw shapes over each other.
 
-    From bottom to top: by ``z``; within it stuff, then crowds, then things; within these the
-    smaller above the larger (by area before overlaps are resolved: what is smaller is most likely
-    in front, or held).
+    Order from bottom to top: by ``z``; for equal ``z`` regions and stuff, then crowds, then
+    things; for equal kinds the larger shape first. A smaller shape is more likely in front.
 
     Args:
         encode: ``encode(drawn, size)`` returns compressed run lengths of pycocotools.
         shapes: S shapes.
         size: (H, W).
-        things: names of the classes that are things.
+        things: names of the thing classes.
     """
     groups: dict[Any, list[Shape]] = {}
+    lost = []
     for index, shape in enumerate(shapes):
-        with errors_of(shape.where):
+        with errors_in(shape.where):
             encoded = shape._replace(drawn=encode(shape.drawn, size))
+        if not mask_util.area(encoded.drawn):
+            lost.append(f"{shape.where} ({reprlib.repr(shape.drawn)})")
+            continue
         key = index if shape.group is None else (shape.name, shape.group)
         groups.setdefault(key, []).append(encoded)
     objects = [
@@ -61,28 +69,36 @@ def draw_shapes(
     ]
 
     def height(shape: Shape) -> tuple:
-        layer = 0 if shape.name not in things else 1 if shape.iscrowd else 2
+        is_region = shape.is_semantic or shape.name not in things
+        layer = 0 if is_region else 1 if shape.is_crowd else 2
         return shape.z, layer, -int(mask_util.area(shape.drawn))
 
-    labels = np.zeros(size, np.int32)
-    objects.sort(key=height)
-    for label, shape in enumerate(objects, 1):
-        labels[mask_util.decode(shape.drawn) != 0] = label
-    return Labels(labels, [Segment(s.name, int(s.iscrowd and s.name in things)) for s in objects])
+    result = Labels(np.zeros(size, np.int32), [], lost)
+    for label, shape in enumerate(sorted(objects, key=height), 1):
+        result.map[mask_util.decode(shape.drawn) != 0] = label
+        is_thing = shape.name in things
+        name = None if shape.is_semantic and is_thing else shape.name
+        result.segments.append(Segment(name, int(shape.is_crowd and is_thing)))
+    return result
 
 
-def from_polygons(polygons: Sequence[Any], size: Size) -> dict:
-    """Encode polygons, lists of x and y in pixels; those of less than three points have no area.
+def from_polygons(polygons: Sequence[np.ndarray], size: Size) -> dict:
+    """Encode polygons (N, 2) of x and y in pixels. Polygons of less than three points are empty.
 
     Raises:
-        UserError: a polygon has an odd number of values, no numbers, or is far outside the image.
+        UserError: a point is more than the size of the image away from it.
     """
-    flat = [numbers(polygon, "a polygon") for polygon in polygons]
-    for values in flat:
-        # pycocotools walks along each edge: far corners cost memory without bound.
-        if len(values) % 2 or np.abs(values).max(initial=0) > 10 * max(size):
-            raise UserError(f"the polygon {reprlib.repr(values.tolist())} is odd, or far outside")
-    drawn = [values.tolist() for values in flat if len(values) >= 6]
+    width_height = np.array(size[::-1])
+    for points in polygons:
+        # pycocotools walks along each edge, so far points would cost memory without bound.
+        is_far = ((points < -width_height) | (points > 2 * width_height)).any(axis=1)
+        if is_far.any():
+            x, y = points[is_far][0].tolist()
+            raise UserError(
+                f"a polygon has the point ({x:g}, {y:g}), far outside of the image of {size[1]} x "
+                f"{size[0]}. Was the image resized, or are these run lengths?"
+            )
+    drawn = [points.reshape(-1).tolist() for points in polygons if len(points) >= 3]
     if not drawn:
         return from_runs([size[0] * size[1]], size)
     return mask_util.merge(mask_util.frPyObjects(drawn, *size))
@@ -93,36 +109,36 @@ def from_rectangle(corners: Any, size: Size, degrees: float = 0.0) -> dict:
     x0, y0, x1, y1 = numbers(corners, "the corners", 4)
     half = np.array([x1 - x0, y1 - y0]) / 2
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    return from_polygons([_turned(signs * half, (x0 + x1) / 2, (y0 + y1) / 2, degrees)], size)
+    return from_polygons([_rotate(signs * half, (x0 + x1) / 2, (y0 + y1) / 2, degrees)], size)
 
 
 def from_ellipse(center_and_radii: Any, size: Size, degrees: float = 0.0) -> dict:
-    """Encode an ellipse (x, y of its middle, radii along x and y), turned clockwise by degrees."""
-    cx, cy, rx, ry = numbers(center_and_radii, "middle and radii", 4)
+    """Encode an ellipse (x, y of its center, radii along x and y), turned clockwise by degrees."""
+    cx, cy, rx, ry = numbers(center_and_radii, "center and radii", 4)
     # Edges of about two pixels.
-    corners = int(np.clip(math.pi * max(abs(rx), abs(ry)), 12, 720))
-    angles = 2 * math.pi * np.arange(corners) / corners
+    num_corners = int(np.clip(math.pi * max(abs(rx), abs(ry)), 12, 720))
+    angles = 2 * math.pi * np.arange(num_corners) / num_corners
     offsets = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
-    return from_polygons([_turned(offsets, cx, cy, degrees)], size)
+    return from_polygons([_rotate(offsets, cx, cy, degrees)], size)
 
 
-def _turned(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndarray:
+def _rotate(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndarray:
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # y points down, so that this turns clockwise for those who look at the image.
+    # y points down, so this turns clockwise on the screen.
     return offsets @ [[cos, sin], [-sin, cos]] + [cx, cy]
 
 
 def from_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict:
-    """Encode a mask (h, w) that stands in a box of the image.
+    """Encode a mask (h, w) of a box of the image.
 
     Raises:
-        UserError: the box is not within the image.
+        UserError: the box is not inside the image.
     """
     bottom, right = top + mask.shape[0], left + mask.shape[1]
     if top < 0 or left < 0 or bottom > size[0] or right > size[1]:
         raise UserError(
             f"a mask covers columns {left} to {right} and rows {top} to {bottom}, which is not "
-            f"within the image of {size[1]} x {size[0]}"
+            f"inside the image of {size[1]} x {size[0]}"
         )
     whole = np.zeros(size, np.uint8, order="F")
     whole[top:bottom, left:right] = mask
@@ -130,22 +146,25 @@ def from_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict:
 
 
 def from_runs(counts: Any, size: Size) -> dict:
-    """Encode the run lengths of a COCO json, a list or compressed to text.
+    """Encode the run lengths of a COCO json, a list or compressed text.
 
     Raises:
-        UserError: they do not add up to the pixels of the image.
+        UserError: they are not integers, or do not add up to the pixels of the image.
     """
-    runs = _decompressed(counts) if isinstance(counts, str) else counts
-    # pycocotools does not check this itself, and would leave pixels as they are in memory.
-    is_list = isinstance(runs, list) and all(type(c) is int and c >= 0 for c in runs)
-    if not is_list or sum(runs) != size[0] * size[1]:
+    values = _decompress(counts) if isinstance(counts, str) else counts
+    runs = [as_int(value) for value in values] if isinstance(values, list) else [None]
+    if any(run is None or run < 0 for run in runs):
+        raise UserError(f"run lengths must be integers from 0, not {reprlib.repr(counts)}")
+    # pycocotools does not check this, and would leave pixels uninitialised.
+    if sum(runs) != size[0] * size[1]:
         raise UserError(
-            f"the run lengths {reprlib.repr(counts)} do not add up to {size[0]} x {size[1]}"
+            f"the run lengths {reprlib.repr(counts)} add up to {sum(runs)} pixels, not to "
+            f"{size[0]} x {size[1]}"
         )
     return mask_util.frPyObjects({"size": list(size), "counts": runs}, *size)
 
 
-def _decompressed(text: str) -> list[int]:
+def _decompress(text: str) -> list[int]:
     """Decode compressed run lengths (``rleFrString`` of pycocotools' ``maskApi.c``).
 
     Each run is stored in characters of 6 bits, 48 added: 5 bits of the number, the lowest first,

@@ -17,11 +17,11 @@ from .source import (
     Size,
     Source,
     check_size,
-    errors_of,
     find_images,
     log_left_out,
     open_image,
 )
+from .values import errors_in
 
 _PACK = np.array([1, 256, 65536])
 # From the size of the image to the name and the pixels of each class.
@@ -166,7 +166,7 @@ def class_regions(
 
 
 def _read(mask: Path, size: Size) -> Image.Image:
-    with open_image(mask) as image, errors_of(f"Mask '{mask}'"):
+    with open_image(mask) as image, errors_in(f"Mask '{mask}'"):
         check_size(image.size[::-1], size)
         return image.copy()
 

@@ -1,4 +1,6 @@
-"""Label map -> ids of a panoptic PNG and ``segments_info``."""
+"""Convert a label map to the ids of a panoptic PNG and ``segments_info``."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -6,33 +8,37 @@ from ...data.panoptic_json import complete_segments
 from ...data.panoptic_png import MAX_SEGMENT_ID
 from .source import Labels
 
-# Between the ids of objects of one class, in each channel; odd, so that every id is reached.
+# Step between the ids of objects of one class, in each channel; odd, so that it reaches every id.
 _STEP = 37 * 0x010101
+
+
+class Panoptic(NamedTuple):
+    """What COCO panoptic stores about an image, and what is not in it."""
+
+    ids: np.ndarray  # uint32 (H, W), 0 is void
+    segments_info: list[dict]  # id, category_id, iscrowd, area, bbox (tight x, y, width, height)
+    num_covered: int  # objects that lie completely under others
+    num_small: int  # segments of fewer pixels than the minimum
 
 
 def to_panoptic(
     labels: Labels, categories: list[dict], *, background: str | None = None, min_area: int = 1
-) -> tuple[np.ndarray, list[dict], int]:
-    """Make what COCO panoptic stores about an image.
+) -> Panoptic:
+    """Convert the labels of an image.
 
-    Parts of one stuff class, and the crowds of one thing class, become one segment each: the
-    format and its evaluation know only one.
+    The segments of one stuff class, and the crowds of one thing class, become one segment each:
+    the format and its evaluation know only one.
 
     Args:
         labels: of H x W pixels.
         categories: of the json; segments of other classes are void.
-        background: the stuff class that gets the pixels without label, but not those of a void
-            segment; None leaves all of them void.
-        min_area: segments of fewer pixels become unlabelled, before the background is filled in.
-
-    Returns:
-        (ndarray, list[dict], int): uint32 ids (H, W), 0 is void; ``segments_info`` with ``id,
-        category_id, iscrowd, area, bbox`` (tight ``x, y, width, height``); and the number of
-        labelled objects that have no (or not enough) pixels left under the others.
+        background: the stuff class of pixels without a label. Void segments stay void. None: these
+            pixels are void.
+        min_area: segments of fewer pixels become unlabelled before the background is filled in.
     """
     by_name = {c["name"]: c for c in categories}
-    # What becomes one segment has one key: (class, crowd), and its number if it is an object.
-    merged: dict[tuple, int] = {}
+    # Segments with equal keys are merged: (class, crowd), and a number if it is an object.
+    label_of_key: dict[tuple, int] = {}
     table = [0]
     for index, (name, crowd) in enumerate(labels.segments):
         if name not in by_name:
@@ -41,28 +47,35 @@ def to_panoptic(
             key = (name, 0)
         else:
             key = (name, 1) if crowd else (name, 0, index)
-        table.append(merged.setdefault(key, len(merged) + 1))
+        table.append(label_of_key.setdefault(key, len(label_of_key) + 1))
     if background is not None:
-        merged.setdefault((background, 0), len(merged) + 1)
-    joined = np.array(table, np.int32)[labels.map]
-    areas = np.bincount(joined.ravel(), minlength=len(merged) + 1)
-    ids = np.zeros(len(merged) + 1, np.uint32)
-    unlabelled, infos, used = [0], [], {0}
-    for label, (name, crowd, *_) in enumerate(merged, 1):
+        label_of_key.setdefault((background, 0), len(label_of_key) + 1)
+    merged = np.array(table, np.int32)[labels.map]
+    areas = np.bincount(merged.ravel(), minlength=len(label_of_key) + 1)
+    segment_ids = np.zeros(len(label_of_key) + 1, np.uint32)
+    unlabelled, infos, used_ids = [0], [], {0}
+    for (name, crowd, *_), label in label_of_key.items():
         if name is None:
             continue
         if areas[label] < max(min_area, 1) and name != background:
             unlabelled.append(label)
             continue
-        # The colour of the class, or the next one that is free.
-        red, green, blue = by_name[name]["color"]
-        number = red + 256 * green + 65536 * blue
-        while number in used:
-            number = (number + _STEP) & MAX_SEGMENT_ID
-        used.add(number)
-        ids[label] = number
-        infos.append({"id": number, "category_id": by_name[name]["id"], "iscrowd": crowd})
+        segment_id = _next_free_id(by_name[name]["color"], used_ids)
+        used_ids.add(segment_id)
+        segment_ids[label] = segment_id
+        infos.append({"id": segment_id, "category_id": by_name[name]["id"], "iscrowd": crowd})
     if background is not None:
-        ids[unlabelled] = ids[merged[background, 0]]
-    ids = ids[joined]
-    return ids, complete_segments(ids, infos), len(unlabelled) - 1
+        segment_ids[unlabelled] = segment_ids[label_of_key[background, 0]]
+    ids = segment_ids[merged]
+    num_small = np.count_nonzero(areas[unlabelled[1:]])
+    num_covered = len(unlabelled) - 1 - num_small
+    return Panoptic(ids, complete_segments(ids, infos), num_covered, num_small)
+
+
+def _next_free_id(color: list[int], used_ids: set[int]) -> int:
+    """Return the id that has the colour of the class, or the next free one."""
+    red, green, blue = color
+    segment_id = red + 256 * green + 65536 * blue
+    while segment_id in used_ids:
+        segment_id = (segment_id + _STEP) & MAX_SEGMENT_ID
+    return segment_id

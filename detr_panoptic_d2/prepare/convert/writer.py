@@ -4,10 +4,11 @@ import contextlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from ...data.panoptic_json import read_panoptic_json, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
@@ -15,7 +16,8 @@ from ...errors import UserError
 from ..parallel import map_images
 from .categories import ClassOptions, choose_categories
 from .segments import to_panoptic
-from .source import Item, Size, Source, check_size, errors_of, upright_size
+from .source import Item, Size, Source, check_size, log_left_out, upright_size
+from .values import errors_in
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,17 @@ class Converted:
     panoptic_root: Path
     panoptic_json: Path
     num_images: int
-    segments: dict[str, int]  # number by class name, of all classes
-    hidden: int  # labelled objects that have no (or too few) pixels left
+    num_segments: dict[str, int]  # by class name, of all classes
+    num_covered: int  # objects that lie completely under others
+    num_small: int  # segments of fewer pixels than --min-area
+
+
+class _WrittenImage(NamedTuple):
+    size: Size
+    segments_info: list[dict]
+    num_covered: int
+    num_small: int
+    lost: list[str]
 
 
 def convert(
@@ -76,8 +87,8 @@ def convert(
                 "remove it (and what belongs to it)."
             )
     _compare_with_other_splits(categories, output)
-    finish = partial(
-        _convert_one, categories=categories, background=classes.background, min_area=min_area
+    convert_image = partial(
+        _convert_image, categories=categories, background=classes.background, min_area=min_area
     )
     with _hidden_folder(output / f".convert-{'-'.join(splits)}") as work:
         converted = []
@@ -87,8 +98,13 @@ def convert(
                 (source.image_root / item.file_name, item, work / f"panoptic_{name}" / png)
                 for item, png in zip(source.items, pngs, strict=True)
             ]
-            results = map_images(finish, tasks, workers=workers, description=f"Converting {name}")
-            converted.append(_write_json(name, source, pngs, results, categories, work, output))
+            written = map_images(
+                convert_image, tasks, workers=workers, description=f"Converting {name}"
+            )
+            _write_json(source, pngs, written, categories, work / f"panoptic_{name}.json")
+            lost = [place for image in written for place in image.lost]
+            log_left_out("annotations without a single pixel in their image", lost)
+            converted.append(_summarize(name, source, written, categories, output))
         for part in parts:
             os.replace(work / part, output / part)
     return converted
@@ -118,51 +134,59 @@ def _compare_with_other_splits(categories: list[dict], output: Path) -> None:
             )
 
 
-def _convert_one(
+def _convert_image(
     task: tuple[Path, Item, Path], *, categories: list[dict], background: str | None, min_area: int
-) -> tuple[Size, list[dict], int]:
-    """Write the PNG of one image; return its (height, width), segments and hidden objects."""
+) -> _WrittenImage:
+    """Write the PNG of one image."""
     path, item, png = task
     size = upright_size(path)
     if item.size is not None:
-        with errors_of(f"The annotation of '{path}'"):
+        with errors_in(f"The annotation of '{path}'"):
             check_size(item.size, size)
     labels = item.draw(size, {c["name"] for c in categories if c["isthing"]})
-    ids, infos, hidden = to_panoptic(labels, categories, background=background, min_area=min_area)
-    write_panoptic_png(png, ids)
-    return size, infos, hidden
+    panoptic = to_panoptic(labels, categories, background=background, min_area=min_area)
+    write_panoptic_png(png, panoptic.ids)
+    return _WrittenImage(size, *panoptic[1:], labels.lost)
 
 
 def _write_json(
+    source: Source,
+    pngs: Sequence[str],
+    written: Sequence[_WrittenImage],
+    categories: list[dict],
+    path: Path,
+) -> None:
+    """Write the json of a split."""
+    images, annotations = [], []
+    for number, (item, png, result) in enumerate(zip(source.items, pngs, written, strict=True), 1):
+        image_id = number if item.image_id is None else item.image_id
+        height, width = result.size
+        image = {"id": image_id, "file_name": item.file_name, "height": height, "width": width}
+        images.append(image)
+        annotations.append(
+            {"image_id": image_id, "file_name": png, "segments_info": result.segments_info}
+        )
+    info = {"description": "converted by detr_panoptic_d2"}
+    write_panoptic_json(path, images, annotations, categories, info=info)
+
+
+def _summarize(
     name: str,
     source: Source,
-    pngs: list[str],
-    results: list[tuple[Size, list[dict], int]],
+    written: Sequence[_WrittenImage],
     categories: list[dict],
-    work: Path,
     output: Path,
 ) -> Converted:
-    """Write the json of a split into the folder ``work``."""
-    images, annotations = [], []
-    for number, (item, png, (size, infos, _)) in enumerate(
-        zip(source.items, pngs, results, strict=True), 1
-    ):
-        image_id = number if item.image_id is None else item.image_id
-        image = {"id": image_id, "file_name": item.file_name, "height": size[0], "width": size[1]}
-        images.append(image)
-        annotations.append({"image_id": image_id, "file_name": png, "segments_info": infos})
-    info = {"description": "converted by detr_panoptic_d2"}
-    json = f"panoptic_{name}.json"
-    write_panoptic_json(work / json, images, annotations, categories, info=info)
-    counts = Counter(s["category_id"] for _, infos, _ in results for s in infos)
+    counts = Counter(s["category_id"] for image in written for s in image.segments_info)
     return Converted(
         name=name,
         image_root=source.image_root,
         panoptic_root=output / f"panoptic_{name}",
-        panoptic_json=output / json,
-        num_images=len(images),
-        segments={c["name"]: counts[c["id"]] for c in categories},
-        hidden=sum(hidden for _, _, hidden in results),
+        panoptic_json=output / f"panoptic_{name}.json",
+        num_images=len(written),
+        num_segments={c["name"]: counts[c["id"]] for c in categories},
+        num_covered=sum(image.num_covered for image in written),
+        num_small=sum(image.num_small for image in written),
     )
 
 

@@ -1,0 +1,171 @@
+"""Read values of annotation files. The JSON type is checked before the value."""
+
+import contextlib
+import json
+import math
+import os
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...data.panoptic_check import as_flag, as_int
+from ...errors import UserError
+from ...files import inside_root
+
+Entry = TypeVar("Entry")
+
+
+@contextlib.contextmanager
+def errors_in(place: str) -> Iterator[None]:
+    """Put the place in front of the message of a ``UserError``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """Read a json file. With ``keys``, it must be a mapping that has a list of mappings under each.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: it is not json, or has not these lists.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"'{path}' does not exist.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not a json file: {error}") from error
+    for key in keys:
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+            hint = ""
+            if isinstance(content, dict) and "_via_img_metadata" in content:
+                hint = " It is a project of VIA: export its annotations as COCO."
+            raise UserError(f"'{path}' has another format: no list '{key}' of mappings.{hint}")
+    return content
+
+
+def to_int(value: Any, what: str) -> int:
+    """Return the integer that 3, 3.0 or "3" stands for."""
+    number = as_int(value)
+    if number is None:
+        raise UserError(f"{what} is {reprlib.repr(value)}, but must be an integer")
+    return number
+
+
+def read_size(entry: Mapping, height_key: str, width_key: str) -> tuple[int, int] | None:
+    """Return (height, width) of an entry. None: it has none, or -1 or 0 as VIA writes."""
+    sides = []
+    for key in (height_key, width_key):
+        if entry.get(key) is None:
+            return None
+        sides.append(to_int(entry[key], f"'{key}'"))
+    return (sides[0], sides[1]) if min(sides) > 0 else None
+
+
+def to_flag(value: Any, what: str) -> bool:
+    """Return the boolean that false, 0, "0" or "false" stands for, and true likewise."""
+    text = {"false": 0, "true": 1}.get(value.lower(), value) if isinstance(value, str) else value
+    flag = as_flag(text)
+    if flag is None:
+        raise UserError(f"{what} is {reprlib.repr(value)}, but must be 0 or 1")
+    return bool(flag)
+
+
+def to_text(value: Any, what: str) -> str:
+    """Return a text that is not empty. An integer stands for its digits."""
+    text = value if isinstance(value, str) or as_int(value) is None else str(as_int(value))
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{what} is {reprlib.repr(value)}, but must be a text that is not empty")
+    return text
+
+
+def to_id(value: Any, what: str) -> int | str:
+    """Return an id: a text as it is, 3.0 as 3."""
+    if not isinstance(value, str) and as_int(value) is None:
+        raise UserError(f"{what} is {reprlib.repr(value)}, but must be an integer or a text")
+    return value if isinstance(value, str) else to_int(value, what)
+
+
+def find_by_id(entries: Mapping[int | str, Entry], value: Any, what: str, source: str) -> Entry:
+    """Return the entry of an id. "3" stands for 3, and 3 for "3", if only the other exists."""
+    key = to_id(value, what)
+    for candidate in (key, as_int(key) if isinstance(key, str) else str(key)):
+        if candidate in entries:
+            return entries[candidate]  # type: ignore[index]
+    raise UserError(f"{what} is {reprlib.repr(value)}, which {source} does not list")
+
+
+def _to_number(value: Any) -> float:
+    """Return a finite number, also from text; NaN for anything else."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            return number if math.isfinite(number) else math.nan
+    return math.nan
+
+
+def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
+    """Return a flat list of finite numbers, which may be text, as float64 (N,).
+
+    Raises:
+        UserError: it is no such list, or has not ``count`` entries.
+    """
+    result = np.array([_to_number(v) for v in values] if isinstance(values, list) else [math.nan])
+    if np.isnan(result).any():
+        raise UserError(f"{what} must be numbers, not {reprlib.repr(values)}")
+    if count is not None and len(result) != count:
+        raise UserError(f"{what} must be {count} numbers, not {len(result)}")
+    return result
+
+
+def polygon(values: Any, what: str = "a polygon") -> np.ndarray:
+    """Return points as float64 (N, 2), from ``[x, y, x, y, ...]`` or ``[[x, y], [x, y], ...]``."""
+    if isinstance(values, list) and values and all(isinstance(v, list) for v in values):
+        return np.stack([numbers(pair, f"a point of {what}", 2) for pair in values])
+    flat = numbers(values, what)
+    if len(flat) % 2:
+        raise UserError(f"{what} has {len(flat)} numbers, but must have an even number (x and y)")
+    return flat.reshape(-1, 2)
+
+
+def polygons(values: Any) -> list[np.ndarray]:
+    """Return the polygons of an object, in any of the nestings that programs write.
+
+    These are one polygon (see :func:`polygon`), a list of polygons, and lists around these. In a
+    list of three or more pairs of numbers each pair is a point.
+    """
+    if not isinstance(values, list):
+        raise UserError(f"a polygon must be a list of numbers, not {reprlib.repr(values)}")
+    are_lists = {isinstance(value, list) for value in values}
+    if are_lists == {True, False}:
+        raise UserError(f"a polygon mixes numbers and lists: {reprlib.repr(values)}")
+    if are_lists != {True}:
+        return [polygon(values)]
+    are_numbers = not any(isinstance(v, list) for value in values for v in value)
+    if are_numbers and len(values) > 2 and all(len(value) == 2 for value in values):
+        return [polygon(values)]
+    return [points for value in values for points in polygons(value)]
+
+
+def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
+    """Convert a path of an annotation file to a normalised path relative to ``root``, with ``/``.
+
+    Args:
+        root: folder of the images.
+        name: the path in the file; ``\\`` counts as ``/``.
+        base: folder that relative paths start from; default ``root``.
+
+    Raises:
+        UserError: the name is not a text, or leads out of ``root``.
+    """
+    name = to_text(name, "the file name of the image")
+    full = os.path.join(base or root, name.replace("\\", "/"))
+    relative = Path(os.path.relpath(full, root)).as_posix()
+    inside_root(str(root), relative)
+    return relative
