@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     import logging
 
+    from ..files import check_not_overwritten
     from ..prepare.check.dataset import DatasetPaths
     from ..prepare.check.report import (
         duplicates_between,
@@ -71,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
     for there, here in duplicates_between(reports)[:20]:
         logger.warning("The same image is in two sets: %s and %s", there, here)
     if args.output is not None:
+        table = args.output / "findings.csv"
+        plots = [args.output / f"{Path(report.paths.name).name}.png" for report in reports]
+        check_not_overwritten([f for report in reports for f in report.files], [table, *plots])
         args.output.mkdir(parents=True, exist_ok=True)
-        write_findings(reports, args.output / "findings.csv")
-        for report in reports:
-            plot_classes(report, args.output / f"{Path(report.paths.name).name}.png")
+        write_findings(reports, table)
+        for report, path in zip(reports, plots, strict=True):
+            plot_classes(report, path)
         logger.info("Written: %s", args.output)
     return int(any(report.has_errors for report in reports))
 

@@ -396,6 +396,29 @@ def test_exit_status_and_fix(sets, command, tmp_path):
     assert not val.panoptic_json.with_name("panoptic.json.bak1").exists()
 
 
+def test_an_image_is_not_overwritten_by_a_plot(sets, command):
+    val = sets[0]["val"]
+    val.content["images"][1]["file_name"] = "panoptic.png"
+    (val.image_root / "b.tif").rename(val.image_root / "panoptic.png")
+    val.save()
+    before = (val.image_root / "panoptic.png").read_bytes()
+    status, printed = command(*paths_of(val), "--output", val.image_root)
+    assert status == 1 and "would overwrite the input" in printed
+    assert (val.image_root / "panoptic.png").read_bytes() == before
+    assert not (val.image_root / "findings.csv").exists()
+
+
+def test_crowds_alone_are_no_labels(sets, command):
+    """Training refuses the same set."""
+    val = sets[0]["val"]
+    for annotation in val.content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = 1
+    val.save()
+    status, printed = command(*paths_of(val))
+    assert status == 1 and "no-labels" in printed and "not a crowd" in printed
+
+
 def test_swapped_folders(sets, command):
     """All segments without a pixel: that is not put right by removing them."""
     val = sets[0]["val"]

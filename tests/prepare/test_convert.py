@@ -28,7 +28,8 @@ from detr_panoptic_d2.prepare.convert.dataset_config import roles
 from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
 from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
-from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source, resolve_inside
+from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source
+from detr_panoptic_d2.prepare.convert.values import resolve_inside
 from detr_panoptic_d2.prepare.convert.writer import convert as write
 from detr_panoptic_d2.prepare.convert.writer import png_names
 from detr_panoptic_d2.prepare.parallel import map_images

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from ...data.dataset_mapper import read_image
+from ...data.dataset_mapper import is_target, read_image
 from ...data.label_maps import ids_to_labels, label_boxes_and_areas
 from ...data.panoptic_check import (
     AnnotatedImage,
@@ -87,7 +87,7 @@ class SegmentSize(NamedTuple):
     """A segment that has pixels; ``area`` is their number."""
 
     category_id: int
-    iscrowd: int
+    is_target: bool
     area: int
 
 
@@ -107,13 +107,14 @@ class ImageResult:
 
 
 class Report(NamedTuple):
-    """The result of a check; ``unsure`` is the number of findings whose fix is not sure."""
+    """The result of a check; ``unsure`` counts findings without a certain fix."""
 
     paths: DatasetPaths
     findings: list[Finding]
     categories: dict[int, dict]
     images: list[ImageResult]
     unsure: int
+    files: list[str]
 
     @property
     def has_errors(self) -> bool:
@@ -145,11 +146,14 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     )
     findings = _capped(map(_finding, errors)) + _of_the_whole(usable, images)
     findings += [finding for image in images for finding in image.findings]
-    if not any(image.segments for image in images):
-        findings.append(Finding("no-labels", paths.name, "there is nothing to learn from"))
+    if not any(segment.is_target for image in images for segment in image.segments):
+        detail = "no image has a segment with pixels that is not a crowd, so nothing can be learnt"
+        findings.append(Finding("no-labels", paths.name, detail))
     sure = _only_sure_fixes(findings, sum(len(one.segments) for one in usable.annotated))
     unsure = sum(old.fix != new.fix for old, new in zip(findings, sure, strict=True))
-    return Report(paths, sure, usable.categories, images, unsure)
+    files = [paths.panoptic_json]
+    files += [path for image in usable.annotated for path in (image.image_path, image.png_path)]
+    return Report(paths, sure, usable.categories, images, unsure, files)
 
 
 def check_image(task: AnnotatedImage) -> ImageResult:
@@ -201,7 +205,7 @@ def _check_segments(task: AnnotatedImage, ids: np.ndarray, result: ImageResult) 
         if area == 0:
             result.add("segment-without-pixels", what, Fix(place, None))
             continue
-        result.segments.append(SegmentSize(segment["category_id"], segment.get("iscrowd", 0), area))
+        result.segments.append(SegmentSize(segment["category_id"], is_target(segment), area))
         if "iscrowd" not in segment:
             result.add("wrong-crowd", f"{what} has no 'iscrowd'", Fix(place, {"iscrowd": 0}))
         if area == 1:

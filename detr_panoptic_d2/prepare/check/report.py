@@ -21,7 +21,7 @@ def describe(report: Report) -> str:
         kind = "thing" if category["isthing"] else "stuff"
         rows.append([category["name"], kind, images, len(areas), crowds, *sizes])
     headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
-    most = max((sum(not s.iscrowd for s in i.segments) for i in report.images), default=0)
+    most = max((sum(s.is_target for s in i.segments) for i in report.images), default=0)
     pixels = sum(np.prod(image.size) for image in report.images if image.size)
     labelled = sum(s.area for image in report.images if image.size for s in image.segments)
     return (
@@ -59,10 +59,10 @@ def _by_class(report: Report) -> list[tuple[dict, list[int], int, int]]:
     for image in report.images:
         images.update({segment.category_id for segment in image.segments})
         for segment in image.segments:
-            if segment.iscrowd:
-                crowds[segment.category_id] += 1
-            else:
+            if segment.is_target:
                 areas[segment.category_id].append(segment.area)
+            else:
+                crowds[segment.category_id] += 1
     return [(c, areas[i], crowds[i], images[i]) for i, c in report.categories.items()]
 
 

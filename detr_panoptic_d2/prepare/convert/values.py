@@ -164,7 +164,8 @@ def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
     Raises:
         UserError: the name is not a text, or leads out of ``root``.
     """
-    name = to_text(name, "the file name of the image")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"the file name of the image is {name!r}, but must be a text")
     full = os.path.join(base or root, name.replace("\\", "/"))
     relative = Path(os.path.relpath(full, root)).as_posix()
     inside_root(str(root), relative)
