@@ -91,11 +91,15 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST.INSTANCE_ON = False
     # Whether it returns "sem_seg".
     cfg.MODEL.DETR.TEST.SEMANTIC_ON = False
-    # A query is kept if its best class is an object of at least this probability.
+    # A query is kept if its best object class has a probability above this value. Rules other than
+    # MaskNMSPanopticInference also require that no-object is less probable.
     cfg.MODEL.DETR.TEST.SCORE_THRESH = 0.85
     # Segments of this many pixels and less are dropped (in the output image).
     cfg.MODEL.DETR.TEST.MIN_SEGMENT_AREA = 4
-    # Drop segments that win less than this share of their own mask (Mask2Former's rule). 0: off.
+    # Smallest allowed part of a mask that is not lost to other masks; 0: off.
+    # DETRPanopticInference drops a segment that wins less of its own mask in the argmax, as
+    # Mask2Former does. MaskNMSPanopticInference removes a query, before the argmax, if less of its
+    # mask is free of the masks of better queries.
     cfg.MODEL.DETR.TEST.OVERLAP_THRESH = 0.0
     # Images of different sizes in one inference batch: False runs each size on its own, so that a
     # result never depends on the batch; True pads them to one canvas as the official code does.

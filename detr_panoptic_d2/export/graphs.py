@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..modeling.mask_head import MaskHeadSmallConv
 from ..modeling.meta_arch import PanopticDETR
-from ..modeling.panoptic_inference import DETRPanopticInference, OfficialPanopticInference
+from ..modeling.panoptic_inference import (
+    DETRPanopticInference,
+    MaskNMSPanopticInference,
+    OfficialPanopticInference,
+)
 
 # Sizes of the network's input, in pixels, for which the graphs are valid.
 MIN_SIZE, MAX_SIZE = 64, 1344
@@ -94,12 +98,12 @@ def _refuse_others(model: nn.Module) -> None:
     """Raise a ``UserError`` unless the graphs and the runtime can say all that the model does."""
     parts = [type(model)]
     parts += [type(getattr(model, x, None)) for x in ("mask_head", "panoptic_inference")]
-    rules = (DETRPanopticInference, OfficialPanopticInference)
+    rules = (DETRPanopticInference, OfficialPanopticInference, MaskNMSPanopticInference)
     if parts[:2] != [PanopticDETR, MaskHeadSmallConv] or parts[2] not in rules:
         raise UserError(
             "Only PanopticDETR with MODEL.MASK_ON, MODEL.DETR.MASK_HEAD.NAME MaskHeadSmallConv and "
-            f"MODEL.DETR.TEST.PANOPTIC_INFERENCE {' or '.join(r.__name__ for r in rules)} can be "
-            f"exported, not {', '.join(part.__name__ for part in parts)}."
+            f"MODEL.DETR.TEST.PANOPTIC_INFERENCE {' or '.join(r.__name__ for r in rules)} can "
+            f"be exported, not {', '.join(part.__name__ for part in parts)}."
         )
 
 

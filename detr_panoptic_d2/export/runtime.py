@@ -125,8 +125,11 @@ class PanopticModel:
         """The queries of N x (K + 1) logits that count: indices, probabilities, classes."""
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities /= probabilities.sum(-1, keepdims=True)
-        scores, labels = probabilities.max(-1), probabilities.argmax(-1)
-        keep = (labels != logits.shape[-1] - 1) & (scores > self.description["score_thresh"])
+        objects, no_object = probabilities[:, :-1], probabilities[:, -1]
+        scores, labels = objects.max(-1), objects.argmax(-1)
+        keep = scores > self.description["score_thresh"]
+        if self.description["rule"] != "MaskNMSPanopticInference":
+            keep &= scores > no_object
         kept = keep.nonzero()[0]
         return kept, scores[kept], labels[kept]
 
@@ -138,7 +141,7 @@ class PanopticModel:
         size: tuple[int, int],
         output: tuple[int, int],
     ) -> tuple[np.ndarray, Segments]:
-        """The panoptic rule of DETR (or of the official code) on mask logits.
+        """Apply the panoptic rule that the model was exported with.
 
         Args:
             masks: Q x h x w logits.
@@ -148,7 +151,12 @@ class PanopticModel:
         """
         segments: Segments = []
         stuff: dict[int, dict] = {}
-        for query, (label, score) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
+        queries = range(len(masks))
+        if self.description["rule"] == "MaskNMSPanopticInference" and len(masks):
+            queries = _remove_duplicates(masks, scores, self.description["overlap_thresh"])
+            masks = np.log(scores)[:, None, None] - np.logaddexp(0, -masks)
+        for query in queries:
+            label, score = int(labels[query]), float(scores[query])
             if label in stuff:
                 stuff[label]["queries"].append(query)
                 stuff[label]["score"] = max(score, stuff[label]["score"])
@@ -161,7 +169,7 @@ class PanopticModel:
             _share_out(masks, segments, size, output)
             segments = [s for s in segments if s["area"] > self.description["min_segment_area"]]
             segments = [{**s, "queries": s["queries"][:1]} for s in segments]
-        elif self.description["overlap_thresh"] > 0:
+        elif self._overlap_of_segments:
             _measure_own_masks(masks, segments, size, output)
         owner = _share_out(masks, segments, size, output)
         while dropped := self._failing(segments):
@@ -176,9 +184,15 @@ class PanopticModel:
             found.append({"id": number, "category_id": segment["class"]["id"], **info})
         return table[owner], found
 
+    @property
+    def _overlap_of_segments(self) -> float:
+        # Mask NMS compares whole masks with this threshold, before segments exist.
+        nms = self.description["rule"] == "MaskNMSPanopticInference"
+        return 0.0 if nms else self.description["overlap_thresh"]
+
     def _failing(self, segments: Segments) -> Segments:
         """The segments to drop next: all small ones, or the least certain of the covered ones."""
-        overlap = self.description["overlap_thresh"]
+        overlap = self._overlap_of_segments
         small = [s for s in segments if s["area"] <= self.description["min_segment_area"]]
         if small or overlap == 0:
             return small
@@ -254,6 +268,29 @@ def _share_out(
     for segment in segments:
         segment["area"] = int(won[segment["queries"]].sum())
     return owner
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def _remove_duplicates(masks: np.ndarray, scores: np.ndarray, overlap_thresh: float) -> list[int]:
+    """Mask NMS: the indices, ascending, of the queries that remain.
+
+    The order is score times the squared mean probability inside the mask. A query is removed if
+    less than ``overlap_thresh`` of its mask is free of the masks before it.
+    """
+    binary = masks > 0
+    areas = binary.sum((1, 2))
+    mean_probability = (_sigmoid(masks) * binary).sum((1, 2)) / areas.clip(min=1)
+    min_free = np.float32(overlap_thresh) * areas.astype(np.float32)
+    covered, remaining = np.zeros_like(binary[0]), []
+    for query in np.argsort(-scores * mean_probability**2, kind="stable").tolist():
+        free = binary[query] & ~covered
+        if areas[query] and free.sum() >= min_free[query]:
+            covered |= free
+            remaining.append(query)
+    return sorted(remaining)
 
 
 def _measure_own_masks(

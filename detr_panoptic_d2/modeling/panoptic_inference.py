@@ -1,12 +1,16 @@
-"""From queries to the panoptic result: the registered panoptic inference.
+"""Panoptic inference: from queries with classes and masks to segments.
 
 Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W the output image.
 """
+
+from functools import cached_property
+from typing import Any
 
 import torch
 from detectron2.config import configurable
 from detectron2.utils.registry import Registry
 from torch import nn
+from torch.nn import functional as F
 
 from ..errors import check_value, look_up
 from .mask_ops import argmax_at_output, masks_at_output
@@ -24,19 +28,52 @@ def build_panoptic_inference(cfg, thing_ids: list[int]) -> nn.Module:
     """Build the panoptic inference named by ``cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE``.
 
     Raises:
-        UserError: there is no such rule.
+        UserError: the registry has no rule of this name.
     """
     key, name = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE
     return look_up(key, name, PANOPTIC_INFERENCE_REGISTRY)(cfg, thing_ids)
 
 
+class PixelAssigner:
+    """Assigns the output pixels of one image to queries.
+
+    Args:
+        pixel_values: Q x h x w; a pixel goes to the query of greatest value.
+        mask_logits: Q x h x w; the mask of a query is where its logit is above 0.
+        frame: sizes of canvas, image and output.
+    """
+
+    def __init__(self, pixel_values: torch.Tensor, mask_logits: torch.Tensor, frame: Frame):
+        self.pixel_values, self.mask_logits, self.frame = pixel_values, mask_logits, frame
+
+    @cached_property
+    def _masks(self) -> torch.Tensor:
+        return masks_at_output(self.mask_logits, self.frame)
+
+    def assign(self, queries: list[int]) -> tuple[torch.Tensor, list[int]]:
+        """Assign every pixel to one of the given queries.
+
+        Args:
+            queries: indices of the queries that take part, ascending; at least one.
+
+        Returns:
+            H x W query indices, and the number of pixels of each of the Q queries.
+        """
+        owner = argmax_at_output(self.pixel_values, self.frame, queries)
+        return owner, torch.bincount(owner.flatten(), minlength=len(self.pixel_values)).tolist()
+
+    def mask_area(self, queries: list[int]) -> int:
+        """Count the output pixels in the union of the masks of the given queries."""
+        return int(self._masks[queries].any(0).sum())
+
+
 @PANOPTIC_INFERENCE_REGISTRY.register()
 class DETRPanopticInference(nn.Module):
-    """DETR's panoptic rule (Carion et al. 2020, section 4.4): pixel-wise argmax of kept queries.
+    """DETR's panoptic inference (Carion et al. 2020, section 4.4): argmax over the kept queries.
 
-    Stuff queries of one class are one segment. Small segments (and, if asked for, segments that
-    win too little of their own mask) are dropped and their pixels go to the best of the rest,
-    until nothing is left to drop.
+    The stuff queries of one class form one segment. Segments that are too small, or that win too
+    small a part of their own mask, are dropped. Their pixels go to the remaining segments. This is
+    repeated until no segment is dropped.
     """
 
     @configurable
@@ -51,9 +88,9 @@ class DETRPanopticInference(nn.Module):
         """
         Args:
             thing_ids: contiguous class ids that are things.
-            score_thresh: least class probability of a kept query.
-            min_segment_area: segments of this many output pixels and less are dropped.
-            overlap_thresh: least share of its own mask that a segment must win; 0 is off.
+            score_thresh: a query is kept if its class probability is above this value.
+            min_segment_area: segments of at most this many output pixels are dropped.
+            overlap_thresh: smallest allowed part of its own mask that a segment wins. 0: off.
         """
         super().__init__()
         for key, value in (("SCORE_THRESH", score_thresh), ("OVERLAP_THRESH", overlap_thresh)):
@@ -76,7 +113,7 @@ class DETRPanopticInference(nn.Module):
         }
 
     def keep(self, pred_logits: torch.Tensor) -> torch.Tensor:
-        """Which queries count: B x N x (K + 1) logits to B x N bool."""
+        """Choose the queries whose masks are needed: B x N x (K + 1) logits to B x N bool."""
         scores, labels = pred_logits.float().softmax(-1).max(-1)
         no_object = pred_logits.shape[-1] - 1
         return (labels != no_object) & (scores > self.score_thresh)
@@ -94,24 +131,21 @@ class DETRPanopticInference(nn.Module):
         Returns:
             H x W int32 map of segment ids (0 is void) and one dict per segment: ``id`` from 1,
             ``isthing``, ``category_id`` (contiguous), ``area`` (pixels of the map) and ``score``
-            (the best of the segment's queries).
+            (the highest score of the segment's queries).
         """
-        classes = labels.tolist()
         segments: list[dict] = []
-        stuff: dict[int, dict] = {}
-        for query, (category, score) in enumerate(zip(classes, scores.tolist(), strict=True)):
-            if category in stuff:
-                stuff[category]["queries"].append(query)
-                stuff[category]["score"] = max(score, stuff[category]["score"])
-                continue
-            segments.append({"category_id": category, "score": score, "queries": [query]})
-            if category not in self.thing_ids:
-                stuff[category] = segments[-1]
-        owner, segments = self._assign(mask_logits, frame, segments)
-        table = torch.zeros(1 + len(classes), dtype=torch.int32)
+        if len(labels):
+            assigner = PixelAssigner(self.pixel_values(mask_logits, scores), mask_logits, frame)
+            queries = self.remove_duplicates(mask_logits, scores, frame)
+            owner, segments = self.find_segments(
+                assigner, scores.tolist(), labels.tolist(), queries
+            )
+        if not segments:
+            return torch.zeros(frame.output, dtype=torch.int32, device=mask_logits.device), []
+        segment_ids = torch.zeros(len(labels), dtype=torch.int32)
         info: list[dict] = []
         for segment in segments:
-            table[segment["queries"]] = len(info) + 1
+            segment_ids[segment["queries"]] = len(info) + 1
             info.append(
                 {
                     "id": len(info) + 1,
@@ -119,47 +153,74 @@ class DETRPanopticInference(nn.Module):
                     **{key: segment[key] for key in ("category_id", "area", "score")},
                 }
             )
-        return table.to(owner.device)[owner], info
+        return segment_ids.to(owner.device)[owner], info
 
-    def _assign(self, mask_logits, frame, segments) -> tuple[torch.Tensor, list[dict]]:
-        """Give each pixel to a query, and drop segments until all that are left pass.
+    def pixel_values(self, mask_logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the Q x h x w values whose argmax decides to which query a pixel goes."""
+        return mask_logits
+
+    def remove_duplicates(
+        self, mask_logits: torch.Tensor, scores: torch.Tensor, frame: Frame
+    ) -> list[int]:
+        """Return the indices, ascending, of the queries that compete for pixels. Here: all."""
+        return list(range(len(mask_logits)))
+
+    def find_segments(
+        self, assigner: PixelAssigner, scores: list[float], labels: list[int], queries: list[int]
+    ) -> tuple[Any, list[dict]]:
+        """Group queries into segments, and drop segments until all remaining ones are large enough.
 
         Args:
-            segments: their ``queries`` and ``score``.
+            assigner: assigns pixels to queries.
+            scores, labels: of all Q queries.
+            queries: those that take part.
 
         Returns:
-            H x W query indices (-1: void), and the segments that are left with their ``area``.
+            the first result of ``assigner.assign`` for the remaining queries (None if no segment
+            remains), and the segments: ``category_id``, ``score``, ``queries`` and ``area``.
         """
-        if not segments:
-            return torch.full(frame.output, -1, device=mask_logits.device), []
-        if self.overlap_thresh > 0:
-            masks = masks_at_output(mask_logits, frame)
-            for segment in segments:
-                segment["own_area"] = int(masks[segment["queries"]].any(0).sum())
-        owner = _share_out(mask_logits, frame, segments)
-        while dropped := self._failing(segments):
+        segments: dict[Any, dict] = {}
+        for query in queries:
+            category = labels[query]
+            key = ("thing", query) if category in self.thing_ids else ("stuff", category)
+            segment = segments.setdefault(
+                key, {"category_id": category, "score": 0.0, "queries": []}
+            )
+            segment["queries"].append(query)
+            segment["score"] = max(segment["score"], scores[query])
+        return self._drop_segments(assigner, list(segments.values()))
+
+    def _drop_segments(
+        self, assigner: PixelAssigner, segments: list[dict]
+    ) -> tuple[Any, list[dict]]:
+        owner = _assign_pixels(assigner, segments) if segments else None
+        while dropped := self._segments_to_drop(assigner, segments):
             segments = [segment for segment in segments if segment not in dropped]
             if not segments:
-                return torch.full_like(owner, -1), []
+                return None, []
             if any(segment["area"] for segment in dropped):
-                owner = _share_out(mask_logits, frame, segments)
+                owner = _assign_pixels(assigner, segments)
         return owner, segments
 
-    def _failing(self, segments: list[dict]) -> list[dict]:
+    def _segments_to_drop(self, assigner: PixelAssigner, segments: list[dict]) -> list[dict]:
         small = [s for s in segments if s["area"] <= self.min_segment_area]
         if small or not self.overlap_thresh:
             return small
-        # One at a time, the least certain first: of two copies of an object one survives.
-        weak = [s for s in segments if s["area"] < self.overlap_thresh * s["own_area"]]
-        return sorted(weak, key=lambda s: s["score"])[:1]
+        # Only the one with the lowest score: of two copies of an object one must remain.
+        covered = [
+            s
+            for s in segments
+            if s["area"] < self.overlap_thresh * assigner.mask_area(s["queries"])
+        ]
+        return sorted(covered, key=lambda s: s["score"])[:1]
 
 
 @PANOPTIC_INFERENCE_REGISTRY.register()
 class OfficialPanopticInference(DETRPanopticInference):
     """The rule of the official code (``PostProcessPanoptic``), for its published PQ.
 
-    It merges the stuff queries of one class into the first of them, and then drops the others as
-    small: their pixels go to the best of all queries that are left, and nothing is merged again.
+    It merges the stuff queries of one class into the first of them and then drops the others as
+    small. Their pixels go to the best of all remaining queries, and nothing is merged again.
     """
 
     def __init__(self, *args, **kwargs):
@@ -167,19 +228,73 @@ class OfficialPanopticInference(DETRPanopticInference):
         key, value = "MODEL.DETR.TEST.OVERLAP_THRESH", self.overlap_thresh
         check_value(key, value, value == 0, "0 under OfficialPanopticInference")
 
-    def _assign(self, mask_logits, frame, segments) -> tuple[torch.Tensor, list[dict]]:
+    def _drop_segments(self, assigner, segments):
         if segments:
-            _share_out(mask_logits, frame, segments)
-        left = [s for s in segments if s["area"] > self.min_segment_area]
-        left = [{**s, "queries": s["queries"][:1]} for s in left]
-        return super()._assign(mask_logits, frame, left)
+            _assign_pixels(assigner, segments)
+        large = [s for s in segments if s["area"] > self.min_segment_area]
+        return super()._drop_segments(assigner, [{**s, "queries": s["queries"][:1]} for s in large])
 
 
-def _share_out(mask_logits, frame, segments: list[dict]) -> torch.Tensor:
-    """Each pixel to the query of greatest logit; sets the ``area`` of each segment."""
+@PANOPTIC_INFERENCE_REGISTRY.register()
+class MaskNMSPanopticInference(DETRPanopticInference):
+    """Non-maximum suppression on masks, then DETR's argmax over the remaining queries.
+
+    1. Keep every query whose best object class has a probability s above ``SCORE_THRESH``, also
+       if no-object is more probable. The threshold can therefore be low (0.2 to 0.5).
+    2. Order the queries by s * p^2, where p is the mean mask probability inside the query's mask
+       (logit above 0). This is the order of mask-wise merging (Li et al. 2021, Panoptic SegFormer,
+       section 3.4, with their weights alpha = 1 and beta = 2).
+    3. Go through the queries in this order. Remove a query if less than ``OVERLAP_THRESH`` of its
+       mask lies outside the masks of the queries before it that remain.
+    4. Assign every pixel to the remaining query with the greatest product of s and mask
+       probability. Mask-wise merging instead gives a pixel to the first mask that contains it,
+       and leaves pixels outside all masks void.
+    5. Merge stuff and drop small segments, as :class:`DETRPanopticInference` does.
+
+    Masks are compared and probabilities computed on the mask grid, on the device. The host waits
+    for the device once.
+    """
+
+    def keep(self, pred_logits: torch.Tensor) -> torch.Tensor:
+        return pred_logits.float().softmax(-1)[..., :-1].amax(-1) > self.score_thresh
+
+    def pixel_values(self, mask_logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.to(mask_logits.device, non_blocking=True)
+        # The logarithm of the product: it has the same argmax and its resizing is more accurate.
+        return F.logsigmoid(mask_logits.float()) + scores.log()[:, None, None]
+
+    def remove_duplicates(
+        self, mask_logits: torch.Tensor, scores: torch.Tensor, frame: Frame
+    ) -> list[int]:
+        height, width = (
+            -(-image * grid // canvas)
+            for image, grid, canvas in zip(
+                frame.image, mask_logits.shape[1:], frame.canvas, strict=True
+            )
+        )
+        logits = mask_logits[:, :height, :width].float().flatten(1)
+        masks = logits > 0
+        areas = masks.sum(1)
+        mean_probability = (logits.sigmoid() * masks).sum(1) / areas.clamp(min=1)
+        scores = scores.to(logits.device, non_blocking=True)
+        order = (scores * mean_probability**2).argsort(descending=True, stable=True)
+        min_free = self.overlap_thresh * areas[order]
+        masks_in_order, covered = masks[order], torch.zeros_like(masks[0])
+        remains = areas > 0
+        for i, query in enumerate(order.split(1)):
+            free = masks_in_order[i] & ~covered
+            remains[query] &= free.sum() >= min_free[i]
+            covered |= free & remains[query]
+        return remains.cpu().nonzero()[:, 0].tolist()
+
+    def _segments_to_drop(self, assigner, segments):
+        return [s for s in segments if s["area"] <= self.min_segment_area]
+
+
+def _assign_pixels(assigner: PixelAssigner, segments: list[dict]) -> Any:
+    """Assign every pixel to one of the segments' queries, and set the ``area`` of each segment."""
     queries = sorted(query for segment in segments for query in segment["queries"])
-    owner = argmax_at_output(mask_logits, frame, queries)
-    won = torch.bincount(owner.flatten(), minlength=len(mask_logits)).tolist()
+    owner, areas = assigner.assign(queries)
     for segment in segments:
-        segment["area"] = sum(won[query] for query in segment["queries"])
+        segment["area"] = sum(areas[query] for query in segment["queries"])
     return owner

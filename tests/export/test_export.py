@@ -156,6 +156,8 @@ def test_resize_is_that_of_pillow():
         ("DETRPanopticInference", 0.0),
         ("DETRPanopticInference", 0.5),
         ("OfficialPanopticInference", 0.0),
+        ("MaskNMSPanopticInference", 0.0),
+        ("MaskNMSPanopticInference", 0.7),
     ],
 )
 def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
@@ -164,13 +166,16 @@ def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
     rng = np.random.default_rng(0)
     for _ in range(60):
         options = {"min_segment_area": int(rng.choice([0, 4, 30])), "overlap_thresh": overlap}
+        options["score_thresh"] = float(rng.choice([0.0, 0.4, 0.8]))
         runtime_model.description = {"rule": rule, **options}
         expected_rule = getattr(panoptic_inference, rule)(thing_ids=[0, 1], **options)
-        count = int(rng.integers(0, 8))
-        masks = rng.normal(size=(count, *rng.integers(1, 9, 2))).astype(np.float32) * 5
+        logits = rng.normal(size=(rng.integers(1, 9), 5)).astype(np.float32) * 2
+        kept, scores, labels = runtime_model.select(logits)
+        expected_kept = expected_rule.keep(torch.from_numpy(logits)).nonzero()[:, 0]
+        assert kept.tolist() == expected_kept.tolist()
+        masks = rng.normal(size=(len(kept), *rng.integers(1, 9, 2))).astype(np.float32) * 5
         masks[rng.random(masks.shape) < 0.2] = 0
         size, output = (tuple(rng.integers(4, 30, 2).tolist()) for _ in range(2))
-        scores, labels = rng.random(count, np.float32), rng.integers(0, 4, count)
         ids, segments = runtime_model.assemble(masks, scores, labels, size, output)
         tensors = (torch.from_numpy(x) for x in (masks, scores, labels))
         expected, info = expected_rule(*tensors, Frame(size, size, output))

@@ -1,4 +1,4 @@
-"""The panoptic inference and the resizing below it, on mask logits made by hand and by chance."""
+"""The panoptic inference and the resizing below it, on constructed and on random mask logits."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling.panoptic_inference import (
     PANOPTIC_INFERENCE_REGISTRY,
     DETRPanopticInference,
+    MaskNMSPanopticInference,
     OfficialPanopticInference,
     build_panoptic_inference,
 )
@@ -34,20 +35,21 @@ def call(rule, logits, labels, frame=None, scores=None):
     return rule(logits, torch.tensor(scores), torch.tensor(labels, dtype=torch.long), frame)
 
 
-def test_keep_wants_an_object_above_the_threshold():
+def test_which_queries_are_kept():
     probability = torch.tensor(
         [
             [0.9, 0.025, 0.025, 0.025, 0.025],
             [0.84, 0.04, 0.04, 0.04, 0.04],
             [0.01, 0.01, 0.01, 0.01, 0.96],
             [0.02, 0.02, 0.02, 0.86, 0.08],
+            [0.25, 0.02, 0.02, 0.01, 0.7],
         ]
     )
-    keep = make_rule().keep(probability.log()[None])
-    assert keep.tolist() == [[True, False, False, True]]
-    assert make_rule(score_thresh=0.0).keep(probability.log()[None]).tolist() == [
-        [True, True, False, True]
-    ]
+    logits = probability.log()[None]
+    assert make_rule().keep(logits).tolist() == [[True, False, False, True, False]]
+    assert make_rule(score_thresh=0.0).keep(logits).tolist() == [[True, True, False, True, False]]
+    nms = MaskNMSPanopticInference(thing_ids=THINGS, score_thresh=0.2)
+    assert nms.keep(logits).tolist() == [[True, True, False, True, True]]
 
 
 def test_overlap_rule_keeps_one_of_two_copies():
@@ -247,10 +249,14 @@ def logits_at_output(logits, frame):
     return up[:, rows][:, :, columns].numpy()
 
 
-def slow_rule(logits, scores, labels, things, min_area, overlap):
-    """DETR's rule pixel map by pixel map: returns (ids, [(category, area, score)])."""
+def slow_rule(logits, scores, labels, things, min_area, overlap, values=None, queries=None):
+    """DETR's rule pixel map by pixel map: returns (ids, [(category, area, score)]).
+
+    ``values``: what decides which query wins a pixel; ``queries``: those that take part."""
+    values = logits if values is None else values
     segments = []
-    for q, label in enumerate(labels):
+    for q in range(len(labels)) if queries is None else queries:
+        label = labels[q]
         same = [s for s in segments if label == s["label"] and label not in things]
         if same:
             same[0]["queries"].append(q)
@@ -260,7 +266,7 @@ def slow_rule(logits, scores, labels, things, min_area, overlap):
         s["own"] = np.any([logits[q] >= 0 for q in s["queries"]], axis=0).sum()
         s["score"] = max(scores[q] for q in s["queries"])
     while segments:
-        layers = np.stack([np.max([logits[q] for q in s["queries"]], axis=0) for s in segments])
+        layers = np.stack([np.max([values[q] for q in s["queries"]], axis=0) for s in segments])
         winner = layers.argmax(0)
         for i, s in enumerate(segments):
             s["area"] = int((winner == i).sum())
@@ -272,6 +278,25 @@ def slow_rule(logits, scores, labels, things, min_area, overlap):
             return winner + 1, [(s["label"], s["area"], s["score"]) for s in segments]
         segments = [s for s in segments if all(s is not b for b in bad)]
     return np.zeros(logits.shape[1:], dtype=int), []
+
+
+def slow_nms(logits, scores, frame, overlap):
+    """The queries that mask NMS leaves, cell by cell of the mask grid that shows the image."""
+    grid = logits.shape[1:]
+    height, width = (-(-frame.image[d] * grid[d] // frame.canvas[d]) for d in range(2))
+    masks, order = [], []
+    for q, mask in enumerate(logits[:, :height, :width]):
+        cells = {(y, x) for y, x in np.argwhere(mask > 0).tolist()}
+        probability = np.mean([1 / (1 + np.exp(-mask[c])) for c in cells]) if cells else 0
+        masks.append(cells)
+        order.append((-scores[q] * probability**2, q))
+    covered, remaining = set(), []
+    for _, q in sorted(order):
+        free = masks[q] - covered
+        if masks[q] and len(free) >= np.float32(overlap) * len(masks[q]):
+            covered |= masks[q]
+            remaining.append(q)
+    return sorted(remaining)
 
 
 def check_result(result, options, output):
@@ -301,27 +326,50 @@ def check_result(result, options, output):
 def test_what_always_holds(case):
     options, call = case
     before = call["mask_logits"].clone()
-    result = DETRPanopticInference(**options)(**call)
-    check_result(result, options, call["frame"].output)
-    assert torch.equal(call["mask_logits"], before)
+    for rule in (DETRPanopticInference, MaskNMSPanopticInference):
+        check_result(rule(**options)(**call), options, call["frame"].output)
+        assert torch.equal(call["mask_logits"], before)
 
 
 @FUZZ
-@given(cases(exact=True))
-def test_equals_a_slow_twin(case):
+@given(cases(exact=True), st.sampled_from([DETRPanopticInference, MaskNMSPanopticInference]))
+def test_equals_a_slow_twin(case, rule):
     options, call = case
-    logits = logits_at_output(call["mask_logits"], call["frame"])
-    ordered = np.sort(logits, axis=0)
+    frame, scores, extra = call["frame"], call["scores"].tolist(), {}
+    logits = logits_at_output(call["mask_logits"], frame)
+    values, overlap = logits, options["overlap_thresh"]
+    if rule is MaskNMSPanopticInference:
+        grid = call["mask_logits"].double()
+        values = F.logsigmoid(grid) + call["scores"].double().log()[:, None, None]
+        values = logits_at_output(values, frame)
+        extra = {"values": values, "queries": slow_nms(grid.numpy(), scores, frame, overlap)}
+        overlap = 0
+    ordered = np.sort(values, axis=0)
     assume(logits.size == 0 or np.abs(logits).min() > CLOSE)
     assume(len(logits) < 2 or np.diff(ordered, axis=0).min() > CLOSE)
     expected_ids, expected = slow_rule(
         logits,
-        call["scores"].tolist(),
+        scores,
         call["labels"].tolist(),
         options["thing_ids"],
         options["min_segment_area"],
-        options["overlap_thresh"],
+        overlap,
+        **extra,
     )
-    ids, info = DETRPanopticInference(**options)(**call)
+    ids, info = rule(**options)(**call)
     assert [(s["category_id"], s["area"], s["score"]) for s in info] == expected
     assert np.array_equal(ids.numpy(), expected_ids)
+
+
+def test_nms_removes_the_second_of_two_copies_and_leaves_no_holes():
+    logits = torch.full((4, 10, 10), -4.0)
+    logits[0, 7:] = 6  # ground
+    logits[1, 2:8, 2:8], logits[2, 2:8, 2:8] = 3, 2  # an object twice, with another class
+    logits[3, :4] = 1  # sky; no mask covers rows 4 to 6
+    scores = [0.9, 0.58, 0.6, 0.3]
+    rule = MaskNMSPanopticInference(thing_ids=THINGS, overlap_thresh=0.6, score_thresh=0.2)
+    ids, info = call(rule, logits, [2, 0, 1, 3], scores=scores)
+    assert [s["category_id"] for s in info] == [2, 0, 3] and ids.min() == 1
+    assert (ids[2:7, 2:8] == 2).all() and (ids[:2] == 3).all()
+    both = MaskNMSPanopticInference(thing_ids=THINGS, score_thresh=0.2)
+    assert len(both.remove_duplicates(logits, torch.tensor(scores), Frame(*[(10, 10)] * 3))) == 4
