@@ -1,7 +1,7 @@
-"""Detectron2's checkpointer with crash-safe files, which reads tensors and never code."""
+"""Detectron2's checkpointer, which reads tensors without running code and writes atomic files."""
 
 import logging
-import zipfile
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,26 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_file, remove_unfinished
 from .read import local_file, read_checkpoint
-from .translate import ATTENTION_SCALE, COUNTER, Translation, translate
+from .translate import ATTENTION_SCALE, COUNTER, Translation, first_nonfinite, translate
 
 logger = logging.getLogger(__name__)
 
 
 class PanopticCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with crash-safe files, which reads tensors and never code.
+    """Detectron2's checkpointer, which reads tensors without running code and writes atomic files.
 
-    ``PanopticCheckpointer(model).load(path)`` takes checkpoints of this project, official DETR
+    ``PanopticCheckpointer(model).load(path)`` loads checkpoints of this project, official DETR
     (panoptic, boxes, its ``d2/`` wrapper), Hugging Face's Detr (a file or the folder) and ResNets
-    of torchvision, timm and Detectron2; local paths, URLs and names such as ``detectron2://...``.
-    What keeps its initial values, and why, is logged. A file that does not fit leaves the model as
-    it was.
+    of torchvision, timm and Detectron2, from local paths, URLs and names such as
+    ``detectron2://...``. The log says which parts keep their initial values, and why. The model
+    is not changed if a file does not fit.
 
-    Files are written under a temporary name, flushed to the disk and only then renamed, so that
-    ``last_checkpoint`` names only whole ones. A checkpoint that is broken all the same (a full or
-    faulty disk) is passed over for the one before.
+    A file is written under a temporary name, flushed to the disk and then renamed, so
+    ``last_checkpoint`` always names a complete file.
     """
 
     _complete = False
+    _weights_key: str | None = None
 
     def load(
         self,
@@ -40,58 +40,78 @@ class PanopticCheckpointer(DetectionCheckpointer):
         checkpointables: list[str] | None = None,
         *,
         complete: bool = False,
+        weights_key: str | None = None,
     ) -> dict[str, Any]:
-        """Load weights, and the state of the ``checkpointables`` where the file has it.
+        """Load the weights, and the state of the ``checkpointables`` that are in the file.
 
         Args:
-            path: file, Hugging Face folder, URL or catalog name. "": nothing is loaded.
+            path: file, Hugging Face folder, URL or catalog name. "": nothing is loaded. A suffix
+                such as ``#model`` or ``#ema`` chooses between the weights of a file that has an
+                exponential moving average (EMA) beside the model. The default is the EMA.
             checkpointables: names of those to load; None: all.
-            complete: for evaluation and prediction: an error if any tensor of the model would keep
-                its initial values, which an empty path means for all. Training may start with a
-                new class head or mask head, with more queries, or without any weights.
+            complete: raise an error if a tensor of the model would keep its initial values. For
+                evaluation and prediction. Training may start with a new class head or mask head,
+                with more queries, or without weights.
+            weights_key: the suffix, given as an argument.
 
         Returns:
-            what else the file holds (``iteration``, for example).
+            the other content of the file (``iteration``, for example).
 
         Raises:
             FileNotFoundError: there is no such file.
-            UserError: the file is no checkpoint, broken, holds code, is that of another model, or
-                does not fit the model; or it is not ``complete``.
+            UserError: the file is not a checkpoint, is broken, contains code or NaN, belongs to
+                another model, does not fit the model, or is not ``complete``.
         """
         if not path:
             if complete:
                 raise UserError(
-                    "MODEL.WEIGHTS is empty: the network would have random weights. Name a "
-                    "checkpoint, model_final.pth of a training or a published one"
+                    "MODEL.WEIGHTS is empty: the network would have random weights. Set it to a "
+                    "checkpoint, such as model_final.pth of a training or a published one"
                 )
             return super().load(path, checkpointables)
-        self._complete = complete
+        path = str(path)
+        if "#" in path and not os.path.exists(path):
+            path, _, weights_key = path.rpartition("#")
+        self._complete, self._weights_key = complete, weights_key
         try:
-            return super().load(local_file(str(path).partition("?")[0]), checkpointables)
+            return super().load(local_file(path.partition("?")[0]), checkpointables)
         finally:
-            self._complete = False
-            # Detectron2 leaves this behind when loading fails, and then refuses to load again.
+            self._complete, self._weights_key = False, None
+            # Detectron2 does not reset this if loading fails, and then refuses to load again.
             self._parsed_url_during_load = None
 
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
-        """Load the newest whole checkpoint of ``save_dir``, or else the weights in ``path``.
+        """Load the last checkpoint of ``save_dir``, or else the weights in ``path``.
 
         Args:
             path: see :meth:`load`; only the model's weights are loaded from there.
-            resume: whether to look into ``save_dir``.
+            resume: whether to look for a checkpoint in ``save_dir``.
             complete: see :meth:`load`.
 
         Raises:
-            UserError: there are checkpoints to resume from, but none is whole.
+            UserError: the last checkpoint cannot be loaded.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[], complete=complete)
-        return self.load(self._newest_whole(), complete=complete)
+        if comm.is_main_process():
+            # A killed process leaves a temporary file as large as a checkpoint.
+            remove_unfinished(self.save_dir, "*.pth")
+        last = self.get_checkpoint_file()
+        try:
+            if not os.path.isfile(last):
+                raise UserError(f"{last} does not exist")
+            return self.load(last, complete=complete, weights_key="model")
+        except UserError as error:
+            raise UserError(
+                f"Training cannot be resumed: {error}. To resume from an earlier checkpoint, write "
+                f"its name into {Path(self.save_dir, 'last_checkpoint')}. To start from the "
+                "beginning, train without --resume"
+            ) from error
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``{name}.pth`` and make it the one that resuming starts from.
+        """Write ``{name}.pth`` and make it the checkpoint that resuming starts from.
 
         Args:
             name: file name without suffix.
@@ -99,27 +119,26 @@ class PanopticCheckpointer(DetectionCheckpointer):
 
         Raises:
             UserError: weights are infinite or NaN.
-            OSError: it cannot be written; older files are as they were.
+            OSError: the file cannot be written. Older files are not changed.
         """
         if self.save_dir and self.save_to_disk:
             self.save_untagged(name, **kwargs)
             self.tag_last_checkpoint(f"{name}.pth")
 
     def save_untagged(self, name: str, **kwargs: Any) -> None:
-        """As :meth:`save`, but resuming does not start from this one."""
+        """Write ``{name}.pth`` as :meth:`save` does. Resuming does not start from it."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir, f"{name}.pth")
-        for tensor_name, tensor in data["model"].items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise UserError(
-                    f"{tensor_name} is infinite or NaN, so {target} was not written. "
-                    f"{self.resume_hint()} Lower SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 "
-                    "in place of float16."
-                )
+        if tensor_name := first_nonfinite(data["model"]):
+            raise UserError(
+                f"{tensor_name} is infinite or NaN, so {target} was not written. "
+                f"{self.resume_hint()} Lower SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 "
+                "instead of float16."
+            )
         logger.info("Saving checkpoint to %s", target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,90 +146,53 @@ class PanopticCheckpointer(DetectionCheckpointer):
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"The checkpoint {target} could not be written: {_reason(error)}. "
-                f"{self.resume_hint()} Make room first."
+                f"The checkpoint {target} could not be written: {error}. {self.resume_hint()} "
+                "Check the free space of the disk."
             ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the checkpoint that resuming starts from."""
+        """Store the name of the checkpoint that resuming starts from."""
         with atomic_file(Path(self.save_dir, "last_checkpoint")) as f:
             f.write(last_filename_basename)
 
     def resume_hint(self) -> str:
-        """Say from what a training can go on, for error messages."""
+        """Return a sentence for error messages about the checkpoint to resume from."""
         if not self.has_checkpoint():
             return "No checkpoint was written yet."
         last = self.get_checkpoint_file()
-        return f"The last good checkpoint is {last} (--resume goes on from it)."
+        return f"The last good checkpoint is {last} (--resume continues from it)."
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return {**read_checkpoint(filename), "path": filename}
+        return {**read_checkpoint(filename, self._weights_key), "path": filename}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        """Check, load and log; ``checkpoint`` keeps what is no part of the model."""
+        """Check, load and log the weights. Other entries stay in ``checkpoint``."""
         path, dilated = checkpoint.pop("path"), checkpoint.pop("dilated", None)
         weights, classes = checkpoint.pop("model"), checkpoint.pop("class_names", None)
         translation = translate(self.model, weights, classes)
-        _check(translation, self.model.state_dict(), path, self._complete)
+        _check_fit(translation, self.model.state_dict(), path, self._complete)
+        if name := first_nonfinite(translation.state):
+            raise UserError(
+                f"{path}: tensor {name} has infinite or NaN values. Use an earlier checkpoint of "
+                "that training, or get the file again"
+            )
         self.model.load_state_dict(translation.state, strict=False)
         if translation.foreign:
             # The state of another program.
             for key in self.checkpointables:
                 checkpoint.pop(key, None)
-            translation.warnings += _differences(self.model, dilated)
+            translation.warnings += _structural_differences(self.model, dilated)
         translation.log(path)
 
-    def _newest_whole(self) -> str:
-        """The checkpoint to resume from: the same on every process, what the main one finds.
 
-        The one that ``last_checkpoint`` names is tried first, then the others from the newest to
-        the oldest; broken ones are named in a warning. Those of the best result do not count.
-        """
-        choice = None
-        if comm.is_main_process():
-            # A checkpoint of a process that was killed is as large as a whole one.
-            remove_unfinished(self.save_dir, "*.pth")
-            paths = [p for p in Path(self.save_dir).glob("*.pth") if p.stem[:10] != "model_best"]
-            paths.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-            for path in dict.fromkeys([Path(self.get_checkpoint_file()), *paths]):
-                problem = _what_is_broken(path)
-                if problem is None:
-                    choice = str(path)
-                    break
-                logger.warning("%s cannot be used (%s); trying the one before.", path, problem)
-        choice = comm.all_gather(choice)[0]
-        if choice is None:
-            raise UserError(
-                f"No checkpoint in {self.save_dir} can be read. Remove the folder, or train "
-                "without --resume, to start anew."
-            )
-        return choice
+def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -> None:
+    """Raise a ``UserError`` that names all tensors that do not fit the model.
 
-
-def _what_is_broken(path: Path) -> str | None:
-    """torch.save writes zip files with a checksum per entry: what is wrong with this one?"""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as e:
-        return str(e)
-    return f"bad checksum in {broken}" if broken else None
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's words, which torch hides behind its own."""
-    last: BaseException | None = error
-    while last is not None:
-        if isinstance(last, OSError) and last.strerror:
-            return last.strerror
-        last = last.__cause__ or last.__context__
-    return str(error).splitlines()[0]
-
-
-def _check(translation: Translation, own: dict, path: str, complete: bool) -> None:
-    """Raise a ``UserError`` if a file does not fit the model, or not all of it where that is asked.
-
-    The message names what differs.
+    Args:
+        translation: of the file.
+        own: the model's state dict.
+        path: of the file.
+        complete: whether parts that keep their initial values are an error, too.
     """
     state = translation.state
     if not state:
@@ -232,38 +214,38 @@ def _check(translation: Translation, own: dict, path: str, complete: bool) -> No
         and not name.endswith((COUNTER, ATTENTION_SCALE))
         and name.partition(".")[0] not in translation.kept
     ]
-    what = "does not fit the model; nothing was loaded"
+    summary = "does not fit the model; nothing was loaded"
     if complete and not problems and translation.warnings:
         problems = translation.warnings
-        what = "does not hold all of the model, the rest would be random"
+        summary = "does not hold all of the model, the rest would be random"
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(
-            f"{path} {what}: {'; '.join(problems[:8])}{more}. Use the config that the weights were "
-            "trained with, config.yaml in the OUTPUT_DIR of their training"
+            f"{path} {summary}: {'; '.join(problems[:8])}{more}. Use the config that the weights "
+            "were trained with, config.yaml in the OUTPUT_DIR of their training"
         )
 
 
-def _differences(model: nn.Module, dilated: bool | None) -> list[str]:
-    """What the model does otherwise than the network of a foreign file although all tensors fit.
+def _structural_differences(model: nn.Module, dilated: bool | None) -> list[str]:
+    """Return how the model computes other values than a file's network although all tensors fit.
 
     Args:
         model: any model.
         dilated: whether res5 is dilated in the file's network; None: not known.
     """
-    found = []
+    differences = []
     backbone = getattr(model, "backbone", None)
     if dilated not in (None, backbone is not None and backbone.output_shape()["res5"].stride == 16):
-        found.append(
+        differences.append(
             f"The weights are those of a model {'with' if dilated else 'without'} dilated res5 "
             f"(DC5): set MODEL.RESNETS.RES5_DILATION to {2 if dilated else 1}"
         )
     blocks = [getattr(backbone, stage, [None])[0] for stage in ("res3", "res5")]
     bottlenecks = [block for block in blocks if hasattr(block, "conv3")]
     if any(b.conv1.stride != (1, 1) or b.conv2.dilation != (1, 1) for b in bottlenecks):
-        found.append(
-            "The backbone has its strides or dilation elsewhere than torchvision's ResNet: set "
-            "MODEL.RESNETS.STRIDE_IN_1X1 to False and MODEL.BACKBONE.NAME to "
+        differences.append(
+            "The backbone has its strides or dilation in other layers than torchvision's ResNet: "
+            "set MODEL.RESNETS.STRIDE_IN_1X1 to False and MODEL.BACKBONE.NAME to "
             "build_detr_resnet_backbone"
         )
-    return found
+    return differences

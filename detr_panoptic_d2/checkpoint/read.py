@@ -1,13 +1,14 @@
 """Read a checkpoint of any format into tensors, without running code from it.
 
-The first bytes of a file say what it is, not its name. A pickle may name any function of Python and
-have it called; here a name that is not on a short list of data types is refused before that.
+The first bytes of a file tell its format, not its name. A pickle can call any Python function. This
+reader refuses every name that is not on a short list of data types.
 """
 
 import argparse
 import codecs
 import collections
 import json
+import logging
 import os
 import pickle
 import re
@@ -21,11 +22,15 @@ from safetensors.torch import load_file
 
 from ..errors import UserError
 
-# Names of the weights in a Hugging Face folder, best first.
+logger = logging.getLogger(__name__)
+
+# Names of the weights in a Hugging Face folder, in order of preference.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-# A zip archive, or as torch.save wrote before 1.6: a pickled magic number of torch's own.
+# Keys of an average of the weights (EMA, SWA), such as "ema", "model_ema" or "state_dict_ema".
+_AVERAGE = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
+# A zip archive, or the format of torch.save before 1.6, which starts with a pickled magic number.
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-# Wherever this NumPy has them; NumPy 2 renamed numpy.core.
+# Taken from objects, because NumPy 2 renamed numpy.core.
 _SCALAR = np.float64(0).__reduce__()[0]
 _NUMPY_TYPES: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in "efdbhilB?")]
 _ARRAY_PARTS = {
@@ -40,13 +45,13 @@ _ARRAY_PARTS = {
 
 
 def local_file(path: str) -> str:
-    """The local file with the weights that ``MODEL.WEIGHTS`` means; URLs are downloaded.
+    """Return the local file for a value of ``MODEL.WEIGHTS``. URLs are downloaded.
 
     Args:
         path: file, Hugging Face folder, URL or a name of Detectron2's catalog.
 
     Raises:
-        FileNotFoundError: it leads to no file; the message says what does.
+        FileNotFoundError: there is no such file.
     """
     for name in _FOLDER_FILES:
         if os.path.isfile(os.path.join(path, name)):
@@ -63,35 +68,38 @@ def local_file(path: str) -> str:
     except OSError as error:
         raise FileNotFoundError(
             f"{path} could not be downloaded: {_first_line(error)} Check the address and the "
-            "connection, or get the file by other means and name it instead"
+            "connection, or download the file in another way and set MODEL.WEIGHTS to it"
         ) from error
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, weights_key: str | None = None) -> dict[str, Any]:
     """Read a local file.
 
     Args:
         path: a file that :func:`local_file` returned.
+        weights_key: key of the weights in a file that has several, such as "model" or "ema".
+            None: the average of the weights if there is one, else the model.
 
     Returns:
-        ``model``: the weights, name to tensor, on the CPU; whatever else the file holds besides
-        (iteration, optimizer, ...); and where the file, its ``config.json`` (Hugging Face) or its
-        name say so: ``class_names``, by category id; ``dilated``, whether res5 is.
+        ``model``: the weights, name to tensor, on the CPU; the other content of the file
+        (iteration, optimizer, ...); and, if the file, its ``config.json`` (Hugging Face) or its
+        name tell it: ``class_names``, by category id; ``dilated``, whether res5 is.
 
     Raises:
-        UserError: the file is no checkpoint, broken, or holds code.
+        UserError: the file is not a checkpoint, is broken or contains code, or has no weights
+            under the key.
     """
     try:
         data = _read_file(path)
     except Exception as error:
-        # Whatever goes wrong here is the file's fault.
+        # Any exception here is caused by the file.
         raise UserError(
             f"{path} cannot be read as a checkpoint: {_first_line(error)} It must be safetensors, "
-            "a file of torch.save or a pickle of NumPy arrays, with nothing but tensors and plain "
-            "values; no code from it was run. If it was downloaded: is it whole, and no web page "
-            "or Git LFS pointer? Remove it and get it again"
+            "a file of torch.save or a pickle of NumPy arrays, with tensors and plain values only; "
+            "no code of the file was run. If it was downloaded: is it complete, and not a web page "
+            "or a Git LFS pointer? Delete it and download it again"
         ) from error
-    data = _with_model(data, path)
+    data = _choose_weights(data, path, weights_key)
     options = data.get("args")
     if isinstance(options, argparse.Namespace) and hasattr(options, "dilation"):
         data["dilated"] = bool(options.dilation)
@@ -104,7 +112,7 @@ def _read_file(path: str) -> Any:
     with open(path, "rb") as f:
         head = f.read(16)
         if head[8:9] == b"{":
-            # The length of the header comes first, and then the header, which is JSON.
+            # safetensors: 8 bytes with the length of the header, then the header in JSON.
             return load_file(path)
         f.seek(0)
         if not head.startswith(_TORCH):
@@ -115,32 +123,76 @@ def _read_file(path: str) -> Any:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays in plain containers, as Detectron2's model zoo has them."""
+    """Unpickles NumPy arrays in plain containers, the format of Detectron2's model zoo."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy._core", "numpy.core")
         if (module, name) not in _ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"{module}.{name} is no NumPy array.")
+            raise pickle.UnpicklingError(f"{module}.{name} is not a part of a NumPy array.")
         return _ARRAY_PARTS[module, name]
 
 
-def _with_model(data: Any, path: str) -> dict[str, Any]:
-    """Check that there is a state dict, and put it under ``model``."""
-    content = dict(data) if isinstance(data, dict) else {}
-    # Ours, official DETR's and Detectron2's; timm's and Lightning's; the file is a state dict.
-    key = next((k for k in ("model", "state_dict") if isinstance(content.get(k), dict)), None)
-    weights, content = (content, {}) if key is None else (content.pop(key), content)
-    wrong = [k for k, v in weights.items() if not (isinstance(k, str) and _is_tensor(v))]
-    if wrong or not weights:
+def _choose_weights(data: Any, path: str, key: str | None) -> dict[str, Any]:
+    """Return the content of a file with the chosen weights as tensors under ``model``."""
+    content = data if isinstance(data, dict) else {}
+    candidates = _state_dicts(content)
+    if not candidates:
+        not_tensors = [name for name, value in content.items() if not _is_tensor(value)]
         raise UserError(
-            f"{path} holds no state dict: {len(weights)} entries, of which {len(wrong)} are no "
-            f"tensors {wrong[:3]}. A checkpoint is a state dict, or has one under 'model' or "
-            "'state_dict'"
+            f"{path} has no state dict: {len(content)} entries, of which {len(not_tensors)} are "
+            f"not tensors {not_tensors[:3]}. A checkpoint is a state dict, or has one under "
+            "'model', 'state_dict' or 'ema'"
         )
-    if all(name.startswith("module.") for name in weights):
-        # Data-parallel training.
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    return {**content, "model": {k: torch.as_tensor(v) for k, v in weights.items()}}
+    if key is None:
+        key = next(filter(_AVERAGE.search, candidates), next(iter(candidates)))
+        others = [f"{path}#{other}" for other in candidates if other != key]
+        if others:
+            logger.info(
+                "%s has several sets of weights; '%s' is loaded. For the other: MODEL.WEIGHTS %s",
+                path,
+                key,
+                " or ".join(others),
+            )
+    if key not in candidates:
+        raise UserError(f"{path} has no weights under '{key}', but under {list(candidates)}")
+    rest = {} if _is_state_dict(content) else content
+    weights = {name: torch.as_tensor(value) for name, value in candidates[key].items()}
+    return {**{k: v for k, v in rest.items() if k != "state_dict"}, "model": weights}
+
+
+def _state_dicts(content: dict) -> dict[str, dict]:
+    """Find the state dicts of a file: of the model, and averages of its weights.
+
+    An average is another entry of the file, in which a wrapper (``module``, ``state_dict``) may
+    surround it, or has names with a prefix of its own in the same state dict (Lightning).
+    """
+    if _is_state_dict(content):
+        candidates = {"model": content}
+    else:
+        candidates = {}
+        keys = [k for k in content if k in ("model", "state_dict") or _AVERAGE.search(str(k))]
+        for key in keys:
+            value = content[key] if isinstance(content[key], dict) else {}
+            for inner in (value.get("state_dict"), value.get("module"), value):
+                if _is_state_dict(inner):
+                    candidates[key] = inner
+    for key, weights in list(candidates.items()):
+        prefixes = {name.partition(".")[0] for name in weights}
+        averages = [] if _AVERAGE.search(key) else sorted(filter(_AVERAGE.search, prefixes))
+        for prefix in averages:
+            candidates[prefix] = {n: x for n, x in weights.items() if n.startswith(f"{prefix}.")}
+            candidates[key] = {
+                n: x for n, x in candidates[key].items() if not n.startswith(f"{prefix}.")
+            }
+    return {key: weights for key, weights in candidates.items() if weights}
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and _is_tensor(v) for k, v in value.items())
+    )
 
 
 def _is_tensor(value: Any) -> bool:
@@ -149,7 +201,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _huggingface_config(path: str) -> dict[str, Any]:
-    """What the ``config.json`` of a DETR beside the file says of classes and dilation."""
+    """Read classes and dilation from the ``config.json`` of a DETR beside the file."""
     config = Path(path).with_name("config.json")
     if not config.is_file():
         return {}
@@ -160,7 +212,7 @@ def _huggingface_config(path: str) -> dict[str, Any]:
         names = {int(k): str(v) for k, v in (content.get("id2label") or {}).items()}
         stride = (content.get("backbone_config") or {}).get("output_stride")
     except (AttributeError, ValueError) as error:
-        raise UserError(f"{config} is no config of a Hugging Face model: {error}") from error
+        raise UserError(f"{config} is not a config of a Hugging Face model: {error}") from error
     return {
         "class_names": {k: v for k, v in names.items() if v != "N/A" and v[:6] != "LABEL_"},
         "dilated": bool(content.get("dilation")) or stride == 16,
@@ -170,7 +222,7 @@ def _huggingface_config(path: str) -> dict[str, Any]:
 def _first_line(error: BaseException) -> str:
     text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
     line = text.splitlines()[0] if text else type(error).__name__
-    # What a pickle wants to call, in the middle of torch's advice.
+    # The name that a pickle calls stands in the middle of torch's message.
     if named := re.search(r"GLOBAL ([\w.]+)", text):
         line = f"it names '{named[1]}'"
     return line if line.endswith(".") else f"{line}."

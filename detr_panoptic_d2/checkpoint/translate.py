@@ -1,9 +1,9 @@
-"""Make a checkpoint of any known code base a state dict of a ``PanopticDETR``.
+"""Convert a checkpoint of any known code base to a state dict of a ``PanopticDETR``.
 
-``PanopticDETR`` calls :func:`translate_state_dict` on what it is to load, so that every
+``PanopticDETR`` calls :func:`translate_state_dict` on each state dict that it loads, so every
 checkpointer can load these files. Official class heads have one row per raw category id of the
-annotation file, unused ids included, and no-object last: 251 rows for COCO panoptic, 92 for COCO
-boxes. A model here has one row per class of its data set, and no-object last.
+annotation file, including unused ids, and no-object last: 251 rows for COCO panoptic, 92 for COCO
+boxes. A model of this project has one row per class of its data set, and no-object last.
 """
 
 import logging
@@ -14,25 +14,29 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
 
+from ..errors import UserError
 from .names import OFFICIAL_BACKBONE, projections, spellings
 
 logger = logging.getLogger(__name__)
 
 COCO_NAMES = {category["id"]: category["name"] for category in COCO_CATEGORIES}
 COCO_THING_IDS = sorted(c["id"] for c in COCO_CATEGORIES if c["isthing"])
-# Rows of the official heads: max. id + 1 (250 is official's own round number) and no-object.
+# Rows of the official heads, no-object included. Official DETR chose 250 for the panoptic ids.
 PANOPTIC_ROWS, BOX_ROWS = 251, 92
 CLASS_HEAD = ("class_embed.weight", "class_embed.bias")
 MASK_PARTS = ("bbox_attention", "mask_head")
-# Not in batch norms that are frozen, and of no use at inference.
+# Frozen batch norms do not have it, and inference does not need it.
 COUNTER = "num_batches_tracked"
 # A buffer of the mask head. Other code bases do not have it; the mask head then sets it to 1.
 ATTENTION_SCALE = "mask_head.attention_scale"
 _QUERIES = "query_embed.weight"
-# What a DETR cannot do without; other parts (masks, somebody's own) may be new.
+# Parts that every DETR has. Other parts (masks, parts of a user) may be new.
 _DETR = ("backbone", "input_proj", "query_embed", "transformer", "class_embed", "bbox_embed")
-# Of other code bases: no weights of the network, and ImageNet classifiers.
-_NO_WEIGHTS = ("criterion.", "pixel_mean", "pixel_std", "fc.", "stem.fc.", "classifier.")
+# Tensors of other code bases that are not needed: buffers, counters, ImageNet classifiers.
+_NOT_NEEDED = ("criterion.", "pixel_mean", "pixel_std", "n_averaged", "fc.", "stem.fc.")
+_NOT_NEEDED += ("classifier.",)
+# Prefixes of wrappers around a network without queries.
+_WRAPPERS = ("module.model.", "model.module.", "module.", "model.")
 
 
 @dataclass
@@ -41,11 +45,11 @@ class Translation:
 
     Attributes:
         state: name in the model to tensor, which may have another shape than the model's.
-        foreign: whether any name was another one.
-        unknown: names in the file that mean nothing to the model.
-        left_out: names in the file of what the model does not have or does not need.
+        foreign: whether any name differs from the model's.
+        unknown: names in the file that have no place in the model.
+        left_out: names in the file that the model does not need.
         kept: parts of the model that keep their initial values.
-        warnings: what keeps its initial values, wholly or in part, and why.
+        warnings: which parts keep their initial values, fully or partly, and why.
     """
 
     state: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -56,7 +60,7 @@ class Translation:
     warnings: list[str] = field(default_factory=list)
 
     def log(self, source: str) -> None:
-        """Log in a few lines what is loaded and what is not."""
+        """Log what is loaded, what is left out, and the warnings."""
         left_out = ", ".join(self.left_out[:3]) + ", ..." * (len(self.left_out) > 3)
         logger.info(
             "Loaded %d tensors from %s%s%s",
@@ -70,14 +74,19 @@ class Translation:
 
 
 def translate_state_dict(model: nn.Module, state_dict: dict, prefix: str) -> None:
-    """Translate, in place, what a ``PanopticDETR`` is to load.
+    """Translate a state dict for a ``PanopticDETR``, in place.
 
     Args:
         model: a ``PanopticDETR``.
-        state_dict: what ``load_state_dict`` was given.
+        state_dict: the argument of ``load_state_dict``.
         prefix: of the model's names in it.
+
+    Raises:
+        UserError: a tensor has infinite or NaN values.
     """
     weights = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    if name := first_nonfinite(weights):
+        raise UserError(f"Tensor {prefix}{name} of the checkpoint has infinite or NaN values")
     if weights.keys() <= model.state_dict().keys():
         return
     translation = translate(model, weights)
@@ -87,12 +96,20 @@ def translate_state_dict(model: nn.Module, state_dict: dict, prefix: str) -> Non
     translation.log("a state dict")
 
 
+def first_nonfinite(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the name of the first tensor that has infinite or NaN values, if there is one."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
 def translate(
     model: nn.Module,
     weights: Mapping[str, torch.Tensor],
     file_classes: Mapping[int, str] | None = None,
 ) -> Translation:
-    """Give a checkpoint the names of a model, and choose its queries and class rows.
+    """Rename the tensors of a checkpoint to those of a model, choose queries and class rows.
 
     Args:
         model: a ``PanopticDETR``: its ``dataset_ids`` and ``class_names`` choose the rows.
@@ -100,38 +117,58 @@ def translate(
         file_classes: class names by category id, where the file has them.
     """
     own, result = model.state_dict(), Translation()
-    plain = {_without_wrappers(name): name for name in weights}
+    file_names = _strip_wrappers(weights)
     used: set[str] = set()
     for name in own:
-        if parts := _find(name, plain):
-            tensors = [weights[plain[part]] for part in parts]
+        if parts := _find(name, file_names):
+            tensors = [weights[file_names[part]] for part in parts]
             result.state[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
             result.foreign |= parts != [name]
             used.update(parts)
-    found = {name.partition(".")[0] for name in result.state}
-    _keep_new_parts(result, found, {name.partition(".")[0] for name in own})
-    for name in plain:
+    loaded_parts = {name.partition(".")[0] for name in result.state}
+    _keep_new_parts(result, loaded_parts, {name.partition(".")[0] for name in own})
+    for name in file_names:
         if name in used or name.endswith(COUNTER):
             continue
         part = name.partition(".")[0]
-        no_place = name.startswith(_NO_WEIGHTS) or (part in MASK_PARTS and part not in found)
-        (result.left_out if no_place else result.unknown).append(plain[name])
+        unneeded = name.startswith(_NOT_NEEDED) or (part in MASK_PARTS and part not in loaded_parts)
+        (result.left_out if unneeded else result.unknown).append(file_names[name])
     _choose_queries(result, own)
     raw_ids = any(n.startswith((OFFICIAL_BACKBONE, "model.query_position_emb")) for n in used)
     _choose_classes(result, own, model, file_classes or {}, raw_ids)
     return result
 
 
-def _without_wrappers(name: str) -> str:
-    """Official's ``DETRsegm`` and ``d2/`` wrapper each put a ``detr.`` before the detector."""
-    while name.startswith("detr."):
-        name = name.removeprefix("detr.")
-    return name
+def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of a file without the prefixes of wrappers, each with its name in the file.
+
+    ``torch.compile`` adds "_orig_mod." at any level. ``DataParallel``, ``AveragedModel`` and
+    Lightning put one prefix before all names of the model. Official DETR's ``DETRsegm`` and its
+    ``d2/`` wrapper each put "detr." before the names of the detector.
+    """
+    plain = {name.replace("_orig_mod.", ""): name for name in names}
+    queries = set(spellings(_QUERIES))
+    owner = next((n.removesuffix(q) for n in plain for q in queries if n.endswith(q)), None)
+    if owner is None:
+        # A backbone alone.
+        owner = next((p for p in _WRAPPERS if all(n.startswith(p) for n in plain)), "")
+    while owner.endswith("detr."):
+        owner = owner.removesuffix("detr.")
+    result = {}
+    for plain_name, name in plain.items():
+        plain_name = plain_name.removeprefix(owner)
+        while plain_name.startswith("detr."):
+            plain_name = plain_name.removeprefix("detr.")
+        result[plain_name] = name
+    return result
 
 
 def _find(name: str, file_names: Iterable[str]) -> list[str]:
-    """The names in the file of a tensor of the model; three for projections that are to be stacked,
-    none if it is not there."""
+    """Return the names in the file for a tensor of the model.
+
+    One name; or three if the file has query, key and value projections as separate tensors; or
+    none if the tensor is not there.
+    """
     for spelling in spellings(name):
         if spelling in file_names:
             return [spelling]
@@ -140,27 +177,27 @@ def _find(name: str, file_names: Iterable[str]) -> list[str]:
     return []
 
 
-def _keep_new_parts(result: Translation, found: set[str], own: set[str]) -> None:
-    if found == {"backbone"} and "query_embed" in own:
-        result.kept = own - found
+def _keep_new_parts(result: Translation, loaded_parts: set[str], own_parts: set[str]) -> None:
+    if loaded_parts == {"backbone"} and "query_embed" in own_parts:
+        result.kept = own_parts - loaded_parts
         result.warnings.append("The file holds a backbone only: all else keeps its initial values")
         return
-    result.kept = own - found - set(_DETR)
+    result.kept = own_parts - loaded_parts - set(_DETR)
     if result.kept:
         parts = ", ".join(sorted(result.kept))
         result.warnings.append(f"The file has nothing for {parts}: initial values are kept")
 
 
 def _choose_queries(result: Translation, own: Mapping[str, torch.Tensor]) -> None:
-    theirs, ours = result.state.get(_QUERIES), own.get(_QUERIES)
-    if theirs is None or ours is None or theirs.shape[1:] != ours.shape[1:]:
+    queries, own_queries = result.state.get(_QUERIES), own.get(_QUERIES)
+    if queries is None or own_queries is None or queries.shape[1:] != own_queries.shape[1:]:
         return
-    count = min(len(theirs), len(ours))
-    if len(theirs) != len(ours):
-        result.state[_QUERIES] = torch.cat([theirs[:count].to(ours), ours[count:]])
+    count = min(len(queries), len(own_queries))
+    if len(queries) != len(own_queries):
+        result.state[_QUERIES] = torch.cat([queries[:count].to(own_queries), own_queries[count:]])
         result.warnings.append(
-            f"Only the first {count} queries are loaded: the file has {len(theirs)}, "
-            f"MODEL.DETR.NUM_OBJECT_QUERIES is {len(ours)}"
+            f"Only the first {count} queries are loaded: the file has {len(queries)}, "
+            f"MODEL.DETR.NUM_OBJECT_QUERIES is {len(own_queries)}"
         )
 
 
@@ -171,46 +208,52 @@ def _choose_classes(
     file_classes: Mapping[int, str],
     raw_ids: bool,
 ) -> None:
-    """Choose the rows of the class head, or keep the model's where the classes are others."""
+    """Choose the rows of the class head, or keep the model's head if the classes differ."""
     if not all(name in result.state and name in own for name in CLASS_HEAD):
         return
-    rows, wanted = len(result.state[CLASS_HEAD[0]]), len(own[CLASS_HEAD[0]])
-    same_width = result.state[CLASS_HEAD[0]].shape[1:] == own[CLASS_HEAD[0]].shape[1:]
-    if not same_width or (rows == wanted and not raw_ids):
+    weight, own_weight = result.state[CLASS_HEAD[0]], own[CLASS_HEAD[0]]
+    num_classes = len(own_weight) - 1
+    same_rows = len(weight) == len(own_weight) and not raw_ids
+    if weight.shape[1:] != own_weight.shape[1:] or same_rows:
         return
     ids, names = getattr(model, "dataset_ids", None), getattr(model, "class_names", None)
-    theirs = class_names_of_rows(rows, file_classes) if raw_ids else {}
+    names_in_file = class_names_of_rows(len(weight), file_classes) if raw_ids else {}
     classes = enumerate(zip(ids or (), names or (), strict=False))
-    shared = [(row, i, name) for row, (i, name) in classes if i in theirs]
-    other = [f"; id {i} is {theirs[i]!r}, not {n!r}" for _, i, n in shared if theirs[i] != n]
-    if other or not shared:
+    shared = [(row, i, name) for row, (i, name) in classes if i in names_in_file]
+    conflicts = [
+        f"; id {i} is {names_in_file[i]!r}, not {name!r}"
+        for _, i, name in shared
+        if names_in_file[i] != name
+    ]
+    if conflicts or not shared:
         result.warnings.append(
-            f"The class head keeps its initial values: the file's {rows} class rows are not for "
-            f"the model's {wanted - 1} classes (DATASETS.TRAIN){''.join(other[:1])}"
+            f"The class head keeps its initial values: the file's {len(weight)} class rows are not "
+            f"for the model's {num_classes} classes (DATASETS.TRAIN){''.join(conflicts[:1])}"
         )
         result.kept.add("class_embed")
         for name in CLASS_HEAD:
             del result.state[name]
         return
+    rows = [*(row for row, _, _ in shared), -1]
+    rows_in_file = [*(i for _, i, _ in shared), -1]
     for name in CLASS_HEAD:
         chosen = own[name].clone()
-        source = [*(i for _, i, _ in shared), -1]
-        chosen[[*(row for row, _, _ in shared), -1]] = result.state[name][source].to(chosen)
+        chosen[rows] = result.state[name][rows_in_file].to(chosen)
         result.state[name] = chosen
-    if len(shared) < wanted - 1:
+    if len(shared) < num_classes:
         result.warnings.append(
             f"The class head is loaded in part: the file has {len(shared)} of the model's "
-            f"{wanted - 1} classes"
+            f"{num_classes} classes"
         )
 
 
 def class_names_of_rows(rows: int, file_classes: Mapping[int, str]) -> Mapping[int, str]:
-    """Class name of each raw category id that has a row in an official class head.
+    """Return the class name of each raw category id that has a row in an official class head.
 
     Args:
-        rows: number of rows, no-object's included.
-        file_classes: the names in the file, if any. The published panoptic files name the things
-            only, and have other words for the rest.
+        rows: number of rows, including no-object.
+        file_classes: the names in the file, if any. The published panoptic files of Hugging Face
+            name the things only, and have placeholders for stuff.
     """
     things = {i: name for i, name in file_classes.items() if i <= COCO_THING_IDS[-1]}
     if rows in (PANOPTIC_ROWS, BOX_ROWS) and things.items() <= COCO_NAMES.items():

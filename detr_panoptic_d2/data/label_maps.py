@@ -33,7 +33,7 @@ class LabelMasks(BitMasks):
         self.image_size = labels.shape
 
     @property
-    def tensor(self) -> torch.Tensor:  # type: ignore[override]
+    def tensor(self) -> torch.Tensor:
         return self.labels == self.values.to(self.labels.dtype)[:, None, None]
 
     @property

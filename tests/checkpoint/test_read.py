@@ -93,9 +93,9 @@ def test_arrays_of_both_generations_of_numpy(read):
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        ([1, 2], "holds no state dict: 0 entries"),
-        ({"model": {}}, "holds no state dict: 0 entries"),
-        ({"weight": torch.ones(1), "lr": 1}, r"2 entries, of which 1 are no tensors \['lr'\]"),
+        ([1, 2], "has no state dict: 0 entries"),
+        ({"model": {}}, r"1 entries, of which 1 are not tensors \['model'\]"),
+        ({"weight": torch.ones(1), "lr": 1}, r"2 entries, of which 1 are not tensors \['lr'\]"),
     ],
 )
 def test_no_state_dict(read, content, kind):
@@ -114,7 +114,7 @@ def test_truncated(read, tmp_path, kind, part):
         content = pickle.dumps({k: v.numpy() for k, v in weights.items()})
     else:
         content = saved(weights, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(UserError, match=r"weights\.pth cannot be read .* is it whole"):
+    with pytest.raises(UserError, match=r"weights\.pth cannot be read .* is it complete"):
         read(content[: int(len(content) * part)])
 
 
@@ -144,7 +144,7 @@ def test_url(server):
     checkpointer = PanopticCheckpointer(nn.Linear(2, 2))
     checkpointer.load(f"{address}/weights.pth?download=true")
     assert torch.equal(checkpointer.model.weight, torch.eye(2))
-    with pytest.raises(UserError, match=r"page\.pth cannot be read .* no web page"):
+    with pytest.raises(UserError, match=r"page\.pth cannot be read .* not a web page"):
         checkpointer.load(f"{address}/page.pth")
     with pytest.raises(FileNotFoundError, match=r"/gone\.pth could not be downloaded: .*404"):
         checkpointer.load(f"{address}/gone.pth")

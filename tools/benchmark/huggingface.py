@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from detr_panoptic_d2.apps.convert_checkpoint import huggingface_checkpoint
-from detr_panoptic_d2.checkpoint.names import transformers_5_name
 from detr_panoptic_d2.errors import UserError
 
 
@@ -25,9 +24,8 @@ def build(ours: nn.Module) -> nn.Module:
             "`pip install 'detr-panoptic-d2[benchmark,timm]'`."
         ) from error
     weights, config, _ = huggingface_checkpoint(ours)
-    theirs = DetrForSegmentation(DetrConfig(**config, **_losses(ours)))
-    weights |= {transformers_5_name(name): tensor for name, tensor in weights.items()}
-    theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
+    config = DetrConfig(**config, **_losses(ours))
+    theirs = DetrForSegmentation.from_pretrained(None, config=config, state_dict=weights)
     return theirs.to(ours.device).eval()
 
 
