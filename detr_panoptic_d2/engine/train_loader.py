@@ -23,6 +23,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.dataset_mapper import is_target
 from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError, check_value
 
@@ -89,8 +90,7 @@ def _check_labels(cfg: CfgNode, dicts: Sequence[dict]) -> None:
     """
     names = ", ".join(cfg.DATASETS.TRAIN)
     segments = [
-        [s for s in d.get("segments_info", d.get("annotations", ())) if not s.get("iscrowd", 0)]
-        for d in dicts
+        [s for s in d.get("segments_info", d.get("annotations", ())) if is_target(s)] for d in dicts
     ]
     most = max(map(len, segments))
     if most == 0:
