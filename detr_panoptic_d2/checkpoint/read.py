@@ -174,7 +174,7 @@ def _state_dicts(content: dict) -> dict[str, dict]:
         for key in keys:
             value = content[key] if isinstance(content[key], dict) else {}
             for inner in (value.get("state_dict"), value.get("module"), value):
-                if _is_state_dict(inner):
+                if isinstance(inner, dict) and _is_state_dict(inner):
                     candidates[key] = inner
     for key, weights in list(candidates.items()):
         prefixes = {name.partition(".")[0] for name in weights}
@@ -187,12 +187,8 @@ def _state_dicts(content: dict) -> dict[str, dict]:
     return {key: weights for key, weights in candidates.items() if weights}
 
 
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and _is_tensor(v) for k, v in value.items())
-    )
+def _is_state_dict(value: dict) -> bool:
+    return bool(value) and all(isinstance(k, str) and _is_tensor(v) for k, v in value.items())
 
 
 def _is_tensor(value: Any) -> bool:

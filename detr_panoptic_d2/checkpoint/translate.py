@@ -33,8 +33,8 @@ _QUERIES = "query_embed.weight"
 # Parts that every DETR has. Other parts (masks, parts of a user) may be new.
 _DETR = ("backbone", "input_proj", "query_embed", "transformer", "class_embed", "bbox_embed")
 # Tensors of other code bases that are not needed: buffers, counters, ImageNet classifiers.
-_NOT_NEEDED = ("criterion.", "pixel_mean", "pixel_std", "n_averaged", "fc.", "stem.fc.")
-_NOT_NEEDED += ("classifier.",)
+_BUFFERS = ("criterion.", "pixel_mean", "pixel_std", "n_averaged")
+_NOT_NEEDED = (*_BUFFERS, "fc.", "stem.fc.", "classifier.")
 # Prefixes of wrappers around a network without queries.
 _WRAPPERS = ("module.model.", "model.module.", "module.", "model.")
 
