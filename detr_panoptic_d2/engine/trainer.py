@@ -20,7 +20,6 @@ from detectron2.engine import (
 )
 from detectron2.engine import hooks as d2_hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,6 +30,7 @@ from ..data.dataset_mapper import PanopticDatasetMapper
 from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
 from ..files import remove_unfinished
+from ..modeling.backbone import lacks_norm_statistics
 from .hooks import BestCheckpoint, PanopticVisualizationHook, record_memory
 from .optimizer import build_optimizer
 from .setup import setup_job
@@ -177,8 +177,7 @@ class PanopticTrainer(DefaultTrainer):
             # plain_train_net.py keeps the iteration beside optimizer and scheduler.
             self.iter = rest.get("iteration", self.iter)
             self.start_iter = self.iter + 1
-        norms = [m for m in self.model.modules() if isinstance(m, FrozenBatchNorm2d)]
-        if any(not norm.running_mean.any() for norm in norms):
+        if lacks_norm_statistics(self.model):
             logger.warning(
                 "Frozen batch norms have no statistics, because no trained weights were loaded "
                 "into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "

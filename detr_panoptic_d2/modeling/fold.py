@@ -67,10 +67,10 @@ def _is_fixed(norm: Any) -> bool:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    """Multiply the norm into the convolution, in float64, in place."""
-    dtype = conv.weight.dtype
+    """Multiply the norm into the convolution in place, in float64 on the host."""
+    like = conv.weight
     tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    w, b, mean, variance, gamma, beta = (None if t is None else t.double() for t in tensors)
+    w, b, mean, variance, gamma, beta = (None if t is None else t.cpu().double() for t in tensors)
     weight, bias = fuse_conv_bn_weights(w, b, mean, variance, norm.eps, gamma, beta)  # type: ignore[arg-type]
-    conv.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    conv.weight = nn.Parameter(weight.to(like), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(like), requires_grad=False)

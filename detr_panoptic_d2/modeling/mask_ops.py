@@ -17,17 +17,18 @@ from .structures import Frame
 _VALUES_PER_STRIP = {"cpu": 2**20, "cuda": 2**25}
 
 
-def _taps(frame: Frame, grid: Sequence[int], dimension: int, device: torch.device):
+def _taps(frame: Frame, grid: Sequence[int], dimension: int):
     """Grid cells and weights of which the output's rows (0) or columns (1) are made.
 
     The official code upsamples logits bilinearly to the network input and takes the nearest of its
-    pixels for each output pixel; here only those pixels are computed, and padding is left out.
+    pixels for each output pixel. Here only those pixels are computed, without the padding.
 
     Returns:
-        lower cell, upper cell (int64) and weight of the upper one (float32), one per row or column.
+        lower cell, upper cell (int64) and weight of the upper one (float32), one per row or column,
+        on the host: not every device has float64.
     """
     canvas, image, output = (size[dimension] for size in frame)
-    centre = (torch.arange(output, device=device, dtype=torch.float64) + 0.5) * (image / output)
+    centre = (torch.arange(output, dtype=torch.float64) + 0.5) * (image / output)
     pixel = centre.floor().clamp(max=image - 1)
     position = ((pixel + 0.5) * (grid[dimension] / canvas) - 0.5).clamp(min=0)
     lower = position.floor().clamp(max=grid[dimension] - 1)
@@ -46,16 +47,17 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
         (slice of output rows, Q x rows x W float32 logits).
     """
     grid, device = mask_logits.shape[-2:], mask_logits.device
-    # Row numbers on the host, because slices that are made of them should not wait for a GPU.
-    first, last, _ = _taps(frame, grid, 0, torch.device("cpu"))
-    top, bottom, weight = _taps(frame, grid, 0, device)
-    left, right, weight_x = _taps(frame, grid, 1, device)
+    rows = _taps(frame, grid, 0)
+    # Slices are made of row numbers on the host, so that they do not wait for a GPU.
+    first, last = rows[0].tolist(), rows[1].tolist()
+    top, bottom, weight = (x.to(device, non_blocking=True) for x in rows)
+    left, right, weight_x = (x.to(device, non_blocking=True) for x in _taps(frame, grid, 1))
     height, width = frame.output
     values = _VALUES_PER_STRIP.get(device.type, _VALUES_PER_STRIP["cuda"])
     step = max(1, values // (max(1, len(mask_logits)) * width))
     for start in range(0, height, step):
         part = slice(start, min(height, start + step))
-        low, high = int(first[start]), int(last[part.stop - 1]) + 1
+        low, high = first[start], last[part.stop - 1] + 1
         # Columns come first in memory: rows of a matrix are gathered faster than single values.
         cells = mask_logits[:, low:high].float().permute(2, 0, 1).contiguous()
         wide = torch.lerp(cells[left], cells[right], weight_x[:, None, None])
@@ -99,22 +101,23 @@ def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
 
 
 def semantic_scores(
-    mask_logits: torch.Tensor,
-    scores: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-    frame: Frame,
+    mask_logits: torch.Tensor, probabilities: torch.Tensor, frame: Frame
 ) -> torch.Tensor:
     """Class scores per pixel: the sum over queries of class probability times mask probability
-    (Cheng et al. 2021, MaskFormer, section 3.4), restricted to the kept queries.
+    (Cheng et al. 2021, MaskFormer, section 3.4).
+
+    Args:
+        mask_logits: Q x h x w of all queries.
+        probabilities: Q x K class probabilities, without no-object.
+        frame: sizes of canvas, image and output.
 
     Returns:
         K x H x W float32.
     """
-    scores, labels = scores.to(mask_logits.device), labels.to(mask_logits.device)
-    semantic = mask_logits.new_zeros((num_classes, *frame.output), dtype=torch.float32)
+    classes = probabilities.float().T
+    semantic = mask_logits.new_empty((len(classes), *frame.output), dtype=torch.float32)
     for part, strip in resize_strips(mask_logits, frame):
-        semantic[:, part].index_add_(0, labels, strip.sigmoid() * scores[:, None, None])
+        semantic[:, part] = (classes @ strip.sigmoid().flatten(1)).unflatten(1, strip.shape[1:])
     return semantic
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..checkpoint.translate import translate_state_dict
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..errors import UserError, check_value
-from .backbone import check_backbone
+from .backbone import LEVELS, check_backbone, freeze_unused_parameters, frozen_norms
 from .criterion import SetCriterion
 from .fold import fold_batch_norms
 from .mask_head import BoxAttentionMap, build_mask_head
@@ -27,7 +27,7 @@ from .matcher import Targets
 from .panoptic_inference import build_panoptic_inference
 from .position_encoding import PositionEmbeddingSine
 from .structures import Detections, Frame, Selection
-from .transformer import BoxHead, Transformer
+from .transformer import BoxHead, Transformer, at_least_float32
 
 
 @META_ARCH_REGISTRY.register()
@@ -126,6 +126,9 @@ class PanopticDETR(nn.Module):
         if freeze_detector:
             for name, p in self.named_parameters():
                 p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
+        levels = LEVELS if mask_head is not None else LEVELS[-1:]
+        freeze_unused_parameters(backbone, len(pixel_mean), levels)
+        self.train()
         if compile_modules:
             self.compile_parts(dynamic=True)
 
@@ -178,6 +181,13 @@ class PanopticDETR(nn.Module):
     @property
     def device(self):
         return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "PanopticDETR":
+        """Set the training mode; norms of frozen parts stay in eval mode."""
+        super().train(mode)
+        for norm in frozen_norms(self):
+            norm.eval()
+        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Take checkpoints of other DETR code bases too, whoever loads them."""
@@ -253,9 +263,11 @@ class PanopticDETR(nn.Module):
         hs, memory = self.transformer(
             src_proj, padding, self.query_embed.weight, pos, return_intermediate=intermediate
         )
-        return Detections(
-            features, src_proj, padding, memory, hs, self.class_embed(hs), self.bbox_embed(hs)
-        )
+        # In bfloat16 a box would be rounded to steps of up to 5 pixels at a width of 1333.
+        with torch.autocast(hs.device.type, enabled=False):
+            queries = hs.to(self.class_embed.weight.dtype)
+            logits, boxes = at_least_float32(self.class_embed(queries)), self.bbox_embed(queries)
+        return Detections(features, src_proj, padding, memory, hs, logits, boxes)
 
     def _padding(self, images: ImageList, size) -> torch.Tensor | None:
         """B x h x w bool, True where the nearest canvas pixel is padding; None without padding."""
@@ -328,7 +340,7 @@ class PanopticDETR(nn.Module):
         selection = self.select(detections)
         masks = None
         if self.mask_head is not None:
-            pairs = selection.wanted.nonzero(as_tuple=True)
+            pairs = selection.masked.nonzero(as_tuple=True)
             masks = self.predict_masks(detections, *pairs)
         canvas = tuple(images.tensor.shape[-2:])
         frames = []
@@ -346,7 +358,7 @@ class PanopticDETR(nn.Module):
         logits = detections.pred_logits[-1]
         scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)
         panoptic = instance = torch.zeros_like(labels, dtype=torch.bool)
-        if self.panoptic_on or self.semantic_on:
+        if self.panoptic_on:
             panoptic = self.panoptic_inference.keep(logits)
         if self.instance_on:
             instance = self.is_thing[labels]
@@ -355,7 +367,10 @@ class PanopticDETR(nn.Module):
                 instance = instance & torch.zeros_like(instance).scatter_(1, best, True)
         # One transfer: what follows chooses queries on the host.
         host = torch.stack([scores, labels.float(), panoptic.float(), instance.float()]).cpu()
-        return Selection(host[0], host[1].long(), host[2].bool(), host[3].bool())
+        panoptic, instance = host[2].bool(), host[3].bool()
+        # Class scores of a pixel are a sum over all queries.
+        masked = torch.ones_like(panoptic) if self.semantic_on else panoptic | instance
+        return Selection(host[0], host[1].long(), panoptic, instance, masked)
 
     def assemble(
         self,
@@ -369,7 +384,7 @@ class PanopticDETR(nn.Module):
         Args:
             detections: of the batch.
             selection: the chosen queries.
-            mask_logits: P x H2 x W2 of the pairs in ``selection.wanted``, in order; None for boxes
+            mask_logits: P x H2 x W2 of the pairs in ``selection.masked``, in order; None for boxes
                 alone.
             frames: sizes of canvas, image and output of each image.
 
@@ -378,26 +393,26 @@ class PanopticDETR(nn.Module):
         """
         masks: Any = [None] * len(frames)
         if mask_logits is not None:
-            masks = mask_logits.split(selection.wanted.sum(1).tolist())
+            masks = mask_logits.split(selection.masked.sum(1).tolist())
         results = []
         for i, frame in enumerate(frames):
             scores, labels = selection.scores[i], selection.labels[i]
-            wanted = selection.wanted[i]
+            masked = selection.masked[i]
             result: dict[str, Any] = {}
-            if self.panoptic_on or self.semantic_on:
+            if self.panoptic_on:
                 kept = selection.panoptic[i]
-                chosen = (_rows(masks[i], kept[wanted]), scores[kept], labels[kept])
-                if self.panoptic_on:
-                    result["panoptic_seg"] = self.panoptic_inference(*chosen, frame)
-                if self.semantic_on:
-                    result["sem_seg"] = semantic_scores(*chosen, self.num_classes, frame)
+                chosen = (_rows(masks[i], kept[masked]), scores[kept], labels[kept])
+                result["panoptic_seg"] = self.panoptic_inference(*chosen, frame)
+            if self.semantic_on:
+                probabilities = detections.pred_logits[-1, i].softmax(-1)[:, :-1]
+                result["sem_seg"] = semantic_scores(masks[i], probabilities, frame)
             if self.instance_on:
                 kept = selection.instance[i]
                 result["instances"] = to_instances(
                     _rows(detections.pred_boxes[-1, i], kept),
                     scores[kept].to(self.device),
                     labels[kept].to(self.device),
-                    None if masks[i] is None else _rows(masks[i], kept[wanted]),
+                    None if masks[i] is None else _rows(masks[i], kept[masked]),
                     frame,
                 )
             results.append(result)

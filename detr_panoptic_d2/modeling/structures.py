@@ -37,19 +37,16 @@ class Selection(NamedTuple):
     Attributes:
         scores: probability of the best object class.
         labels: that class.
-        panoptic: whether the query takes part in the panoptic and semantic results.
+        panoptic: whether the query takes part in the panoptic result.
         instance: whether the query is an instance.
+        masked: whether its mask is computed.
     """
 
     scores: torch.Tensor
     labels: torch.Tensor
     panoptic: torch.Tensor
     instance: torch.Tensor
-
-    @property
-    def wanted(self) -> torch.Tensor:
-        """B x N bool: the queries whose masks are needed."""
-        return self.panoptic | self.instance
+    masked: torch.Tensor
 
 
 class Frame(NamedTuple):

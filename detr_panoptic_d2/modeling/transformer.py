@@ -225,4 +225,9 @@ class BoxHead(nn.Module):
         """(..., C) decoder outputs to (..., 4): (cx, cy, w, h) in [0, 1]."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
-        return self.layers[-1](x).sigmoid()
+        return at_least_float32(self.layers[-1](x)).sigmoid()
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; other types stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -14,7 +14,12 @@ from torchvision import models
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.modeling.backbone import LEVELS, RenamedBackbone, check_backbone
+from detr_panoptic_d2.modeling.backbone import (
+    LEVELS,
+    RenamedBackbone,
+    check_backbone,
+    lacks_norm_statistics,
+)
 
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"
@@ -180,9 +185,15 @@ def test_timm_shapes(name, rounding):
 
 @needs_timm
 def test_timm_norms_and_freezing():
-    frozen = build_timm("resnet18", "MODEL.BACKBONE.FREEZE_AT", 0)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
-    assert frozen.body.conv1.weight.requires_grad
+    for name in ("resnet18", "efficientnet_b0"):
+        frozen = build_timm(name, "MODEL.BACKBONE.FREEZE_AT", 0)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
+        assert next(frozen.body.parameters()).requires_grad
+        assert lacks_norm_statistics(frozen)
+        randomize_norms(frozen)
+        assert not lacks_norm_statistics(frozen)
+    assert not lacks_norm_statistics(build_timm("resnet18", "MODEL.RESNETS.NORM", "BN",
+                                                "MODEL.BACKBONE.FREEZE_AT", 0))  # fmt: skip
     for name, first_trained in (("resnet18", "layer2.0"), ("convnext_atto", "stages_1.")):
         backbone = build_timm(name, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "BN")
         trained = [key for key, p in backbone.body.named_parameters() if p.requires_grad]

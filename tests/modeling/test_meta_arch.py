@@ -102,6 +102,7 @@ def test_gradients_reach_every_parameter_and_no_frozen_one(tiny_model, batch, pr
 
 def test_freeze_detector_trains_the_mask_parts_alone(tiny_model, batch, make_input):
     model = tiny_model("MODEL.DETR.FREEZE_DETECTOR", True)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     losses = train(model, batch)
     assert set(losses) == {"loss_mask", "loss_dice"}
     check_gradients(model)
@@ -112,6 +113,38 @@ def test_freeze_detector_trains_the_mask_parts_alone(tiny_model, batch, make_inp
     losses = train(model, [make_input(32, 40, [])])
     assert set(losses) == {"loss_mask", "loss_dice"}
     assert all(loss == 0 for loss in losses.values())
+    assert any("running_mean" in name for name in statistics)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+
+
+def test_norms_of_a_part_that_the_user_freezes_stay_in_eval_mode(tiny_model, batch):
+    model = tiny_model()
+    stages = [model.backbone.res3, model.backbone.res4]
+    stages[0].requires_grad_(False)
+    before = [copy.deepcopy(stage.state_dict()) for stage in stages]
+    train(model, batch)
+    changed = [
+        {name for name, x in stage.state_dict().items() if not torch.equal(x, state[name])}
+        for stage, state in zip(stages, before, strict=True)
+    ]
+    assert not changed[0] and changed[1]
+
+
+@pytest.mark.parametrize("stage", [(), BOXES], ids=["masks", "boxes"])
+def test_levels_that_are_not_used_are_frozen(tiny_model, make_input, stage):
+    """Distributed training waits for a gradient of every trainable parameter."""
+    fpn = ("MODEL.DETR.BACKBONE.MODEL_NAME", "build_retinanet_resnet_fpn_backbone")
+    fpn += ("MODEL.DETR.BACKBONE.FEATURES", ["p3", "p4", "p5", "p6"], "MODEL.FPN.OUT_CHANNELS", 16)
+    fpn += ("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"], "MODEL.RESNETS.NORM", "BN")
+    name = ("MODEL.BACKBONE.NAME", "build_renamed_backbone")
+    model = tiny_model(*RESNET, *fpn, *name, *stage)
+    train(model, [make_input(64, 64, [0, 3], masks=not stage)])
+    check_gradients(model)
+    frozen = {n.split(".")[2] for n, p in model.named_parameters() if not p.requires_grad}
+    # p6, the last level, is made of the ResNet's res5.
+    pyramid = {f"fpn_{kind}{i}" for kind in ("lateral", "output") for i in (3, 4, 5)}
+    assert frozen == {"bottom_up", "top_block"} | (pyramid if stage else set())
 
 
 @pytest.mark.parametrize("truth", [[[], []], [[], [0, 3]], [[4], []]])
@@ -164,16 +197,22 @@ def test_boxes_alone(tiny_model, make_input):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_keeps_losses_finite_and_close(tiny_model, batch, dtype):
+def test_autocast_gives_full_precision_boxes_classes_and_losses(tiny_model, batch, dtype):
     model = tiny_model("MODEL.DETR.DROPOUT", 0.0).train()
-    expected = sum(model(batch).values()).item()
+    exact = model(batch)
     with torch.autocast("cpu", dtype=dtype):
         losses = model(batch)
-    total = sum(losses.values())
-    total.backward()
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
-    assert total.item() == pytest.approx(expected, rel=0.1)
+        detections = model.detect(model.preprocess(batch))
+    sum(losses.values()).backward()
     check_gradients(model)
+    for predicted in (detections.pred_logits, detections.pred_boxes):
+        assert predicted.dtype == torch.float32
+        assert (predicted != predicted.to(dtype)).float().mean() > 0.9
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        box = name.startswith(("loss_bbox", "loss_giou"))
+        bound = torch.finfo(dtype).eps * (0.25 if box else 4)
+        assert loss.item() == pytest.approx(exact[name].item(), rel=bound), name
     with torch.autocast("cpu", dtype=dtype):
         (result,) = model.eval()([{**batch[0], "instances": None}])
     assert result["panoptic_seg"][0].dtype == torch.int32
@@ -254,6 +293,21 @@ def test_output_contract(tiny_model, make_input):
         x1, y1, x2, y2 = instances.pred_boxes.tensor.unbind(1)
         assert (x1 >= 0).all() and (x1 <= x2).all() and (x2 <= size[1]).all()
         assert (y1 >= 0).all() and (y1 <= y2).all() and (y2 <= size[0]).all()
+
+
+def test_semantic_scores_are_those_of_all_queries(tiny_model, make_input):
+    """Also if no query is kept."""
+    options = ("MODEL.DETR.TEST.SEMANTIC_ON", True, "MODEL.DETR.TEST.SCORE_THRESH", 1.0)
+    model, x = tiny_model(*options), make_input(40, 48)
+    (result,) = model([x])
+    with torch.no_grad():
+        detections = model.detect(model.preprocess([x]))
+        masks = model.predict_masks(detections, torch.zeros(8, dtype=torch.long), torch.arange(8))
+    masks = torch.nn.functional.interpolate(masks[None], (40, 48), mode="bilinear")[0].sigmoid()
+    probabilities = detections.pred_logits[-1, 0].softmax(-1)[:, :-1]
+    expected = (probabilities[:, :, None, None] * masks[:, None]).sum(0)
+    torch.testing.assert_close(result["sem_seg"], expected, rtol=1e-4, atol=1e-5)
+    assert result["panoptic_seg"][1] == []
 
 
 def test_number_of_instances_is_bounded(tiny_model, make_input):

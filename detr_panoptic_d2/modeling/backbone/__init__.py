@@ -4,6 +4,7 @@ Every builder takes ``(cfg, input_shape)`` as Detectron2's own do. Only the buil
 """
 
 from .adapter import LEVELS, RenamedBackbone, check_backbone, is_dilated
+from .freezing import freeze_unused_parameters, frozen_norms, lacks_norm_statistics
 from .resnet import build_detr_resnet_backbone
 from .timm_backbone import TimmBackbone
 from .torchvision_backbone import TorchvisionResNet
@@ -15,5 +16,8 @@ __all__ = [
     "TorchvisionResNet",
     "build_detr_resnet_backbone",
     "check_backbone",
+    "freeze_unused_parameters",
+    "frozen_norms",
     "is_dilated",
+    "lacks_norm_statistics",
 ]
