@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What the scale of the attention maps is worth: the same training with and without it.
+"""Compare variants of a training: with and without the scale of the attention maps, and others.
 
     tools/experiments/from_scratch.py --output output/from_scratch --seeds 1 2 3 4 5
 
-Each seed is trained once per variant: same weights, same batches, one thread. The config's
-``MODEL.DETR.MASK_HEAD.ATTENTION_SCALE`` should be "auto", which is the variant "equal". A finished
-run is not repeated, so the command may be stopped and given again. It ends with the tables of
-docs/training_from_scratch.md.
+Trains every seed once per variant, with the same initial weights and batches, in one thread. The
+config's ``MODEL.DETR.MASK_HEAD.ATTENTION_SCALE`` should be "auto", which is the variant "equal". A
+finished run is not repeated, so the command can be interrupted and repeated. At the end it prints
+the tables of docs/training_from_scratch.md.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from detr_panoptic_d2.engine import PanopticTrainer, setup_job
 
 
 def _kaiming(model: nn.Module) -> None:
-    """The maps as they are, as in official DETR."""
+    """Unscaled maps, as in official DETR."""
     model.mask_head.attention_scale.fill_(1)
 
 
 def _weights(model: nn.Module) -> None:
-    """The scale on the initial weights in place of the maps."""
+    """Multiply the initial weights by the scale instead of the maps."""
     head = model.mask_head
     head.lay1.weight.data[:, head.hidden_dim :] *= head.attention_scale
     head.attention_scale.fill_(1)
@@ -45,18 +45,18 @@ def _tenth(model: nn.Module) -> None:
 
 
 def _mask_prior(model: nn.Module) -> None:
-    """Masks start at a probability of 0.12 in place of 0.5."""
+    """Initial mask probability of 0.12 instead of 0.5."""
     nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
 
 
 def _sharp(model: nn.Module) -> None:
-    """Box attention whose logits start twice as large, so that its maps are less uniform."""
+    """Double the initial box-attention logits, so that the maps are less uniform."""
     for linear in (model.bbox_attention.q_linear, model.bbox_attention.k_linear):
         linear.weight.data *= math.sqrt(2)
 
 
 def _semantic_loss(model: nn.Module) -> None:
-    """In training a linear layer names the classes of each cell of the encoded image."""
+    """Add a semantic loss in training: a linear layer classifies each cell of the memory."""
     classes = nn.Conv2d(model.mask_head.hidden_dim, model.num_classes, 1)
     model.semantic = classes
     detect, losses = model.detect, model.losses
@@ -71,7 +71,7 @@ def _semantic_loss(model: nn.Module) -> None:
         result = losses(batched_inputs)
         logits = classes(memory[0]).log_softmax(1)
         targets = torch.zeros_like(logits)
-        # The images of the built-in set and their annotations have one size.
+        # All images of the built-in set have the same size.
         for target, x in zip(targets, batched_inputs, strict=True):
             masks = x["instances"].gt_masks.tensor.float()
             shares = F.adaptive_avg_pool2d(masks[None], target.shape[-2:])[0]
@@ -83,7 +83,7 @@ def _semantic_loss(model: nn.Module) -> None:
 
 
 class _MaskHeadThrice(PanopticTrainer):
-    """Mask head and box attention learn at three times the rate."""
+    """Train mask head and box attention at three times the learning rate."""
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -97,12 +97,12 @@ class _MaskHeadThrice(PanopticTrainer):
 
 
 class _Averaged(PanopticTrainer):
-    """Evaluates an exponential moving average of the weights."""
+    """Evaluate an exponential moving average of the weights."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-        # Batch statistics are those of the model itself.
+        # BatchNorm statistics are copied from the model, not averaged.
         self.test = lambda cfg, model: PanopticTrainer.test(cfg, self.average.module)
 
     def run_step(self):
@@ -111,11 +111,11 @@ class _Averaged(PanopticTrainer):
 
 
 class Variant(NamedTuple):
-    """What is done otherwise in a training.
+    """A change of the training.
 
     Attributes:
-        start: changes the model that has just been built.
-        trainer: runs it.
+        start: changes the newly built model.
+        trainer: trainer class.
     """
 
     start: Callable[[nn.Module], None] = lambda model: None
@@ -136,7 +136,7 @@ VARIANTS = {
 
 
 class _ProcessTime(HookBase):
-    """CPU seconds of the training steps alone, evaluation left out."""
+    """CPU seconds of the training steps, without evaluation."""
 
     seconds = 0.0
 
@@ -154,15 +154,15 @@ def _cpu_seconds() -> float:
 def run(
     config_file: str, variant: str, seed: int, folder: Path, opts: list[str], stop: int | None
 ) -> dict:
-    """Train once, or read what a finished run left.
+    """Train once, or read the result of a finished run.
 
     Args:
         config_file: path or name of a config.
         variant: a key of :data:`VARIANTS`.
-        seed: of weights and batches.
-        folder: the run's own output folder.
+        seed: seed of weights and batches.
+        folder: output folder of the run.
         opts: config keys and values; ``{seed}`` in a value is the seed.
-        stop: iteration to end at, on the schedule of the whole training.
+        stop: last iteration; the schedule is that of the whole training.
 
     Returns:
         ``curve`` (list of [iteration, metrics]), ``iterations`` and ``cpu_seconds`` of the steps.
@@ -180,7 +180,7 @@ def run(
             changes.start(model)
             return model
 
-    # Data are loaded in the process itself, so that its time is all there is.
+    # No worker processes, so that the CPU time of this process is the total.
     own = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "DATALOADER.NUM_WORKERS", "0"]
     opts = [*own, *(opt.replace("{seed}", str(seed)) for opt in opts)]
     arguments = argparse.Namespace(config_file=config_file, opts=opts, eval_only=False)
@@ -191,12 +191,12 @@ def run(
     trainer.max_iter = min(stop or trainer.max_iter, trainer.max_iter)
     clock = _ProcessTime()
     trainer.register_hooks([clock])
-    # First before a step and first after it: no other hook's work is counted.
+    # As the first hook it does not measure the work of other hooks.
     trainer._hooks.insert(0, trainer._hooks.pop())
     trainer.train()
     lines = (folder / "metrics.json").read_text(encoding="utf-8").splitlines()
     entries = [entry for entry in map(json.loads, lines) if "panoptic_seg/PQ" in entry]
-    # The entry after the last step has its number, the others are one behind.
+    # Entries are numbered from 0, except for the one after the last step.
     curve = {
         min(entry["iteration"] + 1, trainer.max_iter): {
             key.removeprefix("panoptic_seg/"): value
@@ -215,12 +215,12 @@ def run(
 
 
 def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]) -> str:
-    """Mean and standard error over seeds: along the training, and to reach some values.
+    """Return tables of mean and standard error over seeds, per iteration and to reach ``levels``.
 
     Args:
         results: variant -> seed -> what :func:`run` returned.
         metric: its name in the curves, "PQ" or "PQ_th" for example.
-        levels: values whose first iteration is wanted.
+        levels: values of the metric; the first iteration that reaches each is reported.
     """
     seeds = sorted(set.intersection(*(set(runs) for runs in results.values())))
     all_runs = [runs[seed] for runs in results.values() for seed in seeds]
@@ -252,7 +252,7 @@ def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]
 
 
 def _first(iterations: list[int | None], pace: float) -> str:
-    """Mean iteration and its CPU seconds; the seeds that never got there are counted."""
+    """Return the mean iteration and CPU seconds, or how many seeds never reached the level."""
     reached = [i for i in iterations if i is not None]
     if len(reached) < len(iterations):
         return f"never: {len(iterations) - len(reached)} of {len(iterations)}"
@@ -265,7 +265,7 @@ def _mean(values: list[float], digits: int = 1) -> str:
 
 
 def main() -> None:
-    """Train what is missing, then print the tables."""
+    """Run the missing trainings, then print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -277,7 +277,7 @@ def main() -> None:
     )
     parser.add_argument("--metrics", nargs="+", default=["PQ", "PQ_th"])
     parser.add_argument("--levels", type=float, nargs="+", default=[60, 75])
-    parser.add_argument("--stop", type=int, help="end here, on the schedule of the whole training")
+    parser.add_argument("--stop", type=int, help="last iteration; the schedule does not change")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...")
     args = parser.parse_args()
     torch.set_num_threads(1)
