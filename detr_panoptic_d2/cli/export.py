@@ -1,13 +1,13 @@
 """Export a model as two graphs that run without torch and Detectron2, for images of any size.
 
 The folder holds the graphs, their description (panoptic.json) and panoptic_runtime.py, which runs
-them with NumPy and ONNX Runtime or OpenVINO alone.
+them with NumPy, Pillow and ONNX Runtime or OpenVINO.
 
 Examples:
   detr-panoptic export --config-file CONFIG --output exported MODEL.WEIGHTS model.pth
   detr-panoptic export --config-file CONFIG --format openvino --int8 photos/ --output exported \\
       MODEL.WEIGHTS model.pth
-  python exported/panoptic_runtime.py exported photos/*.jpg --output out
+  python exported/panoptic_runtime.py exported photos --output out
 """
 
 import argparse
@@ -30,27 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the model, export it and say where it is."""
-    import numpy as np
-    from detectron2.data.detection_utils import read_image
-    from detectron2.modeling import build_model
-
-    from ..apps.predict import find_inputs
-    from ..checkpoint import PanopticCheckpointer
     from ..engine import setup_cfg
-    from ..export import evaluate_exported, export_model
+    from ..export import evaluate_exported, export_weights
 
     set_up_console()
     cfg = setup_cfg(args.config_file, args.opts)
-    model = build_model(cfg).eval()
-    PanopticCheckpointer(model).load(cfg.MODEL.WEIGHTS, complete=True)
-    paths = find_inputs([args.int8]) if args.int8 else []
-    folder = export_model(
-        model,
+    folder = export_weights(
         cfg,
         args.output,
         graph_format=args.format,
         half=args.half,
-        int8_images=[np.asarray(read_image(str(path), "RGB")) for path in paths],
+        int8_images=args.int8,
         size=args.size,
     )
     print(f"Exported: {folder}")

@@ -36,10 +36,11 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.exported) == bool(args.config_file):
         args.parser.error("give one of --config-file and --exported")
 
-    from ..apps.predict import find_inputs, predict
+    from ..apps.predict import predict
+    from ..export.runtime import find_images
 
     set_up_console()
-    paths = find_inputs(args.input)
+    paths = find_images(args.input)
     if args.exported:
         from ..export import ExportedPredictor
 

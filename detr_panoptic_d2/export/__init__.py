@@ -5,6 +5,6 @@ runs them with NumPy and a runtime alone.
 """
 
 from .exported_predictor import ExportedPredictor, evaluate_exported
-from .write import export_model
+from .write import export_model, export_weights
 
-__all__ = ["ExportedPredictor", "evaluate_exported", "export_model"]
+__all__ = ["ExportedPredictor", "evaluate_exported", "export_model", "export_weights"]

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 
 from .._version import __version__
+from ..checkpoint import PanopticCheckpointer
+from ..data.dataset_mapper import read_image
 from ..errors import UserError
 from ..modeling.meta_arch import PanopticDETR
 from . import runtime
@@ -83,7 +85,7 @@ def export_model(
             "size": list(size) if size else None,
             **_describe(model, cfg),
         }
-        shutil.copy(runtime.__file__, folder / "panoptic_runtime.py")
+        (folder / "panoptic_runtime.py").write_text(runtime.runtime_source(), "utf-8")
         (folder / runtime.DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
         if graph_format == "torch-export":
             for program, name in zip(programs, description["files"].values(), strict=True):
@@ -102,6 +104,24 @@ def export_model(
             output.rmdir()
         folder.rename(output)
     return output
+
+
+def export_weights(
+    cfg: CfgNode, output: str | os.PathLike, *, int8_images: str | None = None, **options: Any
+) -> Path:
+    """Export the model of a config with its ``MODEL.WEIGHTS``.
+
+    Args:
+        cfg: the config.
+        output: folder to make.
+        int8_images: folder of the images for the ranges of int8.
+        options: others of :func:`export_model`.
+    """
+    paths = runtime.find_images([int8_images]) if int8_images else []
+    model = build_model(cfg).eval()
+    PanopticCheckpointer(model).load(cfg.MODEL.WEIGHTS, complete=True)
+    images = [read_image(path, "RGB") for path in paths]
+    return export_model(model, cfg, output, int8_images=images, **options)
 
 
 def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
@@ -215,5 +235,5 @@ def _import(name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"This export needs {name.split('.')[0]}, which is not installed: "
-            "pip install 'detr_panoptic_d2[export]'."
+            "pip install '.[export]' in a checkout."
         ) from error

@@ -7,10 +7,11 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from detr_panoptic_d2.apps.predict import find_inputs, predict
+from detr_panoptic_d2.apps.predict import predict
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
+from detr_panoptic_d2.export.runtime import find_images
 
 OPTS = ["MODEL.DETR.TEST.SCORE_THRESH", "0.0", "MODEL.DEVICE", "cpu"]
 OPTS += ["MODEL.DETR.NUM_CLASSES", "133", "DATASETS.TRAIN", "()"]
@@ -53,16 +54,16 @@ def test_weights_must_be_there_and_fit(make_predictor):
         make_predictor("MODEL.DETR.NUM_OBJECT_QUERIES", "3")
 
 
-def test_find_inputs(pictures):
+def test_find_images(pictures):
     folder = [pictures / "a.jpg", pictures / "b.png"]
-    assert find_inputs([str(pictures)]) == folder
+    assert find_images([str(pictures)]) == folder
     pattern = str(pictures / "**" / "*.png")
-    assert find_inputs([pattern, str(pictures / "a.jpg")])[-1] == pictures / "a.jpg"
-    assert find_inputs([str(pictures), str(pictures / "b.png")]) == folder
+    assert find_images([pattern, str(pictures / "a.jpg")])[-1] == pictures / "a.jpg"
+    assert find_images([str(pictures), str(pictures / "b.png")]) == folder
     (pictures / "empty").mkdir()
     for item in ("nothing.jpg", "no*.png", "empty"):
-        with pytest.raises(FileNotFoundError, match=r"--input '.*' is no file, no pattern"):
-            find_inputs([str(pictures / item)])
+        with pytest.raises(FileNotFoundError, match="' is not a file, a pattern"):
+            find_images([str(pictures / item)])
 
 
 def test_command(weights, pictures, command, tmp_path):

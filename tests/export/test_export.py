@@ -19,10 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_d2.data.panoptic_json import complete_segments
+from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export import export_model, runtime, write
 from detr_panoptic_d2.export.graphs import DetectorGraph
+from detr_panoptic_d2.export.runtime.rule import assemble, select_queries
 from detr_panoptic_d2.modeling import panoptic_inference
 from detr_panoptic_d2.modeling.structures import Frame
 
@@ -141,15 +144,6 @@ def test_runtime_gives_the_segments_of_the_model(exported):
     assert count > 5
 
 
-def test_resize_is_that_of_pillow():
-    rng = np.random.default_rng(1)
-    for _ in range(40):
-        old, new = rng.integers(1, 90, 2), rng.integers(1, 90, 2).tolist()
-        image = rng.integers(0, 256, (*old, 3), np.uint8)
-        expected = np.asarray(Image.fromarray(image).resize(new[::-1], Image.BILINEAR))
-        assert np.array_equal(runtime.resize(image, tuple(new)), expected)
-
-
 @pytest.mark.parametrize(
     ("rule", "overlap"),
     [
@@ -161,22 +155,21 @@ def test_resize_is_that_of_pillow():
     ],
 )
 def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
-    runtime_model = runtime.PanopticModel.__new__(runtime.PanopticModel)
-    runtime_model.classes = [{"id": 10 + i, "name": "", "isthing": i < 2} for i in range(4)]
+    classes = [{"id": 10 + i, "name": "", "isthing": i < 2} for i in range(4)]
     rng = np.random.default_rng(0)
     for _ in range(60):
         options = {"min_segment_area": int(rng.choice([0, 4, 30])), "overlap_thresh": overlap}
         options["score_thresh"] = float(rng.choice([0.0, 0.4, 0.8]))
-        runtime_model.description = {"rule": rule, **options}
+        description = {"classes": classes, "rule": rule, **options}
         expected_rule = getattr(panoptic_inference, rule)(thing_ids=[0, 1], **options)
         logits = rng.normal(size=(rng.integers(1, 9), 5)).astype(np.float32) * 2
-        kept, scores, labels = runtime_model.select(logits)
+        kept, scores, labels = select_queries(logits, description)
         expected_kept = expected_rule.keep(torch.from_numpy(logits)).nonzero()[:, 0]
         assert kept.tolist() == expected_kept.tolist()
         masks = rng.normal(size=(len(kept), *rng.integers(1, 9, 2))).astype(np.float32) * 5
         masks[rng.random(masks.shape) < 0.2] = 0
         size, output = (tuple(rng.integers(4, 30, 2).tolist()) for _ in range(2))
-        ids, segments = runtime_model.assemble(masks, scores, labels, size, output)
+        ids, segments = assemble(masks, scores, labels, description, size, output)
         tensors = (torch.from_numpy(x) for x in (masks, scores, labels))
         expected, info = expected_rule(*tensors, Frame(size, size, output))
         assert np.array_equal(ids, expected.numpy())
@@ -185,37 +178,48 @@ def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
 
 
 def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
+    """As ``predict`` does: folders, names that come twice, a broken file among good ones."""
     folder = exported[1]
     if json.loads((folder / "panoptic.json").read_text())["format"] == "torch-export":
         pytest.skip("torch.export's format is for torch")
-    names = []
-    for i, image in enumerate(pictures((40, 56), (70, 50))):
-        names.append(str(tmp_path / f"{i}.png"))
-        Image.fromarray(image).save(names[-1])
+    images = pictures((40, 56), (70, 50), (50, 60))
+    for name, image in zip(("a.png", "a.jpg", "more/a.png"), images, strict=True):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "broken.png").write_text("no image")
+    words = [str(folder), str(tmp_path / "in"), str(tmp_path / "in" / "more")]
+    words += ["--output", str(tmp_path / "out")]
     # None in sys.modules: cannot be imported.
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'detectron2', 'panopticapi']));"
         f"sys.path.insert(0, {str(folder)!r}); import panoptic_runtime;"
-        f"sys.argv[1:] = {[str(folder), *names, '--output', str(tmp_path / 'out')]};"
-        "sys.exit(panoptic_runtime.main())"
+        f"sys.argv[1:] = {words}; sys.exit(panoptic_runtime.main())"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "3 of 4 images done" in done.stdout
+    assert done.stderr.startswith(f"Not done: {tmp_path / 'in' / 'broken.png'} (")
+    assert done.stderr.count("\n") == 1
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [i["file_name"] for i in content["images"]] == ["0.png", "1.png"]
+    assert [i["file_name"] for i in content["images"]] == ["a.jpg", "a.png", "more/a.png"]
+    assert [a["file_name"] for a in content["annotations"]] == ["a.png", "a_2.png", "more/a.png"]
     for image, annotation in zip(content["images"], content["annotations"], strict=True):
-        png = np.asarray(Image.open(tmp_path / "out" / "panoptic" / annotation["file_name"]))
-        ids = png.astype(np.int64) @ [1, 256, 65536]
+        ids = read_panoptic_png(tmp_path / "out" / "panoptic" / annotation["file_name"])
         assert ids.shape == (image["height"], image["width"])
-        assert {s["id"] for s in annotation["segments_info"]} == set(np.unique(ids)) - {0}
+        infos = annotation["segments_info"]
+        assert infos == complete_segments(ids, infos)
+        assert {s["id"] for s in infos} == set(np.unique(ids).tolist()) - {0}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "predictions.json' exists" in done.stderr
 
 
 def test_a_child_may_end_after_a_model_was_used(export):
     """With a Python handler of SIGCHLD, as torch's DataLoader sets one."""
+    folder = str(export("openvino", graph_format="openvino")[1])
     code = (
         "import faulthandler, signal, subprocess, sys; faulthandler.enable();"
-        f"sys.path.insert(0, {str(Path(runtime.__file__).parent)!r}); import runtime;"
+        f"sys.path.insert(0, {folder!r}); import panoptic_runtime;"
         "signal.signal(signal.SIGCHLD, lambda *_: print('ended'));"
-        f"runtime.PanopticModel({str(export('openvino', graph_format='openvino')[1])!r});"
+        f"panoptic_runtime.PanopticModel({folder!r});"
         "[subprocess.run([sys.executable, '-c', '']) for _ in range(3)]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -273,12 +277,12 @@ def test_what_cannot_be_exported_is_said_before(tiny_model, cfg, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_whole_is_no_model(exported, tmp_path):
-    with pytest.raises(ValueError, match="no exported model"):
+def test_an_incomplete_folder_is_an_error(exported, tmp_path):
+    with pytest.raises(ValueError, match="not an exported model"):
         runtime.PanopticModel(tmp_path)
     text = (exported[1] / "panoptic.json").read_text()
     (tmp_path / "panoptic.json").write_text(text)
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         runtime.PanopticModel(tmp_path)
 
 

@@ -14,10 +14,10 @@ from ...data.metadata import dataset_ids
 from ...data.panoptic_json import complete_segments, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
 from ...evaluation.ground_truth import categories_of
+from ...export.runtime import name_results
 from ...files import atomic_file, check_not_overwritten
 from ...visualization.draw import draw_panoptic
-from .inputs import is_video, name_results
-from .video import predict_video
+from .video import is_video, predict_video
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ def predict(
             ids = ids.cpu().numpy()
             write_panoptic_png(pngs[path], ids)
             size = {"height": ids.shape[0], "width": ids.shape[1]}
-            images.append({"id": len(images) + 1, "file_name": names[path][0].as_posix(), **size})
+            images.append({"id": len(images) + 1, "file_name": names[path][0], **size})
             annotations.append(
                 {
                     "image_id": len(images),
-                    "file_name": pngs[path].relative_to(output_dir / "panoptic").as_posix(),
+                    "file_name": f"{names[path][1]}.png",
                     "segments_info": _segments_info(ids, segments, dataset_ids(predictor.metadata)),
                 }
             )
@@ -89,7 +89,7 @@ def predict(
     return failed
 
 
-def _overlay_name(path: Path, result: Path) -> str:
+def _overlay_name(path: Path, result: str) -> str:
     if is_video(path):
         return f"{result}.mp4"
     return f"{result}{path.suffix if path.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"

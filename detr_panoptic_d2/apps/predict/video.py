@@ -9,6 +9,13 @@ from tqdm import tqdm
 
 from ...visualization.draw import draw_panoptic
 
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video, by its suffix."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
 
 def predict_video(predictor: DefaultPredictor, path: Path, target: Path) -> None:
     """Write a video with overlays as MPEG-4.
