@@ -36,28 +36,28 @@ from ..files import atomic_file
 
 logger = logging.getLogger(__name__)
 
-# Rows of ids without a class have zero weights and this bias: their probability is exactly 0 in
-# float32 and float16 alike.
+# Rows of ids without a class have zero weights and this bias. Their probability is exactly 0, in
+# float32 and in float16.
 UNUSED_BIAS = -1e4
 
 
 def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode) -> None:
-    """Write a checkpoint of any format that can be loaded in another one.
+    """Convert a checkpoint of any known format to another format.
 
-    All of the network must be in the file, the class head included.
+    The file must hold the complete network, including the class head.
 
     Args:
         source: file, Hugging Face folder or URL.
-        target: file to write; a folder for "huggingface".
+        target: file to write, or folder for "huggingface".
         target_format: "ours", "official" or "huggingface".
         cfg: of the model.
 
     Raises:
-        UserError: the file lacks something, is broken, does not fit ``cfg``, or has no form in the
-            other format.
+        UserError: the file is incomplete, broken or does not fit ``cfg``, or the other format
+            cannot hold the network.
     """
     if cfg.INPUT.FORMAT != "RGB" and target_format != "ours":
-        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: other DETR code bases take RGB only")
+        raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: other DETR code bases use RGB only")
     model = build_model(cfg)
     PanopticCheckpointer(model).load(source, complete=True)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -79,17 +79,18 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
 
 
 def official_checkpoint(model: nn.Module) -> dict[str, Any]:
-    """Make what ``torch.save`` should write for facebookresearch/detr.
+    """Build the content of a checkpoint for facebookresearch/detr.
 
     Args:
         model: a ``PanopticDETR`` with a ResNet.
 
     Returns:
-        ``model``: the state dict, class rows at raw category ids; ``class_names``: id to name, so
-        that the file can be read here again for any data set (official code ignores it).
+        ``model``: the state dict, with class rows at raw category ids; ``class_names``: id to
+        name. This project needs the names to load the file for any data set. Official code ignores
+        them.
 
     Raises:
-        UserError: the backbone is no ResNet with batch norms, or the mask head is another one.
+        UserError: the backbone is not a ResNet with batch norms, or the mask head is another one.
     """
     weights, class_names = _exportable(model, OFFICIAL_BACKBONE, lambda name: name)
     return {"model": weights, "class_names": class_names}
@@ -98,17 +99,17 @@ def official_checkpoint(model: nn.Module) -> dict[str, Any]:
 def huggingface_checkpoint(
     model: nn.Module, min_size: int = 800, max_size: int = 1333
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
-    """Make the three files of a Hugging Face folder; the backbone is timm's.
+    """Build the three files of a Hugging Face folder. The backbone is timm's.
 
     Args:
-        model: a ``PanopticDETR`` with a standard ResNet, its images in RGB.
-        min_size, max_size: lengths that images are resized to, for their image processor.
+        model: a ``PanopticDETR`` with a standard ResNet and RGB images.
+        min_size, max_size: lengths that the image processor resizes images to.
 
     Returns:
         state dict (names of transformers 4), ``config.json`` and ``preprocessor_config.json``.
 
     Raises:
-        UserError: as :func:`official_checkpoint`; or the model is one that they do not have.
+        UserError: as :func:`official_checkpoint`; or Hugging Face has no such model.
     """
     tensors, class_names = _exportable(model, HUGGINGFACE_BACKBONE, huggingface_name)
     stages = {n.partition(".layer")[2]: x for n, x in tensors.items() if ".layer" in n}
@@ -117,7 +118,7 @@ def huggingface_checkpoint(
     encoder, decoder = model.transformer.encoder, model.transformer.decoder
     if not standard or any(name.endswith("encoder.layernorm.weight") for name in tensors):
         raise UserError(
-            "Hugging Face's Detr gets ResNet-18, -34, -50, -101 and -152 from here, and has no "
+            "Hugging Face's Detr can hold ResNet-18, -34, -50, -101 and -152, and no "
             "MODEL.DETR.PRE_NORM"
         )
     weights = {}
@@ -164,10 +165,10 @@ def huggingface_checkpoint(
 def spread_rows(
     weight: torch.Tensor, bias: torch.Tensor, dataset_ids: list[int], class_names: Iterable[str]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
-    """Put a model's class head at raw category ids, as official DETR has it.
+    """Move the rows of a model's class head to raw category ids, the layout of official DETR.
 
-    COCO's classes give 251 or 92 rows, others as many as their greatest id needs. Rows of unused
-    ids have zero weights and :data:`UNUSED_BIAS`.
+    COCO's classes give 251 or 92 rows. Other classes give as many rows as the largest id needs.
+    Rows of unused ids have zero weights and :data:`UNUSED_BIAS`.
 
     Args:
         weight, bias: (K + 1) x C and K + 1.
@@ -195,15 +196,15 @@ def spread_rows(
 def _exportable(
     model: nn.Module, backbone: str, rename: Callable[[str], str]
 ) -> tuple[dict[str, torch.Tensor], dict[int, str]]:
-    """The weights under other names, class rows at raw ids; the ids' names.
+    """Return the weights under other names, with class rows at raw ids, and the ids' names.
 
     Args:
         model: a ``PanopticDETR``.
-        backbone: what comes before torchvision's names of the ResNet.
-        rename: from our name to theirs, for what is neither backbone nor masks.
+        backbone: prefix of torchvision's names of the ResNet.
+        rename: maps our name to theirs, for tensors outside of backbone and mask head.
 
     Raises:
-        UserError: the backbone is no ResNet with batch norms, or the mask head is another one.
+        UserError: the backbone is not a ResNet with batch norms, or the mask head is another one.
     """
     state = {
         name: tensor.detach().cpu()
@@ -215,9 +216,8 @@ def _exportable(
     known_masks = model.mask_head is None or "mask_head.lay1.weight" in state
     if not (known_masks and has_means and all(resnet.values())):
         raise UserError(
-            "Only models with a ResNet with batch norms and MaskHeadSmallConv have a place in "
-            f"other DETR code bases, not {type(model.backbone).__name__} and "
-            f"{type(model.mask_head).__name__}"
+            "Other DETR code bases can hold only a ResNet with batch norms and MaskHeadSmallConv, "
+            f"not {type(model.backbone).__name__} and {type(model.mask_head).__name__}"
         )
     if ATTENTION_SCALE in state:
         # Other code bases have no scale: it becomes a part of the weights.

@@ -1,8 +1,8 @@
-"""Convert a checkpoint to this project's, official DETR's or Hugging Face's format.
+"""Convert a checkpoint to the format of this project, official DETR or Hugging Face.
 
-The format of the input is found out. Training and prediction need no conversion: MODEL.WEIGHTS
-takes all of them. In official DETR's and Hugging Face's formats classes are at their raw category
-ids; rows of unused ids get probability 0.
+The format of the input is detected. Training and prediction need no conversion: MODEL.WEIGHTS
+takes all formats. In the formats of official DETR and Hugging Face the class rows are at raw
+category ids, and rows of unused ids have probability 0.
 
 Examples:
   detr-panoptic convert-checkpoint --input detr-r50-panoptic-00ce5173.pth --output model.pth \\
@@ -19,7 +19,7 @@ from ._options import add_config_options, set_up_console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add input, output and format."""
     parser.add_argument("--input", required=True, help="file, Hugging Face folder or URL")
-    parser.add_argument("--output", required=True, help="file; a folder for huggingface")
+    parser.add_argument("--output", required=True, help="file to write (huggingface: folder)")
     parser.add_argument("--format", required=True, choices=("ours", "official", "huggingface"))
     add_config_options(parser)
 

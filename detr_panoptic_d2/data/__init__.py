@@ -1,4 +1,4 @@
-"""Data sets: registration and the mapper."""
+"""Registration of data sets, and the dataset mapper."""
 
 from .dataset_mapper import PanopticDatasetMapper
 from .metadata import dataset_ids, thing_class_ids

@@ -1,19 +1,19 @@
-"""What Detectron2's metadata says about the classes of a data set, in one id space.
+"""Read the classes of a data set from Detectron2's metadata, in one id space.
 
-The "standard" panoptic form is expected: ``thing_dataset_id_to_contiguous_id`` and
+The functions expect the "standard" panoptic form: ``thing_dataset_id_to_contiguous_id`` and
 ``stuff_dataset_id_to_contiguous_id`` map the ids of the annotation file to contiguous ids that
-together are ``0 .. C - 1``. Instance data sets, which know only things, have the same form with
-the stuff map missing. A set whose classes only its loader knows (``register_coco_instances`` with
-empty metadata, Detectron2's documented way) is loaded before it is asked.
+together are ``0 .. C - 1``. Instance data sets have things only, without the stuff map. The loader
+of a set may define the classes (``register_coco_instances`` with empty metadata). Such a set is
+loaded first.
 """
 
 from detectron2.data import DatasetCatalog, Metadata
 
 from ..errors import UserError
 
-# Each far from all before it in CIELAB, so that the classes of a small set cannot be mixed up. The
-# first six are from Okabe and Ito, "Color Universal Design" (2008), told apart with every common
-# kind of colour vision.
+# Each color is far from all earlier ones in CIELAB, so the classes of a small set look different.
+# The first six are from Okabe and Ito, "Color Universal Design" (2008). People with every common
+# kind of color vision can distinguish them.
 _HEX = """
 0072b2 e69f00 009e73 d55e00 cc79a7 f0e442 7030a0 96dce6 6e461e
 a0c83c c81446 808080 1e285a ffb4a5 145028 be96ff 827d14 00c8be
@@ -22,13 +22,13 @@ COLORS = [tuple(bytes.fromhex(color)) for color in _HEX.split()]
 
 
 def default_color(index: int) -> list[int]:
-    """Return the colour of class ``index`` (from 0), three integers from 0 to 255.
+    """Return the color of class ``index`` (from 0), three integers from 0 to 255.
 
-    After the list above its colours come again, lighter and darker in turn.
+    After the last color of the list, the colors repeat, lighter and darker in turn.
     """
-    turn, place = divmod(index, len(COLORS))
-    target = 255 if turn % 2 else 0
-    share = 0 if turn == 0 else 1 - 0.6 / (1 + 0.25 * (turn - 1))
+    round_index, place = divmod(index, len(COLORS))
+    target = 255 if round_index % 2 else 0
+    share = 0 if round_index == 0 else 1 - 0.6 / (1 + 0.25 * (round_index - 1))
     return [round(channel + share * (target - channel)) for channel in COLORS[place]]
 
 
@@ -39,8 +39,8 @@ def dataset_ids(metadata: Metadata) -> list[int]:
         metadata: the data set's entry in ``MetadataCatalog``.
 
     Raises:
-        UserError: no classes are known, or things and stuff share contiguous ids (Detectron2's
-            "separated" sets), or the contiguous ids have a gap.
+        UserError: the metadata has no classes, or things and stuff share contiguous ids
+            (Detectron2's "separated" sets), or the contiguous ids have a gap.
     """
     things, stuff = _id_maps(metadata)
     name = metadata.get("name")
@@ -68,7 +68,7 @@ def thing_class_ids(metadata: Metadata) -> list[int]:
 
 
 def class_names(metadata: Metadata) -> list[str] | None:
-    """Return the name of each contiguous class, in order; None where the metadata has none.
+    """Return the name of each contiguous class, in order. None: the metadata has no names.
 
     Raises as :func:`dataset_ids`.
     """
@@ -85,7 +85,7 @@ def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
         DatasetCatalog.get(name)
     things, stuff = map(metadata.get, maps)
     if things is None and stuff is None:
-        # Detectron2's convention for a set registered by its class names alone.
+        # Detectron2's convention for a set that was registered with class names only.
         things = {i: i for i in range(len(metadata.get("thing_classes", ())))}
     if not things and not stuff:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Jsons of the COCO panoptic format: read into Detectron2's dataset dicts, and written.
+"""Read jsons of the COCO panoptic format into Detectron2's dataset dicts, and write them.
 
-Class names, colours and thing-ness come from ``categories``, the real names of the image files
-from ``images``; Detectron2's own reader expects COCO's classes and ``.jpg``.
+Class names, colors and thing-ness come from ``categories``. The names of the image files come from
+``images``. Detectron2's own reader expects COCO's classes and ``.jpg``.
 """
 
 import json
@@ -33,8 +33,8 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
 
     Returns:
         list[dict]: in the order of ``annotations``: ``file_name``, ``image_id``, ``height`` and
-        ``width`` where the json has them, ``pan_seg_file_name``, and ``segments_info`` with
-        contiguous ``category_id`` and bool ``isthing``. Images without annotation are left out.
+        ``width`` if the json has them, ``pan_seg_file_name``, and ``segments_info`` with
+        contiguous ``category_id`` and bool ``isthing``. Images without annotation are dropped.
 
     Raises:
         FileNotFoundError: the json, or the first image or PNG, is missing.
@@ -59,24 +59,24 @@ def panoptic_dicts(
     if not annotated:
         raise UserError(f"'{panoptic_json}' has no annotations.")
     if without := len(images) - len(annotated):
-        logger.info(f"{without} images of '{panoptic_json}' have no annotation and are left out.")
+        logger.info(f"{without} images of '{panoptic_json}' have no annotation and are dropped.")
     contiguous = {category_id: i for i, category_id in enumerate(categories)}
     dicts = []
-    for one in annotated:
+    for image in annotated:
         segments = [
             {
                 **segment,
                 "category_id": contiguous[segment["category_id"]],
                 "isthing": bool(categories[segment["category_id"]]["isthing"]),
             }
-            for _, segment in one.segments
+            for _, segment in image.segments
         ]
         dicts.append(
             {
-                "file_name": one.image_path,
-                **{side: one.image[side] for side in ("height", "width") if side in one.image},
-                "image_id": one.image["id"],
-                "pan_seg_file_name": one.png_path,
+                "file_name": image.image_path,
+                **{side: image.image[side] for side in ("height", "width") if side in image.image},
+                "image_id": image.image["id"],
+                "pan_seg_file_name": image.png_path,
                 "segments_info": segments,
             }
         )
@@ -88,10 +88,10 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
 
     Args:
         categories: the list; its order gives the contiguous ids.
-        source: what to name in errors.
+        source: file name for errors.
 
     Returns:
-        dict: class names, colours and the maps of dataset ids to contiguous ids.
+        dict: class names, colors and the maps of dataset ids to contiguous ids.
 
     Raises:
         UserError: the list is missing or empty, or an entry is incomplete or a duplicate.
@@ -122,7 +122,7 @@ def read_panoptic_json(path: str | os.PathLike) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no json, or no mapping.
+        UserError: it is not a json, or not a mapping.
     """
     try:
         with PathManager.open(os.fspath(path), "r", encoding="utf-8") as file:
@@ -143,7 +143,7 @@ def write_panoptic_json(
     categories: list[dict],
     **more: Any,
 ) -> None:
-    """Write a json; it appears whole or not at all.
+    """Write a json atomically.
 
     Args:
         path: of the json.
@@ -160,14 +160,14 @@ def write_panoptic_json(
 
 
 def complete_segments(ids: np.ndarray, segments: Sequence[dict]) -> list[dict]:
-    """Add what a COCO panoptic json says of each segment: ``iscrowd``, ``area``, ``bbox``.
+    """Add the keys ``iscrowd``, ``area`` and ``bbox`` of a COCO panoptic json to each segment.
 
     Args:
         ids: integer ids (H, W), as :func:`.panoptic_png.write_panoptic_png` takes them.
-        segments: with ``id``, ``category_id`` (of the data set), and whatever else to keep.
+        segments: with ``id``, ``category_id`` (of the data set), and other keys to keep.
 
     Returns:
-        list[dict]: the segments that have pixels, in their order. Boxes are x, y, width, height.
+        list[dict]: the segments that have pixels, in the same order. Boxes are x, y, width, height.
     """
     labels, _ = ids_to_labels(ids, np.array([s["id"] for s in segments], dtype=np.int64))
     boxes, areas = label_boxes_and_areas(labels, len(segments))

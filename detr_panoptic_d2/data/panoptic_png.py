@@ -1,6 +1,6 @@
-"""PNGs of the COCO panoptic format: a segment id per pixel, ``R + 256 G + 65536 B``, 0 for void.
+"""Read and write PNGs of the COCO panoptic format.
 
-The only reader and the only writer of such files in this package.
+Each pixel holds a segment id, ``R + 256 G + 65536 B``, with 0 for void.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic_file
 
 MAX_SEGMENT_ID = (1 << 24) - 1
-# More different ids than this, on runs of less than four pixels, make a photograph.
+# A file with more different ids than this, in runs of less than four pixels, is a photograph.
 _MANY_IDS = 1000
 
 
@@ -24,16 +24,16 @@ _MANY_IDS = 1000
 def open_image(
     path: str | os.PathLike, what: str = "Image", hint: str = ""
 ) -> Iterator[Image.Image]:
-    """Open an image; also while it is decoded errors name the file.
+    """Open an image. Errors name the file, including those of decoding inside the block.
 
     Args:
         path: of the image.
-        what: the file is.
-        hint: what to do where there is none.
+        what: the kind of file, for errors.
+        hint: the way out if the file does not exist.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it is not a whole image.
+        OSError: it is not an image, or truncated.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
@@ -47,15 +47,15 @@ def open_image(
 
 
 def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
-    """Read the ids of an RGB image (H, W); alpha is ignored.
+    """Read the ids of an RGB image. Alpha is ignored.
 
     Returns:
         ndarray: uint32 ids (H, W).
 
     Raises:
         FileNotFoundError, OSError: see :func:`open_image`.
-        UserError: it has no three colour channels (a class mask, for one), or nearly every pixel
-            has an id of its own (a photograph, or a mask that was saved as JPEG).
+        UserError: it does not have three color channels (a class mask, for example), or nearly
+            all pixels have different ids (a photograph, or a mask that was saved as JPEG).
     """
     hint = "Check panoptic_root and the file_name of the annotation."
     with open_image(path, "Panoptic PNG", hint) as image:
@@ -72,14 +72,14 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
         count = len(np.unique(ids))
         if count > _MANY_IDS:
             raise UserError(
-                f"'{path}' is no panoptic PNG: it has {count} different ids on {ids.size} pixels. "
+                f"'{path}' is not a panoptic PNG: it has {count} different ids on {ids.size} pixels. "
                 "Is it a photograph, or are panoptic_root and image_root swapped?"
             )
     return ids
 
 
 def write_panoptic_png(path: str | os.PathLike, ids: np.ndarray) -> None:
-    """Write ids; the file appears whole or not at all, its folder is made if need be.
+    """Write ids atomically. The folder is made if it does not exist.
 
     Args:
         path: of the PNG.

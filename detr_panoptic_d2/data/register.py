@@ -1,4 +1,4 @@
-"""Registration of a user's own panoptic data, in Detectron2's standard COCO panoptic form."""
+"""Register a user's panoptic data in Detectron2's standard COCO panoptic form."""
 
 import functools
 import os
@@ -21,29 +21,33 @@ def register_panoptic(
 ) -> None:
     """Register a data set in COCO panoptic format under ``name``.
 
-    The json is read and checked at once, the list of images is built on first use. Relative paths
-    are relative to the current directory. Registering a name again with the same arguments does
+    The json is read and checked immediately. The list of images is built on first use. Relative
+    paths are relative to the current directory. A second registration with the same arguments does
     nothing.
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
-        image_root: folder of the images; the json's ``images`` give the names in it.
+        image_root: folder of the images. The names in the json's ``images`` are relative to it.
         panoptic_root: folder of the panoptic PNGs.
         panoptic_json: annotation file. Its ``categories`` need ``id``, ``name`` and ``isthing``;
             ``color`` is optional.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        UserError: the json is not in the format, or the name is taken.
+        UserError: the json is not in the format, or another set has the name.
     """
-    given = {"image_root": image_root, "panoptic_root": panoptic_root}
-    given["panoptic_json"] = panoptic_json
-    paths = {key: os.path.expanduser(os.fspath(path)) for key, path in given.items()}
+    paths = {
+        "image_root": os.path.expanduser(os.fspath(image_root)),
+        "panoptic_root": os.path.expanduser(os.fspath(panoptic_root)),
+        "panoptic_json": os.path.expanduser(os.fspath(panoptic_json)),
+    }
 
     def read_metadata() -> dict[str, Any]:
         for key in ("image_root", "panoptic_root"):
             if not PathManager.isdir(paths[key]):
-                raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is no folder.")
+                raise FileNotFoundError(
+                    f"Data set '{name}': {key} '{paths[key]}' is not a folder."
+                )
         content = read_panoptic_json(paths["panoptic_json"])
         panoptic_dicts(content, **paths)
         return panoptic_metadata(content["categories"], paths["panoptic_json"])
@@ -54,7 +58,7 @@ def register_panoptic(
 def register_from_config(cfg: CfgNode) -> None:
     """Register every item of ``cfg.DATASETS.REGISTER``.
 
-    An item is a mapping with the arguments of :func:`register_panoptic`, relative paths being
+    An item is a mapping with the arguments of :func:`register_panoptic`. Relative paths are
     relative to the current directory::
 
         DATASETS:
@@ -73,7 +77,7 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
     """Return ``cfg.DATASETS.REGISTER``, checked: arguments of :func:`register_panoptic`.
 
     Raises:
-        UserError: an item is no such mapping.
+        UserError: an item is not such a mapping.
     """
     required = {"name", "image_root", "panoptic_root", "panoptic_json"}
     for index, item in enumerate(cfg.DATASETS.REGISTER):
@@ -98,16 +102,16 @@ def register_once(
     paths: dict[str, str],
     metadata: Callable[[], dict[str, Any]],
 ) -> None:
-    """Enter a panoptic set in Detectron2's two catalogs, if it is not there with these paths.
+    """Add a panoptic set to Detectron2's two catalogs, unless it is there with the same paths.
 
     Args:
         name: of the set.
-        loader: gives the dataset dicts.
+        loader: returns the dataset dicts.
         paths: entries of the metadata.
-        metadata: gives the other entries; called for a new set only.
+        metadata: returns the other entries. It is called for a new set only.
 
     Raises:
-        UserError: there is a set of this name with other paths.
+        UserError: another set has this name.
     """
     if name in DatasetCatalog.list():
         other = {key: MetadataCatalog.get(name).get(key) for key in paths}

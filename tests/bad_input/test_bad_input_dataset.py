@@ -41,7 +41,7 @@ AT_REGISTRATION = {
     "no json": (lambda s: s.json.unlink(), "panoptic.json' does not exist"),
     "broken json": (lambda s: s.json.write_text('{"images": ['), "panoptic.json' is not a json"),
     "list": (lambda s: s.json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
-    "no image folder": (lambda s: s.images.rename(s.root / "i"), "image_root .*is no folder"),
+    "no image folder": (lambda s: s.images.rename(s.root / "i"), "image_root .*is not a folder"),
     "out of the PNG folder": (
         outside,
         "panoptic.json': annotations: entry 1, image_id 1.*'a/../../x.png' leads out of",
@@ -79,7 +79,7 @@ IN_TRAINING = {
     ),
     "photograph": (
         lambda s: s.png(1).write_bytes(s.image(1).read_bytes()),
-        "img1.png' is no panoptic PNG.*photograph",
+        "img1.png' is not a panoptic PNG.*photograph",
     ),
 }
 

@@ -161,7 +161,7 @@ def test_what_has_no_place_elsewhere(build, tiny_model):
         with pytest.raises(UserError, match="ResNet-18, -34, -50, -101 and -152.*PRE_NORM"):
             huggingface_checkpoint(model)
     model = build("MODEL.RESNETS.NORM", "GN", "MODEL.BACKBONE.FREEZE_AT", 0)
-    with pytest.raises(UserError, match="Only models with a ResNet with batch norms"):
+    with pytest.raises(UserError, match="only a ResNet with batch norms"):
         official_checkpoint(model)
 
 
@@ -195,5 +195,5 @@ def test_command(command, tmp_path, tiny_model):
         # Official DETR's batch norms are frozen and count nothing.
         assert name.endswith("num_batches_tracked") or torch.equal(found[name], tensor), name
     status, line = run("ours", "no", "huggingface", *config)
-    assert status == 1 and "Hugging Face's Detr gets ResNet-18" in line
+    assert status == 1 and "Hugging Face's Detr can hold ResNet-18" in line
     assert not names["no"].exists()

@@ -30,10 +30,10 @@ def test_photograph_is_no_panoptic_png(tmp_path, sample_data):
     pixels = np.stack([*np.meshgrid(ramp, ramp), np.full((96, 96), 9)], -1)
     noise = np.random.default_rng(0).normal(0, 4, pixels.shape)
     Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.png")
-    with pytest.raises(UserError, match=r"photo.png' is no panoptic PNG.*different ids"):
+    with pytest.raises(UserError, match=r"photo.png' is not a panoptic PNG.*different ids"):
         read_panoptic_png(tmp_path / "photo.png")
     for path in sorted((sample_data("coco_panoptic_sample") / "val2017").glob("*.jpg"))[:5]:
-        with pytest.raises(UserError, match="no panoptic PNG"):
+        with pytest.raises(UserError, match="not a panoptic PNG"):
             read_panoptic_png(path)
 
 

@@ -122,7 +122,7 @@ def no_segments(root, scene):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (photographs, r"000\.png' is no panoptic PNG.*panoptic_root"),
+        (photographs, r"000\.png' is not a panoptic PNG.*panoptic_root"),
         (other_ids, r"almost nothing labelled.*panoptic_root.*000\.png"),
         (no_segments, "swapped.*none of 3 images has a segment"),
     ],

@@ -285,7 +285,7 @@ def test_photographs_as_pngs(clean, check):
     report = check()
     errors = [f for f in report.findings if is_error(f)]
     assert [f.kind for f in errors] == ["unreadable-png"] * 20 + ["no-labels"]
-    assert "no panoptic PNG" in errors[0].detail
+    assert "not a panoptic PNG" in errors[0].detail
     assert fix(report) == (0, None)
 
 
