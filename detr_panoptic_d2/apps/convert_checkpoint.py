@@ -32,13 +32,14 @@ from ..checkpoint.translate import (
     PANOPTIC_ROWS,
 )
 from ..errors import UserError
-from ..files import atomic_file
+from ..files import atomic_file, check_not_overwritten
 
 logger = logging.getLogger(__name__)
 
 # Rows of ids without a class have zero weights and this bias. Their probability is exactly 0, in
 # float32 and in float16.
 UNUSED_BIAS = -1e4
+_HUGGINGFACE_FILES = ("model.safetensors", "config.json", "preprocessor_config.json")
 
 
 def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode) -> None:
@@ -53,11 +54,13 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
         cfg: of the model.
 
     Raises:
-        UserError: the file is incomplete, broken or does not fit ``cfg``, or the other format
-            cannot hold the network.
+        UserError: the file is incomplete, broken or does not fit ``cfg``, the other format cannot
+            hold the network, or the target is the source.
     """
     if cfg.INPUT.FORMAT != "RGB" and target_format != "ours":
         raise UserError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: other DETR code bases use RGB only")
+    inputs = Path(source).iterdir() if Path(source).is_dir() else [source]
+    check_not_overwritten(inputs, [target, *(Path(target, name) for name in _HUGGINGFACE_FILES)])
     model = build_model(cfg)
     PanopticCheckpointer(model).load(source, complete=True)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +68,10 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         weights, config, processor = huggingface_checkpoint(model, *sizes)
         Path(target).mkdir(exist_ok=True)
-        with atomic_file(Path(target, "model.safetensors"), "wb") as f:
+        weights_name, *json_names = _HUGGINGFACE_FILES
+        with atomic_file(Path(target, weights_name), "wb") as f:
             f.write(save(weights, metadata={"format": "pt"}))
-        for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        for name, content in zip(json_names, (config, processor), strict=True):
             with atomic_file(Path(target, name)) as f:
                 json.dump(content, f, indent=2)
     else:

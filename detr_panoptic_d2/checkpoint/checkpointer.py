@@ -145,8 +145,10 @@ class PanopticCheckpointer(DetectionCheckpointer):
             with atomic_file(target, "wb") as f:
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:
+            # torch.save raises a RuntimeError while it handles the OSError of the file.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise OSError(
-                f"The checkpoint {target} could not be written: {error}. {self.resume_hint()} "
+                f"The checkpoint {target} could not be written: {reason}. {self.resume_hint()} "
                 "Check the free space of the disk."
             ) from error
 

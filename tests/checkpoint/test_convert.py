@@ -165,14 +165,16 @@ def test_what_has_no_place_elsewhere(build, tiny_model):
         official_checkpoint(model)
 
 
-def test_nothing_is_written_of_what_does_not_fit(config, official_file, tmp_path):
+def test_nothing_is_written_on_errors(config, official_file, tmp_path):
     for key, value, to, words in (
         ("MODEL.DETR.NUM_OBJECT_QUERIES", 6, "ours", "not hold all of .*the first 5 queries"),
         ("INPUT.FORMAT", "BGR", "official", "INPUT.FORMAT is BGR"),
     ):
         with pytest.raises(UserError, match=words):
             convert_checkpoint(official_file, str(tmp_path / "x.pth"), to, config(key, value))
-    assert not (tmp_path / "x.pth").exists()
+    with pytest.raises(UserError, match=r"official\.pth' would overwrite the input"):
+        convert_checkpoint(official_file, official_file, "ours", config())
+    assert [path.name for path in tmp_path.iterdir()] == ["official.pth"]
 
 
 def test_command(command, tmp_path, tiny_model):
