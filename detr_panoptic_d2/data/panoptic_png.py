@@ -72,8 +72,8 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
         count = len(np.unique(ids))
         if count > _MANY_IDS:
             raise UserError(
-                f"'{path}' is not a panoptic PNG: it has {count} different ids on {ids.size} pixels. "
-                "Is it a photograph, or are panoptic_root and image_root swapped?"
+                f"'{path}' is not a panoptic PNG: it has {count} different ids on {ids.size} "
+                "pixels. Is it a photograph, or are panoptic_root and image_root swapped?"
             )
     return ids
 

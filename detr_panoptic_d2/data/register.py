@@ -45,9 +45,7 @@ def register_panoptic(
     def read_metadata() -> dict[str, Any]:
         for key in ("image_root", "panoptic_root"):
             if not PathManager.isdir(paths[key]):
-                raise FileNotFoundError(
-                    f"Data set '{name}': {key} '{paths[key]}' is not a folder."
-                )
+                raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is not a folder.")
         content = read_panoptic_json(paths["panoptic_json"])
         panoptic_dicts(content, **paths)
         return panoptic_metadata(content["categories"], paths["panoptic_json"])
