@@ -70,7 +70,7 @@ audit: $(DEV)
 setup: $(DEV)
 
 # The stamps are written last, so a set-up that was broken off starts again where pip left it.
-$(BASE): setup.py tools/install_detectron2.py
+$(BASE): pyproject.toml setup.py tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else \
 	"detr_panoptic_d2 needs Python 3.10 or newer; $(PYTHON) is %d.%d. Choose one: make PYTHON=python3.11" % v[:2])'
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

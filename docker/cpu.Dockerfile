@@ -1,7 +1,7 @@
 # docker build -f docker/cpu.Dockerfile -t detr-panoptic:cpu .
 # docker run --rm -v "$PWD/output:/home/user/output" detr-panoptic:cpu demo
 #
-# Not built so far: no container engine was at hand.
+# This image has not been built: there was no container engine.
 FROM python:3.12-slim
 
 RUN useradd --create-home user

@@ -3,7 +3,7 @@
 #     -e DETECTRON2_DATASETS=/data detr-panoptic:cuda train --config-file detr_panoptic_R50.yaml --num-gpus 8
 #
 # PyPI's wheels of PyTorch bring CUDA with them; the host needs NVIDIA's driver and container toolkit.
-# Not built so far: no container engine was at hand.
+# This image has not been built: there was no container engine.
 FROM python:3.12-slim
 
 RUN useradd --create-home user

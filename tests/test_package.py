@@ -46,11 +46,6 @@ def test_installed_metadata_has_this_version():
     assert found[0].version == detr_panoptic_d2.__version__
 
 
-def test_metadata_names_nothing_that_holds_numpy_below_2():
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert not re.search(r'"(panopticapi-lite|detectron2)[^"]*"', text)
-
-
 def test_every_folder_with_modules_is_a_package():
     """A folder without ``__init__.py`` would be left out of an installed package."""
     package = ROOT / "detr_panoptic_d2"

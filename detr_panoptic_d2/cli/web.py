@@ -1,6 +1,6 @@
 """Panoptic segmentation in the browser, served to this machine only unless asked otherwise.
 
-Needs Gradio: pip install 'detr-panoptic-d2[web]'. Stop it with Ctrl-C.
+Needs Gradio: pip install '.[web]'. Stop it with Ctrl-C.
 
 Examples:
   detr-panoptic web --config-file output/demo/config.yaml \\

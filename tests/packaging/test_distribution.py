@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("detr_panoptic_d2",)
+PACKAGE = "detr_panoptic_d2"
 # Import name -> name on PyPI, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by tools/install_detectron2.py.
@@ -27,7 +27,7 @@ EXTRA_OF = {"cv2": "opencv-python-headless"}
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of what belongs to the source."""
     source = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "configs", "tools"):
+    for name in (PACKAGE, "configs", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
@@ -55,15 +55,14 @@ def requirements(metadata):
 
 
 def third_party_imports():
-    found = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    found.update(alias.name.split(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                    found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names) - set(PACKAGES) - FROM_INSTALLER
+    names = set()
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {PACKAGE} - FROM_INSTALLER
 
 
 def test_requirements_are_what_is_imported(metadata):
@@ -74,9 +73,19 @@ def test_requirements_are_what_is_imported(metadata):
     assert {EXTRA_OF.get(name, name) for name in imported & OPTIONAL} <= extras
 
 
-def test_nothing_that_is_asked_for_holds_numpy_below_2(metadata):
-    base, extras = requirements(metadata)
-    assert not (base | extras) & {"detectron2", "panopticapi", "panopticapi-lite"}
+def test_lowest_versions_are_those_of_the_metadata(metadata):
+    """And nothing that requires NumPy below 2 is among the requirements."""
+    lowest = {}
+    for line in metadata.get_all("Requires-Dist"):
+        if match := re.match(r"([\w.-]+)>=([\d.]+)", line):
+            lowest[match[1].lower()] = match[2]
+    text = (ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.MULTILINE))
+    assert {name.lower() for name in pinned} >= requirements(metadata)[0]
+    for name, version in pinned.items():
+        assert f"{version}.".startswith(f"{lowest[name.lower()]}."), name
+    names = set.union(*requirements(metadata))
+    assert not names & {"detectron2", "panopticapi", "panopticapi-lite"}
 
 
 def test_wheel_holds_configs_and_types_but_no_tests(wheel):
@@ -86,7 +95,7 @@ def test_wheel_holds_configs_and_types_but_no_tests(wheel):
     assert {f"detr_panoptic_d2/configs/{name}" for name in configs} <= set(names)
     assert "detr_panoptic_d2/py.typed" in names
     folders = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert {folder for folder in folders if not folder.endswith(".data")} == set(PACKAGES)
+    assert {folder for folder in folders if not folder.endswith(".data")} == {PACKAGE}
     assert not [name for name in names if "test" in name or "benchmark" in name]
     # Data files of the package, such as templates, are in it.
     for path in ROOT.glob("detr_panoptic_d2/**/*"):
@@ -95,38 +104,24 @@ def test_wheel_holds_configs_and_types_but_no_tests(wheel):
 
 
 def test_the_installed_command_works_from_another_folder(wheel, tmp_path):
-    site = tmp_path / "site"
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-deps",
-        "--no-compile",
-        "--target",
-        site,
-        wheel,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    elsewhere = tmp_path / "elsewhere"
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
-    script = site / "bin" / ("detr-panoptic.exe" if os.name == "nt" else "detr-panoptic")
     environment = {**os.environ, "PYTHONPATH": str(site), "DETECTRON2_DATASETS": str(elsewhere)}
-    code = "import importlib.util as u; print(u.find_spec('detr_panoptic_d2').origin)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=elsewhere, env=environment
-    )
+
+    def run(*words):
+        return subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=elsewhere, env=environment
+        )
+
+    command = ["-m", "pip", "install", "--no-deps", "--no-compile", "--target", site, wheel]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    done = run("-c", "import importlib.util as u; print(u.find_spec('detr_panoptic_d2').origin)")
     assert done.stdout.startswith(str(site)), done.stdout + done.stderr
     # The config is found in the package, the image is not.
+    script = site / "bin" / ("detr-panoptic.exe" if os.name == "nt" else "detr-panoptic")
     words = ["explain", "--config-file", "shapes/tiny.yaml", "--input", "no.png", "--output", "out"]
-    done = subprocess.run(
-        [sys.executable, script, *words],
-        capture_output=True,
-        text=True,
-        cwd=elsewhere,
-        env=environment,
-    )
+    done = run(script, *words)
     assert done.returncode == 1
     assert done.stderr.startswith("error: Image 'no.png' does not exist"), done.stderr
     assert done.stderr.count("\n") == 1

@@ -138,7 +138,7 @@ def test_against_huggingface(tool, module, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert tool(*words, "--work", "inference", *RESNET) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pip install 'detr-panoptic-d2[benchmark,timm]'" in line
+    assert "pip install '.[benchmark,timm]'" in line
 
 
 @pytest.mark.parametrize("work", ["inference", "training"])

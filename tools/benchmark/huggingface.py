@@ -21,7 +21,7 @@ def build(ours: nn.Module) -> nn.Module:
     except ImportError as error:
         raise UserError(
             "--against huggingface needs transformers and timm, which are not installed: run "
-            "`pip install 'detr-panoptic-d2[benchmark,timm]'`."
+            "`pip install '.[benchmark,timm]'`."
         ) from error
     weights, config, _ = huggingface_checkpoint(ours)
     config = DetrConfig(**config, **_losses(ours))

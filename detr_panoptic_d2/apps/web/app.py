@@ -31,7 +31,7 @@ def build_app(cfg: CfgNode):
     except ImportError as e:
         raise UserError(
             "The web page needs Gradio, which is not installed: "
-            "pip install 'detr_panoptic_d2[web]' or pip install 'gradio>=6'."
+            "pip install '.[web]' or pip install 'gradio>=6'."
         ) from e
     predictor = Predictor(cfg)
     if predictor.model.mask_head is None:

@@ -89,9 +89,7 @@ def _create_model(model_name: str, options: dict[str, Any]) -> tuple[Any, bool]:
     try:
         import timm
     except ImportError as error:
-        raise UserError(
-            "build_timm_backbone needs timm: pip install 'detr_panoptic_d2[timm]'"
-        ) from error
+        raise UserError("build_timm_backbone needs timm: pip install '.[timm]'") from error
     options = {"features_only": True, **options}
     try:
         try:
