@@ -10,7 +10,7 @@ from .errors import UserError
 
 
 class atomic_file:
-    """Open a file for writing that appears under its name only when all of it is on the disk.
+    """Open a file for writing that appears under its name only when all of it is written.
 
     Left by an exception, it removes what was written and leaves an older file as it was. Each
     writer has a temporary file of its own beside the target, so that several processes may write
@@ -19,13 +19,14 @@ class atomic_file:
     Args:
         path: the file to write; its folder must exist.
         mode: "w" (UTF-8) or "wb".
+        sync: wait until the disk has the data, so that they survive a power failure.
     """
 
-    def __init__(self, path: str | os.PathLike, mode: str = "w"):
+    def __init__(self, path: str | os.PathLike, mode: str = "w", *, sync: bool = True):
         self._path = Path(path)
         # Not by tempfile: its files are readable by their owner only, and stay so when renamed.
         self._temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
-        self._mode = mode
+        self._mode, self._sync = mode, sync
 
     def __enter__(self):
         encoding = None if "b" in self._mode else "utf-8"
@@ -36,7 +37,7 @@ class atomic_file:
         try:
             # A full disk may show when the file is flushed, synced or closed.
             with self._file:
-                if kind is None:
+                if kind is None and self._sync:
                     self._file.flush()
                     os.fsync(self._file.fileno())
             if kind is None:

@@ -5,6 +5,7 @@ Each pixel holds a segment id, ``R + 256 G + 65536 B``, with 0 for void.
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def write_panoptic_png(path: str | os.PathLike, ids: np.ndarray) -> None:
         ids: integer ids (H, W) from 0 to 2^24 - 1.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    rgb = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    with atomic_file(path, "wb") as file:
-        Image.fromarray(rgb).save(file, format="PNG")
+    packed = np.ascontiguousarray(ids, dtype="<u4")
+    image = Image.frombytes("RGB", ids.shape[::-1], packed, "raw", "RGBX")
+    with atomic_file(path, "wb", sync=False) as file:
+        # Runs of equal pixels: half the time of the default strategy, and smaller files.
+        image.save(file, format="PNG", compress_type=zlib.Z_RLE)

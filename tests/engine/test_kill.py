@@ -46,7 +46,7 @@ def train(job):
     owner, name, call = torch, "save", 0
     if "die_at" in job:
         name, call = job["die_at"]
-        owner = {"save": torch, "pq_compute_single_core": panoptic}[name]
+        owner = {"save": torch, "count_matches": panoptic}[name]
     function, calls = getattr(owner, name), iter(range(1, 1000))
 
     def counted(*args, **kwargs):
@@ -169,7 +169,7 @@ def unbroken(jobs):
 
 @pytest.mark.parametrize(
     ("case", "die_at"),
-    [("half a checkpoint", ("save", 2)), ("last evaluation", ("pq_compute_single_core", 9))],
+    [("half a checkpoint", ("save", 2)), ("last evaluation", ("count_matches", 9))],
 )
 def test_killed_in(jobs, unbroken, case, die_at):
     folder = jobs.folder / case

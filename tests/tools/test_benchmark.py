@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from detr_panoptic_d2.apps.demo import make_shapes
+
 REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools" / "benchmark"
 TINY = ["--config-file", "shapes/tiny.yaml", "--device", "cpu", "--size", "64x96", "--kept", "3"]
@@ -85,6 +87,22 @@ def test_inference_training_and_curves(tool, tmp_path, capsys):
     assert re.search(
         r"Moved by more than 10%: training .*ours panoptic / ours boxes by \+", printed
     )
+
+
+def test_evaluation_beside_detectron2_and_panopticapi(tool, tmp_path):
+    paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
+    opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
+    opts += ["DATASETS.TEST", ("evaluated",)]
+    out = tmp_path / "out.json"
+    assert tool(*TINY, "--work", "evaluation", "--json", out, *map(str, opts)) == 0
+    (part,) = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    times, *kept = part["rows"]
+    assert times["ratios"].keys() >= {
+        "ours / Detectron2's process",
+        "ours, with PNGs / Detectron2's process",
+        "ours / panopticapi's comparison",
+    }
+    assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
 
 
 def test_smoke_has_the_cases_of_the_makefile(module):

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from detectron2.utils.logger import setup_logger
 from device_works import Loader, Precision, Profile
+from evaluation_works import Evaluation
 from measure import PRECISIONS, describe_machine
 from pictures import draw_curves
 from tables import compare, report
@@ -37,6 +38,7 @@ WORKS = {
     "curves": Curves,
     "precision": Precision,
     "loader": Loader,
+    "evaluation": Evaluation,
     "profile": Profile,
     # Imported when it is asked for: it needs the extra "export".
     "exported": None,

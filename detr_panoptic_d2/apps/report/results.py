@@ -16,7 +16,8 @@ from ...data.dataset_mapper import read_image
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
-from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE, add_counts, average
+from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE
+from ...evaluation.pq import add_rows, average
 from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
 from ...visualization.segment_errors import draw_errors
@@ -46,9 +47,9 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
     categories = {c["id"]: c for c in predictions["categories"]}
     stat, qualities = PQStat(), {}
     for entry in per_image:
-        add_counts(stat, entry["counts"])
+        add_rows(stat, entry["counts"])
         of_image = PQStat()
-        add_counts(of_image, ([0, *numbers] for _, *numbers in entry["counts"]))
+        add_rows(of_image, ([0, *numbers] for _, *numbers in entry["counts"]))
         pq, total = 100 * average(of_image, {0: {}})["pq"], of_image[0]
         if not math.isnan(pq):
             text = f"{total.tp} segments matched, {total.fn} missed, {total.fp} wrong"
