@@ -89,20 +89,21 @@ def test_inference_training_and_curves(tool, tmp_path, capsys):
     )
 
 
-def test_evaluation_beside_detectron2_and_panopticapi(tool, tmp_path):
+def test_evaluation_and_mapper_beside_others(tool, tmp_path):
     paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
     opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
-    opts += ["DATASETS.TEST", ("evaluated",)]
+    opts += ["DATASETS.TEST", ("evaluated",), "DATASETS.TRAIN", ("evaluated",)]
     out = tmp_path / "out.json"
-    assert tool(*TINY, "--work", "evaluation", "--json", out, *map(str, opts)) == 0
-    (part,) = json.loads(out.read_text(encoding="utf-8"))["parts"]
-    times, *kept = part["rows"]
+    assert tool(*TINY, "--work", "evaluation,mapper", "--json", out, *map(str, opts)) == 0
+    evaluation, mapper = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    times, *kept = evaluation["rows"]
     assert times["ratios"].keys() >= {
         "ours / Detectron2's process",
         "ours, with PNGs / Detectron2's process",
         "ours / panopticapi's comparison",
     }
     assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
+    assert len(mapper["rows"][0]["times"]) == len(mapper["rows"]) - 1 == 3
 
 
 def test_smoke_has_the_cases_of_the_makefile(module):

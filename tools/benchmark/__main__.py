@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from data_works import Evaluation, Mapper
 from detectron2.utils.logger import setup_logger
 from device_works import Loader, Precision, Profile
-from evaluation_works import Evaluation
 from measure import PRECISIONS, describe_machine
 from pictures import draw_curves
 from tables import compare, report
@@ -38,6 +38,7 @@ WORKS = {
     "curves": Curves,
     "precision": Precision,
     "loader": Loader,
+    "mapper": Mapper,
     "evaluation": Evaluation,
     "profile": Profile,
     # Imported when it is asked for: it needs the extra "export".

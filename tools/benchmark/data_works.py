@@ -1,4 +1,4 @@
-"""The cost of the panoptic evaluation, beside Detectron2's evaluator and panopticapi."""
+"""The cost of mapper and panoptic evaluation, beside Detectron2 and panopticapi."""
 
 import contextlib
 import io
@@ -11,21 +11,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.structures import BitMasks, Instances
 from measure import Clock, measure
 from panopticapi.evaluation import pq_compute_single_core
+from panopticapi.utils import rgb2id
 
+from detr_panoptic_d2.data.dataset_mapper import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.evaluation import PanopticEvaluator
+from detr_panoptic_d2.evaluation.instances import with_annotations
 from detr_panoptic_d2.evaluation.pq import to_rows
 
 OURS, OURS_FILES = "ours", "ours, with PNGs"
 # Detectron2's ``process`` encodes a PNG and compares nothing; panopticapi then reads both PNGs.
 THEIRS, COMPARISON = "Detectron2's process", "panopticapi's comparison"
 PAIRS = ((OURS, THEIRS), (OURS_FILES, THEIRS), (OURS, COMPARISON), (COMPARISON, THEIRS))
+OUR_MAPPER, STOCK_MAPPER = "ours", "Detectron2's DatasetMapper, RLE masks"
+MASK_PER_SEGMENT = "a mask per segment of the PNG, as in Mask2Former"
+MAPPER_PAIRS = ((OUR_MAPPER, STOCK_MAPPER), (OUR_MAPPER, MASK_PER_SEGMENT))
 _MAX_IMAGES = 16
 
 
@@ -122,3 +131,68 @@ def _shift(item: dict, device: torch.device) -> tuple[torch.Tensor, list[dict]]:
             category, isthing = segment["category_id"], bool(segment["isthing"])
             segments.append({"id": number, "category_id": category, "isthing": isthing})
     return torch.from_numpy(ids).to(device), segments
+
+
+class Mapper:
+    """Mappers on images of the first training set, with a resize to ``--size`` and a random flip.
+
+    All of them return an image, boxes and masks of all segments.
+    """
+
+    def __init__(self, options: Namespace):
+        self.clock = Clock(torch.device("cpu"), options.cpu_time)
+        self.repeats = options.repeats
+        self.size = options.size or (480, 640)
+        cfg = setup_cfg(options.config_file, options.opts)
+        (name, *_) = cfg.DATASETS.TRAIN
+        self.items = DatasetCatalog.get(name)[:_MAX_IMAGES]
+        classes = {s["category_id"] for item in self.items for s in item["segments_info"]}
+        # Detectron2's mapper reads instance annotations: those of all segments.
+        index = dict(zip(classes, classes, strict=True))
+        self.annotated = [with_annotations(item, index) for item in self.items]
+        self.augmentations = [T.Resize(self.size), T.RandomFlip()]
+        self.ours = PanopticDatasetMapper(
+            augmentations=self.augmentations,
+            image_format="RGB",
+            with_targets=True,
+            with_masks=True,
+        )
+        self.stock = DatasetMapper(
+            is_train=True,
+            augmentations=self.augmentations,
+            image_format="RGB",
+            use_instance_mask=True,
+            instance_mask_format="bitmask",
+        )
+
+    def check(self) -> dict[str, float]:
+        """Nothing: the mappers make boxes of different conventions."""
+        return {}
+
+    def rows(self) -> Iterator[dict]:
+        """Times of all images, and images per second of a worker."""
+        variants = {
+            OUR_MAPPER: lambda: [self.ours(item) for item in self.items],
+            STOCK_MAPPER: lambda: [self.stock(item) for item in self.annotated],
+            MASK_PER_SEGMENT: lambda: [self._mask_per_segment(item) for item in self.items],
+        }
+        case = {"images": len(self.items), "size": "x".join(map(str, self.size))}
+        row = {"case": case, **measure(variants, MAPPER_PAIRS, self.clock, self.repeats)}
+        yield row
+        for side, times in row["times"].items():
+            rate = len(self.items) / times["median"]
+            yield {"case": {"side": side}, "figures": {"images per second and worker": rate}}
+
+    def _mask_per_segment(self, item: dict) -> dict:
+        image = utils.read_image(item["file_name"], "RGB")
+        aug_input = T.AugInput(image)
+        transforms = T.AugmentationList(self.augmentations)(aug_input)
+        ids = utils.read_image(item["pan_seg_file_name"], "RGB")
+        ids = rgb2id(transforms.apply_segmentation(ids))
+        segments = [s for s in item["segments_info"] if not s.get("iscrowd", 0)]
+        instances = Instances(aug_input.image.shape[:2])
+        instances.gt_classes = torch.tensor([s["category_id"] for s in segments])
+        masks = BitMasks(np.stack([ids == s["id"] for s in segments]))
+        instances.gt_masks, instances.gt_boxes = masks.tensor, masks.get_bounding_boxes()
+        image = torch.as_tensor(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        return {"image": image, "instances": instances}
