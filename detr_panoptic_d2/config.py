@@ -3,6 +3,7 @@
 Names that the official DETR ``d2/`` wrapper has keep their meaning.
 """
 
+import os
 from pathlib import Path, PurePath
 
 import yaml
@@ -130,7 +131,8 @@ def _add_backbone_keys(cfg: CN) -> None:
 
 def _add_data_keys(cfg: CN) -> None:
     # User data sets, registered when the config is set up. Each item is a mapping with the keys
-    # name, image_root, panoptic_root, panoptic_json.
+    # name, image_root, panoptic_root, panoptic_json. Paths in a config file are relative to the
+    # folder of the file.
     cfg.DATASETS.REGISTER = []
     # Horizontal flip and multi-scale resizing are Detectron2's INPUT keys. In addition, with this
     # probability: resize the short edge to one of CROP.RESIZE_MIN_SIZES, take an absolute-range
@@ -224,7 +226,19 @@ class _PlainYaml(CN):
                 if parts[-len(PurePath(name).parts) :] == PurePath(name).parts:
                     filename = get_config_file(name)
                     break
-        return super().load_yaml_with_base(filename, allow_unsafe=False)
+        cfg = super().load_yaml_with_base(filename, allow_unsafe=False)
+        _resolve_paths(cfg, Path(filename).parent)
+        return cfg
+
+
+def _resolve_paths(cfg: dict, folder: Path) -> None:
+    """Make paths of ``DATASETS.REGISTER`` absolute. They are relative to the folder of the file."""
+    datasets = cfg.get("DATASETS")
+    items = datasets.get("REGISTER") if isinstance(datasets, dict) else None
+    for item in items if isinstance(items, list) else ():
+        for key in item.keys() - {"name"} if isinstance(item, dict) else ():
+            if isinstance(item[key], str) and item[key] and "://" not in item[key]:
+                item[key] = os.path.abspath(folder / os.path.expanduser(item[key]))
 
 
 def _config_dir() -> Path:

@@ -56,8 +56,8 @@ def register_panoptic(
 def register_from_config(cfg: CfgNode) -> None:
     """Register every item of ``cfg.DATASETS.REGISTER``.
 
-    An item is a mapping with the arguments of :func:`register_panoptic`. Relative paths are
-    relative to the current directory::
+    An item is a mapping with the arguments of :func:`register_panoptic`. Relative paths in a config
+    file are relative to its folder::
 
         DATASETS:
           REGISTER:

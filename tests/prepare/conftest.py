@@ -12,7 +12,7 @@ from PIL import Image
 from detr_panoptic_d2.cli import check as check_command
 from detr_panoptic_d2.cli import convert as convert_command
 from detr_panoptic_d2.cli import main
-from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset, is_error
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
 from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import Result
@@ -28,7 +28,7 @@ def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
         (split,) = convert({"train": source}, tmp_path / output, classes, **options)
         paths = [split.image_root, split.panoptic_root, split.panoptic_json]
         report = check_dataset(DatasetPaths("converted", *map(str, paths)))
-        assert not [f for f in report.findings if is_error(f)]
+        assert not [f for f in report.findings if f.is_error]
         assert not [f for f in report.findings if f.kind in ("wrong-box", "split-stuff")]
         return Result(tmp_path / output, split)
 
@@ -75,7 +75,8 @@ def save_mask() -> Callable[[Path, Any], Path]:
 
     def save(path: Path, pixels: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pixels)).save(path)
+        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
+        image.save(path)
         return path
 
     return save

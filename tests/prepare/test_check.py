@@ -12,14 +12,8 @@ from PIL import Image
 
 from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
-from detr_panoptic_d2.prepare.check.dataset import (
-    MOST_PER_IMAGE,
-    WARNINGS,
-    DatasetPaths,
-    check_dataset,
-    fix_json,
-    is_error,
-)
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
+from detr_panoptic_d2.prepare.check.findings import MAX_PER_IMAGE, WARNINGS, fix_json
 from detr_panoptic_d2.prepare.check.report import describe
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -57,6 +51,7 @@ def fix(report):
     return fix_json(report.paths.panoptic_json, report.findings)
 
 
+SHARED = ("image-in-two-sets", "similar-image", "same-photograph")
 FIRST = ("annotations", 0)
 SEGMENTS = (*FIRST, "segments_info")
 ABSENT = object()
@@ -220,7 +215,7 @@ def test_findings_and_fixes(clean, check, change, expected):
         assert report.has_errors
     before = clean.panoptic_json.read_bytes()
     count, backup = fix(report)
-    assert count == sum(f.fix is not None for f in report.findings) and report.unsure == 0
+    assert count == sum(f.fix is not None for f in report.findings) and report.num_uncertain == 0
     if not count:
         assert backup is None and clean.panoptic_json.read_bytes() == before
         return
@@ -239,7 +234,7 @@ def test_every_kind_has_a_case_and_is_in_the_docs():
     text = (Path(__file__).parents[2] / "docs/own_data.md").read_text(encoding="utf-8")
     errors, warnings = text.partition("| errors |")[2].partition("`--fix`")[0].split("Warnings:")
     assert set(re.findall("`([a-z-]+)`", warnings)) == set(WARNINGS)
-    assert set(re.findall("`([a-z-]+)`", errors)) | set(WARNINGS) == found | {"no-labels"}
+    assert set(re.findall("`([a-z-]+)`", errors)) | set(WARNINGS) == found | {"no-labels", *SHARED}
 
 
 def test_nothing_is_wrong(clean, check):
@@ -252,7 +247,7 @@ def test_nothing_is_wrong(clean, check):
         rows = [line.split() for line in printed.splitlines()[4:6]]
         assert rows[0] == ["road", "stuff", "20", "20", "0", "68", "68", "68"]
         assert rows[1] == ["car", "thing", "20", "19", "1", "12", "12", "12"]
-        assert printed.endswith("Nothing is wrong.")
+        assert printed.endswith("No errors and no warnings.")
 
 
 def test_several_fixes_at_once_and_no_backup_is_lost(clean, check):
@@ -283,7 +278,7 @@ def test_photographs_as_pngs(clean, check):
         picture = rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)
         Image.fromarray(picture).save(clean.panoptic_root / annotation["file_name"])
     report = check()
-    errors = [f for f in report.findings if is_error(f)]
+    errors = [f for f in report.findings if f.is_error]
     assert [f.kind for f in errors] == ["unreadable-png"] * 20 + ["no-labels"]
     assert "not a panoptic PNG" in errors[0].detail
     assert fix(report) == (0, None)
@@ -293,7 +288,7 @@ def test_findings_of_an_image_are_capped(clean, check):
     clean.ids[:] = np.arange(8 * 12).reshape(8, 12) + 500
     clean.save_ids("0.png")
     findings = [f for f in check().findings if f.kind == "id-without-entry"]
-    assert len(findings) == MOST_PER_IMAGE + 1 and findings[-1].detail == "96 of these in all"
+    assert len(findings) == MAX_PER_IMAGE + 1 and findings[-1].detail == "96 of these in total"
 
 
 def _wrong_png(small_set):
@@ -320,7 +315,7 @@ def test_what_is_not_sure_is_not_fixed(clean, check, change, fixed):
     change(clean)
     before = copy.deepcopy(clean.content)
     report = check()
-    assert report.has_errors and report.unsure > 0
+    assert report.has_errors and report.num_uncertain > 0
     assert fix(report)[0] == fixed
     after = json.loads(clean.panoptic_json.read_text())
     # The missing crowd flag has nothing to do with the PNG.
@@ -370,9 +365,61 @@ def command(run_command):
 def test_all_sets_of_a_config(sets, command, tmp_path):
     status, printed = command("--config-file", sets[1], "--output", tmp_path / "checked")
     assert status == 0
-    assert printed.count("Nothing is wrong.") == 2 and "my_train" in printed and "my_val" in printed
+    assert (
+        printed.count("No errors and no warnings.") == 2
+        and "my_train" in printed
+        and "my_val" in printed
+    )
     plots = tmp_path / "checked/my_train.png", tmp_path / "checked/my_val.png"
+    plots = *plots, tmp_path / "checked/examples.png"
     assert all(np.asarray(Image.open(plot)).std() > 0 for plot in plots)
+
+
+def test_too_few_queries_of_a_config(sets, command):
+    opts = "--config-file", sets[1], "MODEL.DETR.NUM_OBJECT_QUERIES"
+    assert "NUM_OBJECT_QUERIES" not in command(*opts, 2)[1]
+    assert "NUM_OBJECT_QUERIES is 1, but an image has 2 segments" in command(*opts, 1)[1]
+
+
+def photograph(seed):
+    """A smooth random picture."""
+    cells = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+    return Image.fromarray(cells).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "names, seeds, kind",
+    [
+        (("a.png", "b.tif"), (1, 2), None),
+        (("a.png", "a.png"), (1, 2), None),
+        (("frame_0_1.png", "frame_0_2.png"), (1, 2), None),
+        (("a.png", "b.png"), (1, 1), "nearly the same picture"),
+        (("street7_0_1.png", "street7_0_2.png"), (1, 2), "the same photograph"),
+        (
+            ("a_jpg.rf.0123456789abcdef.png", "a_jpg.rf.fedcba9876543210.png"),
+            (1, 2),
+            "the same photograph",
+        ),
+    ],
+)
+def test_images_of_two_sets_that_are_alike(sets, command, tmp_path, names, seeds, kind):
+    for some, name, seed in zip(sets[0].values(), names, seeds, strict=True):
+        some.content["images"] = [{"id": 1, "file_name": name}]
+        picture = photograph(seed)
+        if some is sets[0]["val"]:
+            # Another size and brightness: another file.
+            picture = picture.resize((100, 75)).point(lambda v: 0.9 * v)
+        picture.save(some.image_root / name)
+        ids = np.zeros((picture.height, picture.width, 3), np.uint8)
+        ids[..., 0] = 9
+        Image.fromarray(ids).save(some.panoptic_root / "0.png")
+        segments = [{"id": 9, "category_id": 4, "area": ids[..., 0].size, "iscrowd": 0}]
+        annotation = {"image_id": 1, "file_name": "0.png", "segments_info": segments}
+        some.content["annotations"] = [annotation]
+        some.save()
+    status, printed = command("--config-file", sets[1], "--output", tmp_path / "checked")
+    assert status == 0 and ("are in two sets" in printed) == (kind is not None)
+    assert kind is None or kind in printed
 
 
 def paths_of(small_set, **changed):
@@ -429,8 +476,8 @@ def test_swapped_folders(sets, command):
     before = val.panoptic_json.read_bytes()
     swapped = {"image_root": val.panoptic_root, "panoptic_root": val.image_root}
     status, printed = command(*paths_of(val, **swapped), "--fix")
-    assert status == 1 and "nothing that can be fixed" in printed
-    assert "have no sure fix" in printed
+    assert status == 1 and "nothing can be fixed" in printed
+    assert "have no certain fix" in printed
     assert val.panoptic_json.read_bytes() == before
 
 
@@ -443,7 +490,10 @@ def test_warnings_are_no_failure(sets, command):
         (val.image_root / image["file_name"]).write_bytes(picture)
     status, printed = command("--config-file", config)
     assert status == 0 and "wrong-box" in printed
-    assert "in two sets: my_train: sub/a.png and my_val: sub/a.png" in printed
+    assert (
+        "2 images are in two sets (the same file), for example 'sub/a.png' and 'sub/a.png' of my_"
+        in printed
+    )
 
 
 def test_what_registration_refuses_is_still_checked(sets, command):
@@ -460,7 +510,7 @@ def test_no_check_is_possible(command, tmp_path):
     for datasets, message in (
         ({"TRAIN": [], "TEST": []}, "names no data set"),
         ({"REGISTER": [item]}, "Unknown: ['image_rot']; missing: ['image_root', "),
-        ({"TEST": ["none"]}, "'none' is no panoptic data set"),
+        ({"TEST": ["none"]}, "'none' is not a registered panoptic data set"),
     ):
         config = save_config(tmp_path / "mine.yaml", datasets)
         status, printed = command("--config-file", config)
@@ -472,6 +522,6 @@ def test_no_check_is_possible(command, tmp_path):
     status, printed = command(
         "--config-file", save_config(tmp_path / "b.yaml", {"REGISTER": [item]})
     )
-    assert status == 1 and "image_root 'a' is no folder" in printed
+    assert status == 1 and f"image_root '{tmp_path / 'a'}' is not a folder" in printed
     for arguments in ([], ["--image-root", "x"], ["--config-file", "x", "--image-root", "x"]):
         assert command(*arguments)[0] == 2

@@ -1,6 +1,7 @@
 """``detr-panoptic convert``: splits, classes, the written config, and what is left behind."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,13 +20,10 @@ from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.prepare.convert import writer
-from detr_panoptic_d2.prepare.convert.categories import (
-    ClassOptions,
-    choose_categories,
-    read_class_file,
-)
-from detr_panoptic_d2.prepare.convert.dataset_config import roles
-from detr_panoptic_d2.prepare.convert.inputs import split_by_chance
+from detr_panoptic_d2.prepare.convert.categories import ClassOptions, choose_categories
+from detr_panoptic_d2.prepare.convert.class_files import read_class_file
+from detr_panoptic_d2.prepare.convert.dataset_config import choose_roles
+from detr_panoptic_d2.prepare.convert.inputs import split_randomly
 from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source
@@ -70,6 +68,46 @@ def test_the_written_config_can_be_used(convert, tmp_path):
     assert MetadataCatalog.get("my_set_val").stuff_classes == ["cell", "ground"]
 
 
+def test_a_written_folder_can_be_moved(convert, tmp_path, monkeypatch):
+    arguments = [*make_masks(tmp_path / "here/in", 4), "--output", tmp_path / "here/mine"]
+    assert convert(*arguments, "--split", "0.5", "0.5", "--background", "ground")[0] == 0
+    text = (tmp_path / "here/mine/mine.yaml").read_text()
+    assert "_BASE_: own_data/finetune_R50.yaml" in text and str(tmp_path) not in text
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir("/")
+    setup_cfg(str(tmp_path / "there/mine/mine.yaml"))
+    for item in DatasetCatalog.get("mine_val"):
+        assert item["file_name"].startswith(str(tmp_path / "there/in"))
+
+
+def test_queries_suffice_for_the_data(convert, tmp_path, save_image, save_mask):
+    """An image of 90 objects; 100 queries of the base are too few for half more."""
+    save_image(tmp_path / "images/a.jpg", 30, 30)
+    save_mask(tmp_path / "masks/a.png", np.arange(10, 910, dtype=np.uint16).reshape(30, 30) // 10)
+    arguments = ["instance-masks", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
+    status, printed = convert(*arguments, "--output", tmp_path / "out")
+    assert status == 0 and "At most 90 segments in an image." in printed
+    assert setup_cfg(str(tmp_path / "out/out.yaml")).MODEL.DETR.NUM_OBJECT_QUERIES == 140
+    status, printed = convert(*arguments, "--output", tmp_path / "few", "--min-area", "11")
+    assert status == 1 and "Not a single segment" in printed
+
+
+def test_image_lists_choose_the_images_of_each_split(convert, tmp_path):
+    arguments = [*make_masks(tmp_path / "in", 5), "--output", tmp_path / "out"]
+    (tmp_path / "train.txt").write_text("0000\n0003.jpg\n")
+    (tmp_path / "val.txt").write_text("images\\0001.jpg\n")
+    lists = ["--image-lists", tmp_path / "train.txt", tmp_path / "val.txt"]
+    assert convert(*arguments, *lists)[0] == 0
+    names = [
+        [
+            i["file_name"]
+            for i in json.loads((tmp_path / f"out/panoptic_{s}.json").read_text())["images"]
+        ]
+        for s in ("train", "val")
+    ]
+    assert names == [["0000.jpg", "0003.jpg"], ["0001.jpg"]]
+
+
 def split_inputs(tmp_path):
     """Arguments for data that are split already."""
     make_masks(tmp_path / "a", 3)
@@ -89,7 +127,7 @@ def test_splits_in_one_command(convert, tmp_path):
     config, train, test = datasets(tmp_path / "mine/mine.yaml")
     assert (train, test) == (["mine_train"], ["mine_val"])
     roots = [e["image_root"] for e in config["DATASETS"]["REGISTER"]]
-    assert roots == [str(tmp_path / "a/images"), str(tmp_path / "b/images")]
+    assert roots == ["../a/images", "../b/images"]
     assert [len(json.loads((tmp_path / f"mine/panoptic_{s}.json").read_text())["images"])
             for s in ("train", "val")] == [3, 2]  # fmt: skip
     status, printed = convert(
@@ -116,7 +154,7 @@ def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
     edited = config.read_text().replace("- mine_val", "- mine_train") + "# mine\n"
     config.write_text(edited)
     status, printed = convert(*arguments, "--split-names", "test")
-    assert status == 1 and "changed by hand" in printed and "name: mine_test" in printed
+    assert status == 1 and "edited by hand" in printed and "name: mine_test" in printed
     assert "detr-panoptic train" not in printed and config.read_text() == edited
 
 
@@ -138,8 +176,12 @@ def test_a_class_without_a_segment_is_said(convert, tmp_path):
     arguments = ["class-masks", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
     arguments += ["--labels", tmp_path / "classes.txt", "--output", tmp_path / "out"]
     status, printed = convert(*arguments)
-    assert status == 0 and "train: 1 images with segments: 0 ground, 0 cell." in printed
-    assert "Not a single segment of ground, cell" in printed
+    assert status == 1 and "Not a single segment in 1 images" in printed
+    assert not (tmp_path / "out").exists()
+    Image.fromarray(np.full((24, 32), 1, np.uint8)).save(tmp_path / "masks/0000.png")
+    status, printed = convert(*arguments)
+    assert status == 0 and "train: 1 images with segments: 0 ground, 1 cell." in printed
+    assert "Classes without a segment: ground." in printed
 
 
 def test_the_corrected_command_after_a_wrong_one(convert, tmp_path):
@@ -166,23 +208,41 @@ def test_what_is_left_out_is_said(convert, tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "in/images"]
-    status, printed = convert(*arguments, "--output", tmp_path / "coco", "--name", "x")
-    assert status == 0 and (tmp_path / "coco/x.yaml").is_file()
+    for background in ([], ["--background", "ground"]):
+        status, printed = convert(*arguments, "--output", tmp_path / "coco/x", *background)
+        assert status == 1 and "the 1 annotations are boxes without a segmentation" in printed
+        assert not (tmp_path / "coco").exists()
     assert "Left out: 1 annotations without a segmentation" in printed
     assert "2 images without an annotation:" in printed and "0002.jpg" in printed
 
 
+def test_a_missing_image_in_a_subfolder(convert, tmp_path):
+    make_masks(tmp_path / "in", 2)
+    content = {
+        "images": [{"id": 1, "file_name": "0001.jpg"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    arguments = ["coco", "--instances", tmp_path / "a.json", "--output", tmp_path / "out"]
+    status, printed = convert(*arguments, "--images", tmp_path / "in")
+    assert status == 1 and f"--images {tmp_path / 'in/images'}" in printed
+    status, printed = convert(*arguments, "--images", tmp_path / "gone")
+    assert status == 1 and f"The folder '{tmp_path / 'gone'}' does not exist." in printed
+    assert not (tmp_path / "out").exists()
+
+
 ERRORS = {
     "shares": (["--split", "0.8", "0.1"], "add up to 1"),
-    "no share": (["--split", "0", "1"], "must be positive"),
-    "empty split": (["--split", "0.999", "0.001"], "leaves one empty"),
-    "names without shares": (["--split-names", "a", "b"], "need as many inputs, or --split"),
-    "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be there once"),
+    "no share": (["--split", "0", "1"], "positive"),
+    "empty split": (["--split", "0.999", "0.001"], "leaves a split empty"),
+    "names without shares": (["--split-names", "a", "b"], "need as many inputs, or fractions"),
+    "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be unique"),
     "path as name": (["--split-names", "../x"], "part of file names"),
     "unknown class": (["--things", "dog"], "--things names 'dog'"),
     "no such model": (["--stuff-from-model", "none.yaml", "none.pth"], "none.yaml"),
     "no such base": (["--base", "none.yaml"], "No config 'none.yaml'"),
-    "background is a thing": (["--background", "object"], "'object' is to be stuff"),
+    "background is a thing": (["--background", "object"], "'object' is stuff, but"),
     "paths that do not pair": (
         ["--images", "a", "b", "c", "--masks", "a", "b"],
         "Each input needs one path",
@@ -234,7 +294,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def splits(source):
-    return split_by_chance(source, {"train": 0.75, "val": 0.25}, seed=0)
+    return split_randomly(source, {"train": 0.75, "val": 0.25}, seed=0)
 
 
 def files(folder):
@@ -274,7 +334,7 @@ def test_a_failed_conversion_leaves_nothing_in_the_way(splits, tmp_path, monkeyp
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     # Nothing that is there is overwritten.
     for name in ("panoptic_train", "panoptic_train.json"):
-        with pytest.raises(FileExistsError, match=f"'.*{name}' is there already"):
+        with pytest.raises(FileExistsError, match=f"'.*{name}' exists already"):
             write({"new": splits["val"], "train": splits["train"]}, tmp_path / "out", min_area=9)
         assert not list((tmp_path / "out").glob("*new*"))
         (tmp_path / "out" / name).rename(tmp_path / f"away_{name}")
@@ -320,7 +380,7 @@ ITEMS = [Item(f"{i:03d}.jpg", None) for i in range(50)]
 
 
 def split_names(items, shares, seed=0):
-    splits = split_by_chance(Source(Path(), [], items), shares, seed)
+    splits = split_randomly(Source(Path(), [], items), shares, seed)
     return {name: {item.file_name for item in split.items} for name, split in splits.items()}
 
 
@@ -344,7 +404,7 @@ def test_split_by_seed_does_not_depend_on_the_order():
     ],
 )
 def test_what_is_trained_on_is_not_evaluated(given, train, test):
-    assert roles(given) == (train, test)
+    assert choose_roles(given) == (train, test)
 
 
 def test_png_names_differ():
@@ -387,6 +447,22 @@ def test_ids_and_things():
     assert len({tuple(c["color"]) for c in chosen}) == 5
 
 
+def test_names_that_mean_no_label_are_void(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
+    names = ["Void", "unlabelled", "ignore", "__ignore__", "_background_", "sky", "avoid"]
+    assert [c["name"] for c in choose_categories([{"name": n} for n in names])] == ["sky", "avoid"]
+    assert "The class 'Void' means" in caplog.text and "--stuff Void keeps it" in caplog.text
+    options = ClassOptions(stuff=["Void"], things=["ignore"], background="_background_")
+    chosen = choose_categories([{"name": n} for n in names], options)
+    assert [c["name"] for c in chosen] == ["Void", "ignore", "sky", "avoid", "_background_"]
+
+
+def test_unlabelled_pixels_of_labelme_become_background():
+    labels = Labels(np.array([[1, 2, 0]], np.int32), [Segment("_background_"), Segment("void")])
+    ids = to_panoptic(labels, [CAR, SKY], background="sky").ids
+    assert ids[0, 0] == ids[0, 2] > 0 == ids[0, 1]
+
+
 CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id": 9, "isthing": 1}]'
 FILES = {
     "classes.json": CLASSES,
@@ -394,6 +470,7 @@ FILES = {
     "list.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6, 9, 1\n",
     "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
     "names.txt": "\ufeffsky\n\na cow\n",
+    "labelme.txt": "__ignore__\nsky\na cow\n",
     "ids.txt": "sky, 8\na cow,9\n",
 }
 
@@ -403,10 +480,10 @@ def test_forms_of_class_lists(tmp_path, name):
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     sky, cow = read_class_file(tmp_path / name)
     assert (sky["name"], cow["name"]) == ("sky", "a cow")
-    assert (sky["id"], cow["id"]) == ((0, 1) if name in ("colors.txt", "names.txt") else (8, 9))
+    assert (sky["id"], cow["id"]) == ((0, 1) if "id" not in FILES[name] + name else (8, 9))
     if not name.endswith("txt"):
         assert cow["isthing"] == 1
-    if name not in ("names.txt", "ids.txt"):
+    if name not in ("names.txt", "ids.txt", "labelme.txt"):
         assert sky["color"] == [1, 2, 3]
 
 

@@ -5,6 +5,7 @@ import logging
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
+from detr_panoptic_d2.prepare.convert.class_files import voc_classes
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.drawn_shapes import from_runs
 from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
+from detr_panoptic_d2.prepare.convert.mask_folders import class_masks, instance_masks
 from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import (
     IMAGE,
@@ -284,6 +286,21 @@ def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
     assert num_errors > 50
 
 
+def test_unused_parents_of_roboflow_are_dropped(make, convert_and_check):
+    categories = [
+        {"id": 0, "name": "cat", "supercategory": "none"},
+        {"id": 1, "name": "pets", "supercategory": "none"},
+        {"id": 7, "name": "cat", "supercategory": "pets"},
+        {"id": 8, "name": "dog", "supercategory": "pets"},
+    ]
+    cat = {"segmentation": [FLAT]}
+    result = convert_and_check(make("coco", [cat], changed={"categories": categories}))
+    assert {c["name"]: c["id"] for c in result.content["categories"]} == {"cat": 7, "dog": 8}
+    annotations = [cat, {**cat, "category_id": 0}]
+    with pytest.raises(ValueError, match="has 2 classes with the name 'cat'"):
+        make("coco", annotations, changed={"categories": categories})
+
+
 # ---- LabelMe and CVAT
 
 
@@ -440,6 +457,37 @@ def test_class_masks_of_numbers(make, convert_and_check):
         assert (classes[2:, :8] == "road").all() and (classes[2:, 8:] == "car").all()
         assert (classes[:2] == "").all()
         assert {c["name"]: c["id"] for c in result.content["categories"]} == {"road": 1, "car": 4}
+
+
+def voc_image(values):
+    """An image with VOC's palette."""
+    image = Image.fromarray(np.asarray(values, np.uint8))
+    colors = [value for c in voc_classes() for value in c["color"]]
+    image.putpalette([*colors, *[0] * (3 * 234), 224, 224, 192])
+    return image
+
+
+@pytest.mark.parametrize("as_rgb", [False, True])
+def test_class_and_object_masks_of_voc(tmp_path, save_mask, save_image, convert_and_check, as_rgb):
+    """Two people that touch, a border, a car without an object; suffixes are found."""
+    save_image(tmp_path / "images/a.jpg", H, W)
+    classes, objects = np.zeros((2, H, W), np.uint8)
+    classes[4:10, 4:16], classes[12:18, 4:8] = 15, 7
+    objects[4:10, 4:10], objects[4:10, 10:16] = 1, 2
+    classes[4, :], objects[4, :] = 255, 255
+    classes, objects = voc_image(classes), voc_image(objects)
+    save_mask(tmp_path / "classes/a.png", classes)
+    save_mask(tmp_path / "objects/a_obj.png", objects.convert("RGB") if as_rgb else objects)
+    save_mask(tmp_path / "objects/unrelated.png", objects)
+    source = class_masks(
+        tmp_path / "images", tmp_path / "classes", Path("voc"), objects=tmp_path / "objects"
+    )
+    result = convert_and_check(source)
+    names = [name for name, *_ in result.segments(IMAGE.split("/")[1])]
+    assert sorted(names) == ["background", "person", "person"]
+    expected = np.full((H, W), "background", object)
+    expected[4], expected[12:18, 4:8], expected[5:10, 4:16] = "", "", "person"
+    assert np.array_equal(result.classes("a.jpg"), expected)
 
 
 def test_void_value_of_instance_masks(make, convert_and_check):

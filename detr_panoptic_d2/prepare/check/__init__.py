@@ -1,1 +1,1 @@
-"""Find what is wrong with a data set in COCO panoptic format before training does."""
+"""Check data sets in COCO panoptic format before training."""

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .categories import drop_unused_parents, merge_classes, parse_classes
+from .categories import merge_classes
+from .class_files import drop_unused_parents, parse_classes
 from .drawn_shapes import Shape, draw_shapes, from_polygons, from_runs
 from .mask_folders import Regions, class_regions, match_masks, read_mask_classes
-from .source import Item, Labels, Segment, Size, Source, check_size, log_left_out
+from .source import Box, Item, Labels, Segment, Size, Source, check_size, log_left_out
 from .values import (
     errors_in,
     find_by_id,
+    numbers,
     polygons,
     read_json,
     read_size,
@@ -31,7 +33,7 @@ def coco_instances(
     *,
     semantic: Path | None = None,
     labels: Path | None = None,
-    mask_suffix: str = ".png",
+    mask_suffix: str | None = None,
 ) -> Source:
     """Read a COCO instances json.
 
@@ -43,7 +45,7 @@ def coco_instances(
         images: folder of the images.
         semantic: stuff as a COCO json (its categories are stuff), or folder of class masks.
         labels: list of classes of the masks; see ``categories.read_class_file``.
-        mask_suffix: ``a.jpg`` has the class mask ``a<mask_suffix>``.
+        mask_suffix: ``a.jpg`` has the mask ``a<mask_suffix>``; None: see :func:`.match_masks`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -53,7 +55,9 @@ def coco_instances(
     listed = _read_images(content["images"], instances, images)
     names: dict[int | str, str] = {image_id: name for image_id, (name, _) in listed.items()}
     shapes: dict[str, list[Shape]] = {name: [] for name in names.values()}
-    classes = _read_annotations(content, instances, names, shapes)
+    boxes: dict[str, list[Box]] = {name: [] for name in shapes}
+    classes = _read_annotations(content, instances, names, shapes, boxes)
+    num_shapes = sum(map(len, shapes.values()))
     regions: dict[str, Regions] = {}
     if semantic is not None and semantic.is_file():
         content = read_json(semantic, "annotations", "categories")
@@ -62,22 +66,22 @@ def coco_instances(
             read_json(semantic, "images")
             own = _read_images(content["images"], semantic, images)
             names = {image_id: name for image_id, (name, _) in own.items()}
-        classes += _read_annotations(content, semantic, names, shapes, is_semantic=True)
+        classes += _read_annotations(content, semantic, names, shapes)
     elif semantic is not None:
         if labels is None:
             raise UserError(f"Class masks ('{semantic}') need the list of their classes: --labels.")
         stuff = read_mask_classes(labels)
-        masks = match_masks(semantic, list(shapes), mask_suffix)
+        masks = match_masks(semantic, list(shapes), mask_suffix, images)
         regions = {n: partial(class_regions, stuff, 255, mask) for n, mask in masks.items()}
         used_ids = {c["id"] for c in classes}
         classes += [
             {**c, "isthing": 0, "id": None if c["id"] in used_ids else c["id"]} for c in stuff
         ]
     items = [
-        Item(name, partial(_draw, shapes[name], regions.get(name)), image_id, size)
+        Item(name, partial(_draw, shapes[name], regions.get(name)), image_id, size, boxes[name])
         for image_id, (name, size) in listed.items()
     ]
-    return Source(images, merge_classes(classes), items)
+    return Source(images, merge_classes(classes), items, num_shapes)
 
 
 def _draw(
@@ -108,10 +112,13 @@ def _read_annotations(
     path: Path,
     names: Mapping[int | str, str],
     shapes: dict[str, list[Shape]],
-    *,
-    is_semantic: bool = False,
+    boxes: dict[str, list[Box]] | None = None,
 ) -> list[dict]:
-    """Add the annotations of a json to ``shapes``, by the name of the image; return the classes."""
+    """Add the annotations of a json to those of the images; return its classes.
+
+    Without ``boxes`` they are semantic: their classes are stuff.
+    """
+    is_semantic = boxes is None
     classes = parse_classes(content["categories"], path)
     by_id: dict[int | str, dict] = {c["id"]: c for c in classes}
     used_ids = set()
@@ -127,6 +134,11 @@ def _read_annotations(
         segmentation = annotation.get("segmentation")
         if segmentation in _EMPTY:
             without_mask.append(where)
+            box = annotation.get("bbox")
+            if boxes is not None and box not in _EMPTY:
+                with errors_in(where):
+                    x, y, width, height = numbers(box, "'bbox'", 4).tolist()
+                boxes[image].append(Box(category["name"], (x, y, width, height), is_crowd))
         elif image not in shapes:
             other_images.append(f"{where} ('{image}')")
         else:

@@ -1,6 +1,7 @@
-"""The config that names the splits of a converted data set."""
+"""Write the config that names the splits of a converted data set."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -9,68 +10,95 @@ from typing import Any
 
 import yaml
 
+from ...config import list_config_files, merged_cfg
 from ...files import atomic_file
 from .writer import Converted
 
 logger = logging.getLogger(__name__)
 
-_PATHS = ("image_root", "panoptic_root", "panoptic_json")
-# Names of splits that are for evaluation, the first that is there.
-_HELD_OUT = ("val", "valid", "validation", "dev", "test")
+# Names of splits for evaluation. The first one that exists is evaluated.
+_EVALUATION_NAMES = ("val", "valid", "validation", "dev", "test")
+_NUM_QUERIES = "NUM_OBJECT_QUERIES"
 
 
 def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> Path | None:
-    """Write a config beside the jsons, or add the splits to the one that is there.
+    """Write a config beside the jsons, or add the splits to an existing one.
 
-    A config that is there keeps everything but ``DATASETS`` and ``MODEL.DETR.NUM_CLASSES``. It is
-    left alone if its ``DATASETS`` is not what this function would have written, or if it has
-    comments, which would be lost: then a warning has what to put in, and None is returned.
+    Paths in the config are relative to its folder, so the folder can be moved.
+
+    An existing config keeps everything but ``DATASETS``, ``MODEL.DETR.NUM_CLASSES`` and a number
+    of queries that is too small. It is not changed if its ``DATASETS`` differ from what this
+    function writes, or if it has comments, which would be lost. Then a warning shows what to add.
 
     Args:
-        splits: as :func:`convert` returns them.
-        name: what the names of the data sets begin with.
-        base: path of the config that a new one builds on.
+        splits: as :func:`.writer.convert` returns them.
+        name: prefix of the names of the data sets.
+        base: path or name of the config that a new one builds on.
+
+    Returns:
+        Path | None: the config; None if it was not changed.
     """
     name = re.sub(r"\W+", "_", name).strip("_") or "mine"
     path = splits[0].panoptic_json.parent / f"{name}.yaml"
-    entries = [
-        {"name": f"{name}_{s.name}", **{k: os.path.abspath(getattr(s, k)) for k in _PATHS}}
-        for s in splits
-    ]
-    config: dict[str, Any] = {"_BASE_": os.path.abspath(base)}
+    entries = [_entry(split, f"{name}_{split.name}", path.parent) for split in splits]
+    is_packaged = base in list_config_files() and not Path(base).is_file()
+    config: dict[str, Any] = {"_BASE_": base if is_packaged else _relative(base, path.parent)}
     if path.exists():
-        old = _unchanged(path, name)
+        old = _read_if_unchanged(path, name)
         if old is None:
+            datasets = yaml.safe_dump({"DATASETS": _datasets(entries, name)}, sort_keys=False)
             logger.warning(
-                "'%s' was changed by hand and is left as it is. To use the new splits, name them "
-                "there:\n%s",
+                "'%s' was edited by hand and is not changed. Add the new splits there:\n%s",
                 path,
-                yaml.safe_dump({"DATASETS": _datasets(entries, name)}, sort_keys=False),
+                datasets,
             )
             return None
         config = old
         names = {entry["name"] for entry in entries}
-        # Entries whose json was removed by hand are of the past.
-        kept = [e for e in config["DATASETS"]["REGISTER"] if os.path.isfile(e["panoptic_json"])]
-        entries = [entry for entry in kept if entry["name"] not in names] + entries
-    config.setdefault("MODEL", {}).setdefault("DETR", {})["NUM_CLASSES"] = len(
-        splits[0].num_segments
-    )
+        # The json of an old entry may have been deleted.
+        kept = [
+            entry
+            for entry in config["DATASETS"]["REGISTER"]
+            if entry["name"] not in names and (path.parent / entry["panoptic_json"]).is_file()
+        ]
+        entries = kept + entries
+    detr = config.setdefault("MODEL", {}).setdefault("DETR", {})
+    detr["NUM_CLASSES"] = len(splits[0].num_segments)
+    default = merged_cfg(base).MODEL.DETR[_NUM_QUERIES]
+    detr[_NUM_QUERIES] = max(detr.get(_NUM_QUERIES, default), num_queries(splits))
     config["DATASETS"] = _datasets(entries, name)
     with atomic_file(path) as f:
         yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True)
     if config["DATASETS"]["TRAIN"] == config["DATASETS"]["TEST"]:
         logger.warning(
-            "There is one split only: '%s' trains and evaluates on the same images, which says "
-            "little. Convert with --split 0.8 0.2, or add a split by another call with "
-            "--split-names val.",
+            "There is only one split: '%s' trains and evaluates on the same images, so its "
+            "figures say little. Convert with --split 0.8 0.2, or add a split by another call "
+            "with --split-names val.",
             path,
         )
     return path
 
 
+def num_queries(splits: Sequence[Converted]) -> int:
+    """Return a number of queries for the data: half more than the most segments of an image."""
+    return 10 * math.ceil(1.5 * max(split.max_segments for split in splits) / 10)
+
+
+def _entry(split: Converted, name: str, folder: Path) -> dict[str, str]:
+    paths = {
+        "image_root": split.image_root,
+        "panoptic_root": split.panoptic_root,
+        "panoptic_json": split.panoptic_json,
+    }
+    return {"name": name, **{key: _relative(value, folder) for key, value in paths.items()}}
+
+
+def _relative(path: str | os.PathLike, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
 def _datasets(entries: list[dict[str, str]], name: str) -> dict[str, list]:
-    train, test = roles([entry["name"].removeprefix(f"{name}_") for entry in entries])
+    train, test = choose_roles([entry["name"].removeprefix(f"{name}_") for entry in entries])
     return {
         "REGISTER": entries,
         "TRAIN": [f"{name}_{split}" for split in train],
@@ -78,27 +106,27 @@ def _datasets(entries: list[dict[str, str]], name: str) -> dict[str, list]:
     }
 
 
-def roles(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Choose the splits for training and for evaluation.
+def choose_roles(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Choose the splits for training and the splits for evaluation.
 
-    ``val`` (or ``valid``, ``validation``, ``dev``, else ``test``) is for evaluation, what has no
-    such name for training. Where names do not tell, the last one is for evaluation; if there is
-    only one, it is for both.
+    ``val`` (or ``valid``, ``validation``, ``dev``, else ``test``) is evaluated; splits without such
+    a name are trained on. If no split, or every split, has such a name, the last one is evaluated
+    and the others are trained on. A single split has both roles.
     """
-    held_out = [n for h in _HELD_OUT for n in names if n.lower() == h]
-    rest = [n for n in names if n not in held_out]
-    if held_out and rest:
-        return rest, held_out[:1]
+    for_evaluation = [n for known in _EVALUATION_NAMES for n in names if n.lower() == known]
+    for_training = [n for n in names if n not in for_evaluation]
+    if for_evaluation and for_training:
+        return for_training, for_evaluation[:1]
     return list(names[:-1]) or list(names), list(names[-1:])
 
 
-def _unchanged(path: Path, name: str) -> dict[str, Any] | None:
-    """Return the config if it can be written anew; None if a hand was at it."""
+def _read_if_unchanged(path: Path, name: str) -> dict[str, Any] | None:
+    """Return the config if it can be written again; None if it was edited by hand."""
     text = path.read_text(encoding="utf-8")
     try:
         config = yaml.safe_load(text)
-        untouched = config["DATASETS"] == _datasets(config["DATASETS"]["REGISTER"], name)
+        is_ours = config["DATASETS"] == _datasets(config["DATASETS"]["REGISTER"], name)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
     has_comments = any(line.lstrip().startswith("#") for line in text.splitlines())
-    return config if untouched and not has_comments else None
+    return config if is_ours and not has_comments else None

@@ -1,9 +1,9 @@
-"""From paths to sources: one per split."""
+"""Open the inputs of a conversion: one source per split."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ FORMATS = {
     "labelme": labelme,
     "cvat": cvat,
 }
-_NAMES = ("train", "val", "test")
+_SPLIT_NAMES = ("train", "val", "test")
 
 
 def open_splits(
@@ -31,71 +31,95 @@ def open_splits(
     options: Mapping[str, Any],
     *,
     names: Sequence[str] | None = None,
-    shares: Sequence[float] | None = None,
+    fractions: Sequence[float] | None = None,
     seed: int = 0,
+    image_lists: Sequence[Path] = (),
 ) -> dict[str, Source]:
-    """Read data that come in splits, or divide data that do not, and warn of what is left out.
+    """Open data that come in splits, or divide data that do not. Warn of what is left out.
 
     Args:
         format_name: key of ``FORMATS``.
-        inputs: paths for the format's function: one for each split, or one for all.
-        options: further arguments of the format's function.
+        inputs: paths for the function of the format: one for each split, or one for all.
+        options: further arguments of the function.
         names: of the splits; default train, val, test, as many as needed.
-        shares: divide the images of a single input by chance.
-        seed: of the chance.
+        fractions: of the images of a single input, for a random split.
+        seed: of the random split.
+        image_lists: for each split a text file with a name of an image in each line, without
+            folder and suffix if these are unique.
 
     Raises:
-        UserError: inputs, names and shares do not fit; else as the format's function.
+        UserError: inputs, names and fractions do not fit; or see the function of the format.
         OSError: an input is missing or cannot be read.
     """
-    count = max(len(paths) for paths in inputs.values())
+    count = max(len(paths) for paths in (*inputs.values(), image_lists))
     if any(len(paths) not in (1, count) for paths in inputs.values()):
-        given = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
-        raise UserError(f"Each input needs one path, or one for each split ({given}).")
-    if shares and count > 1:
-        raise UserError("--split divides one input by chance; here each split has its own.")
-    wanted = len(shares) if shares else count
-    names = names or [*_NAMES, *(f"split{n}" for n in range(4, wanted + 1))][:wanted]
-    if len(names) != wanted:
-        what = "shares after --split" if shares else "inputs, or --split with a share for each"
-        raise UserError(f"{len(names)} --split-names need as many {what}; there is {wanted}.")
-    for name in names:
-        if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
-            raise UserError(
-                f"Split name {name!r} must be there once, and of letters, digits, '_' and '-', "
-                "since it becomes part of file names."
-            )
+        counts = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
+        raise UserError(f"Each input needs one path, or one for each split ({counts}).")
+    if fractions and count > 1:
+        raise UserError("--split divides one input, but each split has an input of its own.")
+    names = _split_names(names, len(fractions) if fractions else count, bool(fractions))
     sources = [
         FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
         for n in range(count)
     ]
-    roots = sorted({source.image_root for source in sources})
-    used = {source.image_root / item.file_name for source in sources for item in source.items}
-    unused = [
-        root / name for root in roots for name in find_images(root) if root / name not in used
-    ]
-    log_left_out("images without an annotation", unused)
-    if shares:
-        return split_by_chance(sources[0], dict(zip(names, shares, strict=True)), seed)
+    _log_unused_images(sources)
+    if image_lists:
+        sources = [_select(s, path) for s, path in zip(sources, image_lists, strict=True)]
+    if fractions:
+        return split_randomly(sources[0], dict(zip(names, fractions, strict=True)), seed)
     return dict(zip(names, sources, strict=True))
 
 
-def split_by_chance(source: Source, shares: Mapping[str, float], seed: int) -> dict[str, Source]:
-    """Divide the images of a source by chance, whatever their order; shares are by split name.
+def _split_names(names: Sequence[str] | None, count: int, has_fractions: bool) -> Sequence[str]:
+    names = names or [*_SPLIT_NAMES, *(f"split{n}" for n in range(4, count + 1))][:count]
+    if len(names) != count:
+        what = "fractions after --split" if has_fractions else "inputs, or fractions after --split"
+        raise UserError(f"{len(names)} --split-names need as many {what}; there is {count}.")
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
+            raise UserError(
+                f"Split name {name!r} must be unique and have letters, digits, '_' and '-' alone, "
+                "because it becomes part of file names."
+            )
+    return names
+
+
+def _select(source: Source, image_list: Path) -> Source:
+    """Keep the images of a list: paths or names, with or without the suffix of the image."""
+    text = image_list.read_text(encoding="utf-8-sig").replace("\\", "/")
+    names = {PurePosixPath(line.strip()).name for line in text.splitlines() if line.strip()}
+    items = [
+        item
+        for item in source.items
+        if names & {PurePosixPath(item.file_name).name, PurePosixPath(item.file_name).stem}
+    ]
+    return replace(source, items=items)
+
+
+def _log_unused_images(sources: Sequence[Source]) -> None:
+    used = {source.image_root / item.file_name for source in sources for item in source.items}
+    roots = sorted({source.image_root for source in sources})
+    paths = [root / name for root in roots for name in find_images(root)]
+    log_left_out("images without an annotation", [path for path in paths if path not in used])
+
+
+def split_randomly(source: Source, fractions: Mapping[str, float], seed: int) -> dict[str, Source]:
+    """Divide the images of a source randomly; ``fractions`` are by split name.
+
+    The split depends on the names of the images and the seed alone.
 
     Raises:
-        UserError: shares are not positive or do not add up to 1, or a split would be empty.
+        UserError: fractions are not positive or do not add up to 1, or a split would be empty.
     """
-    values = np.array(list(shares.values()))
+    values = np.array(list(fractions.values()))
     if (values <= 0).any() or abs(values.sum() - 1) > 1e-6:
-        raise UserError(f"Split shares {values.tolist()} must be positive and add up to 1.")
-    # Sorted first, so that the split does not depend on the order of a file.
+        raise UserError(f"--split {values.tolist()}: fractions must be positive and add up to 1.")
     items = sorted(source.items, key=lambda item: item.file_name)
     ends = np.rint(np.cumsum(values) * len(items)).astype(int)
     if (np.diff(ends, prepend=0) == 0).any():
-        raise UserError(f"A split of {len(items)} images by {values.tolist()} leaves one empty.")
+        raise UserError(f"--split {values.tolist()} of {len(items)} images leaves a split empty.")
     parts = np.split(np.random.default_rng(seed).permutation(len(items)), ends[:-1])
     return {
         name: replace(source, items=[items[i] for i in np.sort(part)])
-        for name, part in zip(shares, parts, strict=True)
+        for name, part in zip(fractions, parts, strict=True)
     }

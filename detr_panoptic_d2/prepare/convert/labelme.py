@@ -13,7 +13,7 @@ from PIL import Image
 
 from ...errors import UserError
 from .drawn_shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
-from .source import IMAGE_SUFFIXES, Item, Size, Source, log_left_out
+from .source import IMAGE_SUFFIXES, Item, Size, Source, existing_folder, log_left_out
 from .values import errors_in, polygon, read_json, read_size, resolve_inside, to_id, to_text
 
 # Corners in order around the shape. "rotation" and "quadrilateral" are of X-AnyLabeling.
@@ -36,7 +36,8 @@ def labelme(annotations: Path, images: Path | None = None) -> Source:
         FileNotFoundError: there is no json.
         UserError: a json is invalid, or names a path outside of ``images``.
     """
-    files = sorted(p for p in annotations.rglob("*.json") if not p.name.startswith("."))
+    paths = existing_folder(annotations).rglob("*.json")
+    files = sorted(path for path in paths if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"'{annotations}' has no *.json of LabelMe.")
     root = images or annotations

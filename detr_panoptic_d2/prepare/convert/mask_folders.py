@@ -1,6 +1,7 @@
-"""Masks beside images -> panoptic: a class per pixel (CamVid), or an object (Penn-Fudan)."""
+"""Read masks beside images: a class per pixel (CamVid, VOC), or an object (Penn-Fudan, VOC)."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -9,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ...errors import UserError
-from .categories import read_class_file
+from .class_files import read_class_file
 from .source import (
     Item,
     Labels,
@@ -17,8 +18,10 @@ from .source import (
     Size,
     Source,
     check_size,
+    existing_folder,
     find_images,
     log_left_out,
+    logger,
     open_image,
 )
 from .values import errors_in
@@ -26,6 +29,8 @@ from .values import errors_in
 _PACK = np.array([1, 256, 65536])
 # From the size of the image to the name and the pixels of each class.
 Regions = Callable[[Size], Iterator[tuple[str, np.ndarray]]]
+# From the pixels of a thing class to the number of the object of each pixel, 0 for void.
+Objects = Callable[[np.ndarray], np.ndarray]
 
 
 def class_masks(
@@ -33,48 +38,76 @@ def class_masks(
     masks: Path,
     labels: Path,
     *,
-    mask_suffix: str = ".png",
+    objects: Path | None = None,
+    mask_suffix: str | None = None,
     void_value: int = 255,
     connectivity: int = 8,
 ) -> Source:
-    """Images and a class mask for each: of stuff one segment, of things one per component.
+    """Read images with a class mask for each, and optionally an object mask.
 
-    Classes are stuff unless the list or the user make them things.
+    A stuff class is one segment. The objects of a thing class are those of the object mask, or the
+    connected regions if there is none. Classes are stuff unless the list or the user say otherwise.
 
     Args:
         images: folder of the images.
-        masks: folder of the masks.
+        masks: folder of the class masks.
         labels: list of the classes; see :func:`read_mask_classes`.
-        mask_suffix: what follows the image's name without suffix in the name of its mask.
-        void_value: value of unlabelled pixels in grey masks.
-        connectivity: 8, or 4 to keep apart what touches at corners only.
+        objects: folder of the object masks: pixel = number of the object, 0 = no object.
+        mask_suffix: ``a.jpg`` has the masks ``a<mask_suffix>``; None: see :func:`match_masks`.
+        void_value: value of unlabelled pixels in masks of one channel.
+        connectivity: 8, or 4 to separate regions that touch at corners only.
 
     Raises:
         FileNotFoundError: a file is missing, or no image has a mask.
         UserError: the list of classes does not fit.
     """
     classes = read_mask_classes(labels)
-    matched = match_masks(masks, find_images(images), mask_suffix)
-    structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
+    mask_of_image = match_masks(masks, find_images(images), mask_suffix, images)
+    connected = partial(_connected_regions, 1 if connectivity == 4 else 2)
+    split = {name: connected for name in mask_of_image}
+    if objects is not None:
+        object_masks = match_masks(objects, list(mask_of_image), mask_suffix, images)
+        if missing := [name for name in mask_of_image if name not in object_masks]:
+            raise UserError(f"{len(missing)} images have no mask in '{objects}', as {missing[0]}.")
+        split = {
+            name: partial(_objects_of_mask, mask, void_value) for name, mask in object_masks.items()
+        }
     items = [
         Item(
-            name, partial(_draw_classes, partial(class_regions, classes, void_value, m), structure)
+            name,
+            partial(_draw_classes, partial(class_regions, classes, void_value, m), split[name]),
         )
-        for name, m in matched.items()
+        for name, m in mask_of_image.items()
     ]
     return Source(images, [{**c, "isthing": c["isthing"] or 0} for c in classes], items)
 
 
-def _draw_classes(
-    regions: Regions, structure: np.ndarray, size: Size, things: Collection[str]
-) -> Labels:
-    """Label the components of things, and each stuff class as a whole."""
+def _draw_classes(regions: Regions, split: Objects, size: Size, things: Collection[str]) -> Labels:
+    """Label the objects of thing classes, and each stuff class as a whole."""
     labels = Labels(np.zeros(size, np.int32), [])
-    for name, where in regions(size):
-        parts, count = ndimage.label(where, structure) if name in things else (where, 1)
-        labels.map[where] = parts[where] + len(labels.segments)
-        labels.segments += [Segment(name)] * count
+    for name, region in regions(size):
+        if name not in things:
+            labels.segments.append(Segment(name))
+            labels.map[region] = len(labels.segments)
+            continue
+        numbers = split(region)
+        for number in np.unique(numbers[region]).tolist():
+            labels.segments.append(Segment(name if number else None))
+            labels.map[region & (numbers == number)] = len(labels.segments)
     return labels
+
+
+def _connected_regions(rank_connectivity: int, region: np.ndarray) -> np.ndarray:
+    structure = ndimage.generate_binary_structure(2, rank_connectivity)
+    return ndimage.label(region, structure)[0]
+
+
+def _objects_of_mask(mask: Path, void_value: int, region: np.ndarray) -> np.ndarray:
+    image = _read(mask, region.shape)
+    if image.mode in ("RGB", "RGBA"):
+        return _pack_colors(image)
+    numbers = _numbers(image, mask)
+    return np.where(numbers == void_value, 0, numbers)
 
 
 def instance_masks(
@@ -82,10 +115,10 @@ def instance_masks(
     masks: Path,
     *,
     category: str = "object",
-    mask_suffix: str = "_mask.png",
+    mask_suffix: str | None = None,
     void_value: int | None = None,
 ) -> Source:
-    """Images of one class of things, and a mask for each: 0 background, n the n-th object.
+    """Read images with one class of things, and a mask for each: 0 background, n the n-th object.
 
     Numbers may have gaps.
 
@@ -93,15 +126,18 @@ def instance_masks(
         images: folder of the images.
         masks: folder of the masks.
         category: name of the class.
-        mask_suffix: what follows the image's name without suffix in the name of its mask.
-        void_value: a value that means void, and neither object nor background; None: there is none.
+        mask_suffix: ``a.jpg`` has the mask ``a<mask_suffix>``; None: see :func:`match_masks`.
+        void_value: value of void pixels, which are neither object nor background; None: 255 in
+            images with a palette (the borders of VOC).
 
     Raises:
         FileNotFoundError: a folder is missing, or no image has a mask.
     """
+    names = find_images(images)
+    mask_of_image = match_masks(masks, names, mask_suffix, images, default="_mask.png")
     items = [
         Item(name, partial(_draw_objects, category, void_value, mask))
-        for name, mask in match_masks(masks, find_images(images), mask_suffix).items()
+        for name, mask in mask_of_image.items()
     ]
     return Source(images, [{"name": category}], items)
 
@@ -109,22 +145,25 @@ def instance_masks(
 def _draw_objects(
     category: str, void_value: int | None, mask: Path, size: Size, things: Collection[str]
 ) -> Labels:
-    values = _numbers(_read(mask, size), mask)
-    # The background first, which may be missing.
-    found, labels = np.unique(np.append(values.ravel(), 0), return_inverse=True)
-    names = [None if value == void_value else category for value in found[1:].tolist()]
+    image = _read(mask, size)
+    values = _numbers(image, mask)
+    if void_value is None and image.mode == "P":
+        void_value = 255
+    # Put 0 first, which the mask may not have.
+    unique, labels = np.unique(np.append(values.ravel(), 0), return_inverse=True)
+    names = [None if value == void_value else category for value in unique[1:].tolist()]
     return Labels(labels[:-1].reshape(size).astype(np.int32), [Segment(name) for name in names])
 
 
 def read_mask_classes(labels: Path) -> list[dict]:
-    """Read the list of the classes of masks; see ``categories.read_class_file``.
+    """Read the list of the classes of masks; see :func:`.class_files.read_class_file`.
 
-    A list with colours is for masks in colour (RGB or palette); grey masks hold ids, which are
-    positions in the list unless it has ids of its own.
+    A list with colours is for masks in colour (RGB or palette). Other masks hold ids: positions in
+    the list, unless it has ids.
 
     Raises:
         FileNotFoundError: the list is missing.
-        UserError: it cannot be read, or has an id or colour twice.
+        UserError: the list is invalid, or has an id or colour twice.
     """
     classes = read_class_file(labels)
     if len({tuple(c["color"]) for c in classes if c["color"]}) not in (0, len(classes)):
@@ -138,7 +177,7 @@ def class_regions(
     """Yield the name and the pixels, bool (H, W), of each class of a mask.
 
     Raises:
-        OSError: it is no whole image.
+        OSError: the mask is missing or broken.
         UserError: it has another size than its image, or a value or colour of no class.
     """
     image = _read(mask, size)
@@ -146,21 +185,27 @@ def class_regions(
     in_color = image.mode in ("P", "RGB", "RGBA") and classes[0]["color"]
     if in_color:
         names = {int(np.dot(c["color"], _PACK)): c["name"] for c in classes}
-        values = np.asarray(image.convert("RGB")).astype(np.int32) @ _PACK
+        values = _pack_colors(image)
+        if image.mode == "P":
+            # Borders of VOC have an index and a colour of no class.
+            is_void = (np.asarray(image) == void_value) & ~np.isin(values, list(names))
+            values[is_void] = -1
     else:
         values = _numbers(image, mask)
     for value in np.unique(values).tolist():
         if value in names:
             yield names[value], values == value
+        elif value == -1:
+            continue
         elif in_color:
             rgb = value & 255, value >> 8 & 255, value >> 16
             raise UserError(
-                f"Mask '{mask}' has the colour {rgb}, which is in no class of the list. (A mask "
-                "that was stored as JPEG or resized smoothly cannot be used.)"
+                f"Mask '{mask}' has the colour {rgb}, which no class of the list has. (A mask that "
+                "was stored as JPEG or resized smoothly cannot be used.)"
             )
         elif value != void_value:
             raise UserError(
-                f"Mask '{mask}' has the value {value}, which is no class of the list "
+                f"Mask '{mask}' has the value {value}, which no class of the list has "
                 f"({sorted(names)}). Add it there, or give it as --void-value."
             )
 
@@ -171,38 +216,78 @@ def _read(mask: Path, size: Size) -> Image.Image:
         return image.copy()
 
 
+def _pack_colors(image: Image.Image) -> np.ndarray:
+    """Return the colours of an image as int32 (H, W), R + 256 G + 65536 B."""
+    return (np.asarray(image.convert("RGB")).astype(np.int32) @ _PACK).astype(np.int32)
+
+
 def _numbers(image: Image.Image, mask: Path) -> np.ndarray:
     """Return the numbers of a one-channel mask as int32 (H, W); of palette images the indices."""
     values = np.asarray(image)
     if values.ndim != 2 or values.dtype.kind not in "uib" or values.min(initial=0) < 0:
         raise UserError(
-            f"Mask '{mask}' has mode {image.mode}; a mask of numbers (8 or 16 bit grey, or a "
-            "palette) is needed."
+            f"Mask '{mask}' has mode {image.mode}, but must hold numbers (8 or 16 bit grey, or a "
+            "palette)."
         )
     return values.astype(np.int32)
 
 
-def match_masks(root: Path, images: list[str], suffix: str) -> dict[str, Path]:
+def match_masks(
+    root: Path,
+    images: Sequence[str],
+    suffix: str | None,
+    image_root: Path,
+    default: str = ".png",
+) -> dict[str, Path]:
     """Find the mask of each image, and warn of masks without an image.
 
     Args:
         root: folder of the masks.
         images: names of the images; ``a/b.jpg`` has the mask ``a/b<suffix>``.
-        suffix: of the masks.
+        suffix: of the masks. None: the one that most images have a mask with.
+        image_root: folder of the images.
+        default: the suffix if several fit equally well.
 
     Returns:
         dict: the path of the mask of each image that has one.
 
     Raises:
-        FileNotFoundError: no image has a mask.
+        FileNotFoundError: the folder does not exist, or no image has a mask.
+        UserError: two suffixes fit equally well.
     """
-    there = {p for p in root.rglob(f"*{suffix}") if not p.name.startswith(".")}
-    wanted = {name: root / f"{PurePosixPath(name).with_suffix('')}{suffix}" for name in images}
-    found = {name: mask for name, mask in wanted.items() if mask in there}
-    if not found:
+    existing_folder(root)
+    stem_of_image = {name: str(PurePosixPath(name).with_suffix("")) for name in images}
+    if suffix is None:
+        suffix = _find_suffix(root, set(stem_of_image.values()), image_root, default)
+    existing = {p for p in root.rglob(f"*{suffix}") if not p.name.startswith(".")}
+    candidates = {name: root / f"{stem}{suffix}" for name, stem in stem_of_image.items()}
+    matched = {name: path for name, path in candidates.items() if path in existing}
+    if not matched:
         raise FileNotFoundError(
-            f"None of {len(images)} images has a mask; '{images[0]}' needs '{wanted[images[0]]}'. "
-            "Are the folder and --mask-suffix right?"
+            f"None of {len(images)} images has a mask. The mask of '{images[0]}' would be "
+            f"'{candidates[images[0]]}'. Check the folders and --mask-suffix."
         )
-    log_left_out("masks without an image", sorted(there - set(found.values())))
-    return found
+    log_left_out("masks without an image", sorted(existing - set(matched.values())))
+    return matched
+
+
+def _find_suffix(root: Path, stems: Collection[str], image_root: Path, default: str) -> str:
+    counts: Counter[str] = Counter()
+    for path in root.rglob("*.*"):
+        name = path.relative_to(root).as_posix()
+        if not path.name.startswith(".") and path != image_root / name:
+            ends = (end for end in range(len(name) - 1, 0, -1) if name[:end] in stems)
+            if (end := next(ends, None)) is not None:
+                counts[name[end:]] += 1
+    best = [suffix for suffix, count in counts.items() if count == max(counts.values())]
+    if default in best:
+        return default
+    if len(best) > 1:
+        raise UserError(
+            f"'{root}' has several files for each image: {', '.join(sorted(best))}. Choose one of "
+            "these with --mask-suffix."
+        )
+    if not best:
+        return default
+    logger.info("Masks in '%s' have the suffix '%s'.", root, best[0])
+    return best[0]

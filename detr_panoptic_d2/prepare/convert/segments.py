@@ -12,6 +12,10 @@ from .source import Labels
 _STEP = 37 * 0x010101
 
 
+# LabelMe's name of the pixels without a label.
+UNLABELLED = "_background_"
+
+
 class Panoptic(NamedTuple):
     """What COCO panoptic stores about an image, and what is not in it."""
 
@@ -41,6 +45,9 @@ def to_panoptic(
     label_of_key: dict[tuple, int] = {}
     table = [0]
     for index, (name, crowd) in enumerate(labels.segments):
+        if name == UNLABELLED and name not in by_name:
+            table.append(0)
+            continue
         if name not in by_name:
             key: tuple = (None, 0)
         elif not by_name[name]["isthing"]:

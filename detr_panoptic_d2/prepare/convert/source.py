@@ -43,6 +43,14 @@ class Labels:
     lost: list[str] = field(default_factory=list)  # annotations that have no pixel in the image
 
 
+class Box(NamedTuple):
+    """A box annotation: x, y, width, height in pixels."""
+
+    name: str
+    xywh: tuple[float, float, float, float]
+    iscrowd: int = 0
+
+
 @dataclass(frozen=True)
 class Item:
     """One image of a data set.
@@ -54,12 +62,14 @@ class Item:
             is a ``functools.partial`` with plain values.
         image_id: from the annotation file, if it has ids.
         size: (height, width) from the annotation file, if it has them.
+        boxes: for training without masks (``--boxes-only``).
     """
 
     file_name: str
     draw: Callable[[Size, Collection[str]], Labels]
     image_id: int | str | None = None
     size: Size | None = None
+    boxes: Sequence[Box] = ()
 
 
 @dataclass
@@ -69,6 +79,7 @@ class Source:
     image_root: Path
     classes: list[dict]  # see categories.py
     items: list[Item]
+    num_shapes: int = 0  # annotations with a segmentation, of formats that may have boxes alone
 
 
 def log_left_out(what: str, places: Sequence[object]) -> None:
@@ -79,15 +90,25 @@ def log_left_out(what: str, places: Sequence[object]) -> None:
         logger.warning("Left out: %d %s: %s%s", len(places), what, examples, more)
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the path of a folder that exists.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"The folder '{path}' does not exist.")
+    return path
+
+
 def find_images(root: Path) -> list[str]:
     """List the image files below a folder, sorted, relative to it, with ``/``. Skip hidden ones.
 
     Raises:
         FileNotFoundError: the folder does not exist, or has no images.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"The folder '{root}' does not exist.")
-    paths = (p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = existing_folder(root).rglob("*")
+    paths = (p.relative_to(root) for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
     names = sorted(p.as_posix() for p in paths if not any(s.startswith(".") for s in p.parts))
     if not names:
         raise FileNotFoundError(f"'{root}' has no images ({', '.join(IMAGE_SUFFIXES)}).")

@@ -1,6 +1,7 @@
-"""Writes what a source gives as COCO panoptic: PNGs in several processes, and last the json."""
+"""Write sources as COCO panoptic: the PNGs in several processes, and last the json."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections import Counter
@@ -10,26 +11,38 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from ...data.dataset_mapper import is_target
 from ...data.panoptic_json import read_panoptic_json, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
 from ..parallel import map_images
 from .categories import ClassOptions, choose_categories
 from .segments import to_panoptic
-from .source import Item, Size, Source, check_size, log_left_out, upright_size
+from .source import (
+    Item,
+    Size,
+    Source,
+    check_size,
+    existing_folder,
+    log_left_out,
+    logger,
+    upright_size,
+)
 from .values import errors_in
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A split that has been written; the paths are as ``register_panoptic`` takes them."""
+    """A split that was written. The paths are arguments of ``register_panoptic``."""
 
     name: str
     image_root: Path
     panoptic_root: Path
     panoptic_json: Path
     num_images: int
-    num_segments: dict[str, int]  # by class name, of all classes
+    num_segments: dict[str, int]  # by class name, of all classes, without crowds
+    num_crowds: int
+    max_segments: int  # of one image, without crowds
     num_covered: int  # objects that lie completely under others
     num_small: int  # segments of fewer pixels than --min-area
 
@@ -52,45 +65,33 @@ def convert(
 ) -> list[Converted]:
     """Write ``panoptic_<split>/*.png`` and ``panoptic_<split>.json`` of each split.
 
-    All is made in a hidden folder and moved into its place at the end, so that a conversion that
-    fails or is stopped leaves nothing behind. All splits have the same categories, and the files do
-    not depend on the number of processes.
+    All files are made in a hidden folder and moved into place at the end, so that a conversion
+    that fails or is interrupted leaves nothing behind. All splits have the same categories. The
+    files do not depend on the number of processes.
 
     Args:
         splits: name and source of each.
-        output: folder; made if need be.
-        classes: what the user says about classes.
-        min_area: segments of fewer pixels are left unlabelled.
+        output: folder; created if it does not exist.
+        classes: options of the user about classes.
+        min_area: segments of fewer pixels become unlabelled.
         workers: number of processes.
 
     Raises:
         FileExistsError: ``output`` has files of these names.
         FileNotFoundError: an image is missing.
-        UserError: the data does not fit together.
+        UserError: the data is inconsistent, or has not a single segment.
     """
     for name, source in splits.items():
-        if not source.items:
-            raise UserError(f"There are no images to convert for the split '{name}'.")
-        paths = [source.image_root / item.file_name for item in source.items]
-        if missing := [path for path in paths if not path.is_file()]:
-            raise FileNotFoundError(
-                f"{len(missing)} images are missing, the first is '{missing[0]}'."
-            )
-    found = [c for source in splits.values() for c in source.classes]
-    categories = choose_categories(found, classes)
-    # The jsons last: what has one is whole.
+        check_images(name, source)
+    categories = choose_categories([c for s in splits.values() for c in s.classes], classes)
+    # The jsons are last: a split that has one is complete.
     parts = [f"panoptic_{name}{end}" for end in ("", ".json") for name in splits]
-    for part in parts:
-        if (output / part).exists():
-            raise FileExistsError(
-                f"'{output / part}' is there already. Choose another --output or --split-names, or "
-                "remove it (and what belongs to it)."
-            )
+    check_new(output, parts)
     _compare_with_other_splits(categories, output)
     convert_image = partial(
         _convert_image, categories=categories, background=classes.background, min_area=min_area
     )
-    with _hidden_folder(output / f".convert-{'-'.join(splits)}") as work:
+    with hidden_folder(output, "-".join(splits)) as work:
         converted = []
         for name, source in splits.items():
             pngs = png_names([item.file_name for item in source.items])
@@ -105,24 +106,104 @@ def convert(
             lost = [place for image in written for place in image.lost]
             log_left_out("annotations without a single pixel in their image", lost)
             converted.append(_summarize(name, source, written, categories, output))
+        _check_segments(splits, converted, classes.background)
         for part in parts:
             os.replace(work / part, output / part)
     return converted
 
 
+def check_images(name: str, source: Source) -> None:
+    """Check that a split has images, and that they exist.
+
+    Raises:
+        FileNotFoundError: an image is missing. The message names the subfolder that has it.
+        UserError: there are no images.
+    """
+    if not source.items:
+        raise UserError(f"There are no images to convert for the split '{name}'.")
+    root = existing_folder(source.image_root)
+    missing = [item.file_name for item in source.items if not (root / item.file_name).is_file()]
+    if not missing:
+        return
+    hint = ""
+    file_name = PurePosixPath(missing[0])
+    for path in sorted(root.rglob(glob.escape(file_name.name))):
+        path = path.relative_to(root)
+        if path.parts[-len(file_name.parts) :] == file_name.parts:
+            folder = root.joinpath(*path.parts[: -len(file_name.parts)])
+            hint = f" '{folder}' has it: look in there with --images {folder}"
+        else:
+            hint = f" '{root / path.parent}' has a file of this name"
+        break
+    raise FileNotFoundError(
+        f"{len(missing)} images are missing, the first is '{root / file_name}'.{hint}"
+    )
+
+
+def check_new(output: Path, parts: Sequence[str]) -> None:
+    """Raise ``FileExistsError`` if a file or folder of these names exists in the output folder."""
+    for part in parts:
+        if (output / part).exists():
+            raise FileExistsError(
+                f"'{output / part}' exists already. Choose another --output or --split-names, or "
+                "remove it with the other files of its split."
+            )
+
+
 @contextlib.contextmanager
-def _hidden_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder for the time of a conversion; what a killed one has left is removed."""
+def hidden_folder(output: Path, name: str) -> Iterator[Path]:
+    """Make an empty folder in ``output`` for the time of a conversion.
+
+    Left by an exception, it also removes ``output`` and its parents as far as it created them.
+    """
+    created = [folder for folder in (output, *output.parents) if not folder.exists()]
+    folder = output / f".convert-{name}"
+    # A conversion that was killed may have left one.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
-    finally:
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in created:
+            # Another program may have written there.
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_segments(
+    splits: Mapping[str, Source], converted: Sequence[Converted], background: str | None
+) -> None:
+    """Check that there is something to learn beside the background.
+
+    Raises:
+        UserError: there is not a single segment.
+    """
+    for split in converted:
+        counts = {name: n for name, n in split.num_segments.items() if name != background}
+        if not any(counts.values()):
+            logger.warning(
+                "The split '%s' has not a single segment that can be learnt.", split.name
+            )
+    if any(n for s in converted for name, n in s.num_segments.items() if name != background):
+        return
+    num_images = sum(split.num_images for split in converted)
+    num_boxes = sum(len(item.boxes) for source in splits.values() for item in source.items)
+    if num_boxes:
+        raise UserError(
+            f"Not a single segment in {num_images} images: the {num_boxes} annotations are boxes "
+            "without a segmentation. --boxes-only converts boxes, to train without masks."
+        )
+    raise UserError(
+        f"Not a single segment in {num_images} images that is not a crowd, so nothing can be "
+        "learnt. Check the annotations, and the list of classes for masks."
+    )
 
 
 def _compare_with_other_splits(categories: list[dict], output: Path) -> None:
-    """Splits of one folder are trained and evaluated together: their classes must be the same."""
+    """Check that the splits of a folder, which are used together, have the same classes."""
     new = [(c["id"], c["name"], c["isthing"]) for c in categories]
     for path in sorted(output.glob("panoptic_*.json")):
         listed = read_panoptic_json(path).get("categories") or []
@@ -177,7 +258,8 @@ def _summarize(
     categories: list[dict],
     output: Path,
 ) -> Converted:
-    counts = Counter(s["category_id"] for image in written for s in image.segments_info)
+    segments = [s for image in written for s in image.segments_info]
+    counts = Counter(s["category_id"] for s in segments if is_target(s))
     return Converted(
         name=name,
         image_root=source.image_root,
@@ -185,15 +267,20 @@ def _summarize(
         panoptic_json=output / f"panoptic_{name}.json",
         num_images=len(written),
         num_segments={c["name"]: counts[c["id"]] for c in categories},
+        num_crowds=len(segments) - counts.total(),
+        max_segments=max(sum(map(is_target, image.segments_info)) for image in written),
         num_covered=sum(image.num_covered for image in written),
         num_small=sum(image.num_small for image in written),
     )
 
 
-def png_names(file_names: list[str]) -> list[str]:
-    """Return the name of each image's PNG: that of the image, with its suffix if need be."""
+def png_names(file_names: Sequence[str]) -> list[str]:
+    """Return the name of the PNG of each image: ``a.png`` for ``a.jpg``.
+
+    If two images would get the same name, all names are ``a.jpg.png``.
+    """
     names = [str(PurePosixPath(name).with_suffix(".png")) for name in file_names]
-    # Upper and lower case are one on some file systems.
+    # Some file systems ignore the case.
     if len({name.lower() for name in names}) == len(names):
         return names
     return [f"{name}.png" for name in file_names]

@@ -1,0 +1,136 @@
+"""The work of ``detr-panoptic check``."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.data import MetadataCatalog
+
+from ...config import merged_cfg
+from ...data.register import registered_items
+from ...errors import UserError
+from ...files import check_not_overwritten
+from .dataset import DatasetPaths, Report, check_dataset
+from .duplicates import find_shared_images
+from .findings import Finding, fix_json
+from .pictures import draw_examples, plot_classes
+from .report import describe, write_findings
+
+logger = logging.getLogger(__name__)
+
+PATH_KEYS = ("image_root", "panoptic_root", "panoptic_json")
+_SHARED = {
+    "image-in-two-sets": "the same file",
+    "similar-image": "nearly the same picture",
+    "same-photograph": "cut from, or a copy of, the same photograph by its name",
+}
+
+
+def check_config(config_file: str, opts: list[str], **options) -> int:
+    """Check the data sets of a config; see :func:`check_sets`.
+
+    Raises:
+        UserError: the config names no data set, or one that is not panoptic.
+    """
+    cfg = merged_cfg(config_file, opts)
+    # Registration would stop at the first error.
+    sets = {
+        item["name"]: DatasetPaths(item["name"], *(os.path.expanduser(item[k]) for k in PATH_KEYS))
+        for item in registered_items(cfg)
+    }
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if name not in sets:
+            metadata = MetadataCatalog.get(name)
+            if not all(metadata.get(key) for key in PATH_KEYS):
+                raise UserError(f"'{name}' is not a registered panoptic data set.")
+            sets[name] = DatasetPaths(name, *(str(metadata.get(key)) for key in PATH_KEYS))
+    if not sets:
+        raise UserError(f"'{config_file}' names no data set.")
+    num_queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
+    return check_sets(list(sets.values()), num_queries=num_queries, **options)
+
+
+def check_sets(
+    sets: Sequence[DatasetPaths],
+    *,
+    output: Path | None,
+    fix: bool,
+    workers: int,
+    num_queries: int | None = None,
+) -> int:
+    """Check data sets, print the results, and return the exit status: 1 if there are errors.
+
+    Args:
+        sets: paths of the data sets.
+        output: folder for findings and pictures.
+        fix: apply the fixes that are certain.
+        workers: number of processes.
+        num_queries: of the config.
+    """
+    reports = [_check_set(paths, fix, workers) for paths in sets]
+    _warn_of_shared_images(find_shared_images(reports))
+    max_segments = max(report.max_segments for report in reports)
+    if num_queries is not None and max_segments > num_queries:
+        logger.warning(
+            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but an image has %d segments. A query finds one "
+            "segment, so the others are not learnt. Set at least %d, better half more.",
+            num_queries,
+            max_segments,
+            max_segments,
+        )
+    if output is not None:
+        _write_output(reports, output)
+    return int(any(report.has_errors for report in reports))
+
+
+def _check_set(paths: DatasetPaths, fix: bool, workers: int) -> Report:
+    report = check_dataset(paths, workers=workers)
+    if fix:
+        count, backup = fix_json(paths.panoptic_json, report.findings)
+        if backup is None:
+            logger.info("'%s': nothing can be fixed.", paths.panoptic_json)
+        else:
+            print(f"\n{describe(report)}\n")
+            logger.info("Fixed %d in '%s'. Old file: '%s'", count, paths.panoptic_json, backup)
+            report = check_dataset(paths, workers=workers)
+    print(f"\n{describe(report)}\n")
+    if report.num_uncertain:
+        logger.warning(
+            "%d findings have no certain fix: their image has an error that cannot be fixed, or "
+            "more than a tenth of all segments would be removed or get another area. Are these "
+            "the PNGs of this json?",
+            report.num_uncertain,
+        )
+    return report
+
+
+def _warn_of_shared_images(findings: Sequence[Finding]) -> None:
+    """Log a warning for each kind: they make figures too good."""
+    counts = Counter(finding.kind for finding in findings)
+    for kind, count in counts.items():
+        example = next(finding for finding in findings if finding.kind == kind)
+        logger.warning(
+            "%d images are in two sets (%s), for example '%s' and %s. A model that is trained on "
+            "one of the sets knows them, so figures on the other are too good. Split by "
+            "photograph or scene.",
+            count,
+            _SHARED[kind],
+            example.where,
+            example.detail,
+        )
+
+
+def _write_output(reports: Sequence[Report], output: Path) -> None:
+    table, examples = output / "findings.csv", output / "examples.png"
+    plots = [output / f"{Path(report.paths.name).name}.png" for report in reports]
+    inputs = [report.paths.panoptic_json for report in reports]
+    inputs += [p for r in reports for image in r.images for p in (image.path, image.png_path)]
+    check_not_overwritten(inputs, [table, examples, *plots])
+    output.mkdir(parents=True, exist_ok=True)
+    write_findings(reports, table)
+    draw_examples(reports, examples)
+    for report, path in zip(reports, plots, strict=True):
+        plot_classes(report, path)
+    logger.info("Written: %s", output)
