@@ -1,9 +1,11 @@
 """Config keys of the project, and configs read from files.
 
-Names that the official DETR ``d2/`` wrapper has keep their meaning.
+Keys of the official DETR ``d2/`` wrapper keep their names and meaning.
 """
 
+import difflib
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 import yaml
@@ -20,50 +22,57 @@ def add_detr_panoptic_config(cfg: CN) -> None:
         cfg: a config from :func:`detectron2.config.get_cfg`.
     """
     _add_model_keys(cfg)
+    _add_ema_keys(cfg)
     _add_test_keys(cfg)
     _add_backbone_keys(cfg)
     _add_data_keys(cfg)
     _add_solver_keys(cfg)
+    _add_writer_keys(cfg)
 
 
 def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
-    # Number of classes, things and stuff together; no-object is one more. 133 for COCO panoptic.
-    # -1: taken from the metadata of the data set.
+    # Number of classes, things and stuff together, without no-object. COCO panoptic has 133.
+    # -1: the number of classes of the data set.
     cfg.MODEL.DETR.NUM_CLASSES = 133
     # Channels of the transformer and of the mask head's input.
     cfg.MODEL.DETR.HIDDEN_DIM = 256
     # Attention heads; also the number M of box-attention maps per query.
     cfg.MODEL.DETR.NHEADS = 8
-    # Probability in attention, feed-forward blocks and residual connections.
+    # Dropout probability in attention, feed-forward blocks and residual connections.
     cfg.MODEL.DETR.DROPOUT = 0.1
     # Width of the feed-forward blocks in the transformer.
     cfg.MODEL.DETR.DIM_FEEDFORWARD = 2048
-    # Encoder layers; 0: none.
+    # Number of encoder layers; may be 0.
     cfg.MODEL.DETR.ENC_LAYERS = 6
-    # Decoder layers, 1 or more.
+    # Number of decoder layers, 1 or more.
     cfg.MODEL.DETR.DEC_LAYERS = 6
-    # Layer norm before attention and feed-forward (True) or after (False, the published models).
+    # Layer norm before (True) or after (False, the published models) attention and feed-forward.
     cfg.MODEL.DETR.PRE_NORM = False
-    # Queries N: the most segments one image can have.
+    # Number of queries. An image can have at most this many segments.
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100
 
-    # Weight of the classes' cross entropy, and of the class cost in matching.
+    # Weight of the cross entropy of the classes, and of the class cost in matching.
     cfg.MODEL.DETR.CLASS_WEIGHT = 1.0
-    # Weight of the boxes' generalised IoU, in loss and matching.
+    # Weight of the generalized IoU of the boxes, in loss and matching.
     cfg.MODEL.DETR.GIOU_WEIGHT = 2.0
-    # Weight of the boxes' L1 distance, in loss and matching.
+    # Weight of the L1 distance of the boxes, in loss and matching.
     cfg.MODEL.DETR.L1_WEIGHT = 5.0
-    # Weight of the masks' focal loss.
+    # Weight of the focal loss of the masks.
     cfg.MODEL.DETR.MASK_WEIGHT = 1.0
-    # Weight of the masks' dice loss.
+    # Weight of the dice loss of the masks.
     cfg.MODEL.DETR.DICE_WEIGHT = 1.0
     # Weight of the no-object class in the cross entropy.
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1
-    # Class and box losses after every decoder layer, not only after the last.
+    # Weights of classes in the cross entropy, pairs of name and weight: [["rider", 3.0]]. Others
+    # have 1.
+    cfg.MODEL.DETR.CLASS_WEIGHTS = []
+    # Class and box losses after every decoder layer (True) or only after the last one (False).
     cfg.MODEL.DETR.DEEP_SUPERVISION = True
 
-    # Train the mask head and the box attention only (second step of the two-step recipe).
+    # Modules that are not trained, such as ("backbone", "transformer.encoder").
+    cfg.MODEL.FREEZE = []
+    # Train only the mask head and the box attention (second step of the two-step recipe).
     cfg.MODEL.DETR.FREEZE_DETECTOR = False
 
     cfg.MODEL.DETR.MASK_HEAD = CN()
@@ -74,12 +83,23 @@ def _add_model_keys(cfg: CN) -> None:
     # with a mask head keeps its own value.
     cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = None
 
-    # Recompute activations in the backward pass instead of keeping them: less memory, more time.
+    # Recompute activations of the encoder in the backward pass: less memory, more time.
     cfg.MODEL.DETR.CHECKPOINT_ENCODER = False
     # The same for the mask head.
     cfg.MODEL.DETR.CHECKPOINT_MASK_HEAD = False
     # torch.compile of backbone, transformer and mask head with dynamic shapes.
     cfg.MODEL.DETR.COMPILE = False
+
+
+def _add_ema_keys(cfg: CN) -> None:
+    cfg.MODEL_EMA = CN()
+    # Keep an exponential moving average of the weights. It is evaluated instead of the model, and
+    # saved beside it in every checkpoint.
+    cfg.MODEL_EMA.ENABLED = False
+    # The average keeps this fraction of itself in each iteration.
+    cfg.MODEL_EMA.DECAY = 0.9997
+    # The fraction rises from 0 to DECAY with 1 - exp(-iteration / WARMUP). 0: no rise.
+    cfg.MODEL_EMA.WARMUP = 2000
 
 
 def _add_test_keys(cfg: CN) -> None:
@@ -95,21 +115,24 @@ def _add_test_keys(cfg: CN) -> None:
     # A query is kept if its best object class has a probability above this value. Rules other than
     # MaskNMSPanopticInference also require that no-object is less probable.
     cfg.MODEL.DETR.TEST.SCORE_THRESH = 0.85
-    # Segments of this many pixels and less are dropped (in the output image).
+    # Segments with at most this many pixels in the output image are dropped.
     cfg.MODEL.DETR.TEST.MIN_SEGMENT_AREA = 4
     # Smallest allowed part of a mask that is not lost to other masks; 0: off.
     # DETRPanopticInference drops a segment that wins less of its own mask in the argmax, as
     # Mask2Former does. MaskNMSPanopticInference removes a query, before the argmax, if less of its
     # mask is free of the masks of better queries.
     cfg.MODEL.DETR.TEST.OVERLAP_THRESH = 0.0
-    # Images of different sizes in one inference batch: False runs each size on its own, so that a
-    # result never depends on the batch; True pads them to one canvas as the official code does.
+    # Inference batches with images of different sizes: False runs each size on its own, so that
+    # results do not depend on the batch; True pads them to one size as the official code does.
     cfg.MODEL.DETR.TEST.PAD_MIXED_SIZES = False
     # Images per batch and process during evaluation.
     cfg.MODEL.DETR.TEST.BATCH_SIZE = 1
-    # Every VIS_PERIOD (a key of Detectron2; 0, the default: never) iterations, ground truth and
-    # prediction of this many images of DATASETS.TEST go to TensorBoard and OUTPUT_DIR/pictures.
+    # Number of images of DATASETS.TEST that are drawn every VIS_PERIOD (a key of Detectron2; 0,
+    # the default: never) iterations, for TensorBoard and OUTPUT_DIR/pictures.
     cfg.TEST.VIS_IMAGES = 4
+    # Write the losses on the first data set of DATASETS.TEST (val/loss_ce, val/total_loss, ...) at
+    # each evaluation.
+    cfg.TEST.LOSS = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:
@@ -134,9 +157,9 @@ def _add_data_keys(cfg: CN) -> None:
     # name, image_root, panoptic_root, panoptic_json. Paths in a config file are relative to the
     # folder of the file.
     cfg.DATASETS.REGISTER = []
-    # Horizontal flip and multi-scale resizing are Detectron2's INPUT keys. In addition, with this
-    # probability: resize the short edge to one of CROP.RESIZE_MIN_SIZES, take an absolute-range
-    # crop of INPUT.CROP.SIZE (min, max), then resize as without it. Official DETR: 0.5.
+    # Flip and multi-scale resizing are Detectron2's INPUT keys. With this probability, the short
+    # edge is first resized to one of CROP.RESIZE_MIN_SIZES and the image is cropped to
+    # INPUT.CROP.SIZE. Official DETR: 0.5.
     cfg.INPUT.CROP.PROB = 0.5
     # Lengths of the short edge before the crop, in pixels.
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = [400, 500, 600]
@@ -150,32 +173,50 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # The learning rate of each stage of the backbone is that of the next stage times this. 1: the
+    # same rate for all.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # Compute the gradients of each batch in this many parts, one after the other, which needs less
+    # memory. SOLVER.IMS_PER_BATCH stays the whole batch, and an iteration one optimizer step.
+    cfg.SOLVER.ACCUMULATE = 1
+    cfg.SOLVER.EARLY_STOPPING = CN()
+    # Stop the training after this many evaluations (TEST.EVAL_PERIOD) without a better result: PQ,
+    # or AP without masks. 0: never.
+    cfg.SOLVER.EARLY_STOPPING.PATIENCE = 0
+    # A result is better if it exceeds the best one by more than this.
+    cfg.SOLVER.EARLY_STOPPING.MIN_DELTA = 0.0
     # Autocast type under SOLVER.AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
 
 
+def _add_writer_keys(cfg: CN) -> None:
+    # Where losses, results and pictures go, besides the console and metrics.json: "tensorboard",
+    # "wandb" (Weights & Biases) and "mlflow". The last two need their package.
+    cfg.WRITERS = ["tensorboard"]
+
+
 def list_config_files() -> list[str]:
-    """Return the names that :func:`get_config_file` takes, sorted, with ``/`` between folders."""
+    """Return the names of the configs of the package, sorted, with ``/`` between folders."""
     root = _config_dir()
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config given by path, or by the name that it has in the package.
+    """Return the path of a config.
 
     Args:
-        name: a path, or one below ``configs/``: ``"detr_panoptic_R50.yaml"``, for example.
+        name: a path, or a name below ``configs/`` such as ``"detr_panoptic_R50.yaml"``.
 
     Raises:
-        FileNotFoundError: there is no such config; the message lists those there are.
+        FileNotFoundError: there is no such config; the message lists all names.
     """
     if Path(name).is_file():
         return name
     names = list_config_files()
     if name not in names:
         raise FileNotFoundError(
-            f"No config '{name}', neither in the current directory ({Path.cwd()}) nor among those "
-            f"of the package: {', '.join(names)}"
+            f"No config '{name}', neither in the current directory ({Path.cwd()}) nor in the "
+            f"package, which has {', '.join(names)}"
         )
     return str(_config_dir() / name)
 
@@ -183,16 +224,15 @@ def get_config_file(name: str) -> str:
 def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
     """Merge a config file and ``KEY VALUE`` pairs into the defaults. Nothing else happens.
 
-    Only plain yaml is read: Detectron2's default is to make the Python objects that tags ask for,
-    which can run code.
+    Only plain yaml is read. Tags that construct Python objects, which can run code, are refused.
 
     Args:
-        config_file: a path, or the name of a config that comes with the package. "": none.
+        config_file: a path, or the name of a config of the package. "": none.
         opts: flat list of keys and values.
 
     Raises:
         FileNotFoundError: there is no such config.
-        UserError: it is no config, a key is not known, or a value of another type.
+        UserError: the file is not a config, a key does not exist, or a value has the wrong type.
     """
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
@@ -204,24 +244,33 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
             cfg.merge_from_other_cfg(CN(_PlainYaml.load_yaml_with_base(path)))
             source = "KEY VALUE pairs of the command"
         cfg.merge_from_list(opts or [])
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is no plain yaml: {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{source} is not a mapping of keys to values ({error}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise UserError(f"{source} is not plain yaml with keys and values: {error}") from error
     except (KeyError, AssertionError, ValueError) as error:
-        # yacs names key and value.
-        raise UserError(f"{source}: {error.args[0]}") from error
+        # The message of yacs names key and value.
+        message = str(error.args[0])
+        key = message.rpartition(" ")[2]
+        similar = difflib.get_close_matches(key, _all_keys(cfg), n=1, cutoff=0.8)
+        hint = f". Did you mean {similar[0]}?" if "Non-existent" in message and similar else ""
+        raise UserError(f"{source}: {message}{hint}") from error
     return cfg
 
 
+def _all_keys(cfg: CN, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CN):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
 class _PlainYaml(CN):
-    """Reads yaml without Python tags, and finds a ``_BASE_`` by its name in the package as well."""
+    """Read yaml without Python tags. ``_BASE_`` may be the name of a config of the package."""
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        # The name of a base arrives here behind the folder of the file that names it.
-        parts = PurePath(filename).parts
+        # fvcore puts the folder of the child config before the name in _BASE_.
         if not Path(filename).is_file() and "://" not in filename:
+            parts = PurePath(filename).parts
             for name in sorted(list_config_files(), key=len, reverse=True):
                 if parts[-len(PurePath(name).parts) :] == PurePath(name).parts:
                     filename = get_config_file(name)
@@ -242,7 +291,7 @@ def _resolve_paths(cfg: dict, folder: Path) -> None:
 
 
 def _config_dir() -> Path:
-    """An installed package has the yaml files inside, a checkout has them beside."""
+    """Return the folder of the configs: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

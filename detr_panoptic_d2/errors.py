@@ -1,4 +1,4 @@
-"""What a user can put right, and how a program ends with it: one line and exit status 1."""
+"""Errors that a user can fix, and how a program ends with one: a line and exit status 1."""
 
 import contextlib
 import logging
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that the user can put right.
+    """An error that the user can fix.
 
-    The message names the file, the key or the value, and the way out. Programs print it as one
-    line; any other exception but ``OSError`` is a bug and keeps its traceback.
+    The message names the file, the key or the value, and what to do. Programs print it as one
+    line. Any other exception except ``OSError`` is a bug and keeps its traceback.
     """
 
 
@@ -19,28 +19,28 @@ def check_value(key: str, value: object, valid: bool, allowed: str) -> None:
     """Check the value of a config key, in the constructor that uses it.
 
     Args:
-        key: full name of the key, ``MODEL.DETR.DROPOUT`` for example.
+        key: full name of the key, such as ``MODEL.DETR.DROPOUT``.
         value: its value.
-        valid: whether the value can be used.
-        allowed: what the value may be, "a number from 0 to 1" for example.
+        valid: whether the value is allowed.
+        allowed: the allowed values, such as "a number from 0 to 1".
 
     Raises:
-        UserError: it cannot be used.
+        UserError: the value is not allowed.
     """
     if not valid:
         raise UserError(f"{key} is {value!r}, but must be {allowed}.")
 
 
 def look_up(key: str, name: str, registry: Any) -> Any:
-    """What is registered under the name that a config key holds.
+    """Return the object that is registered under the value of a config key.
 
     Args:
         key: full name of the key.
         name: its value.
-        registry: one of Detectron2's or of this package's.
+        registry: a registry of Detectron2 or of this package.
 
     Raises:
-        UserError: nothing is; the message lists the names there are.
+        UserError: there is no such name; the message lists all names.
     """
     names = ", ".join(sorted(item[0] for item in registry))
     check_value(key, name, name in registry, f"one of {names}")
@@ -52,7 +52,7 @@ def one_line_errors() -> Iterator[None]:
     """End the program with one line on stderr and exit status 1 on ``UserError`` and ``OSError``.
 
     Ctrl-C ends it with status 130 (128 + SIGINT, as in shells). The traceback goes to the log
-    files that are open, and not to the console.
+    file, not to the console.
     """
     try:
         yield
@@ -61,32 +61,16 @@ def one_line_errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except (UserError, OSError) as error:
         line = one_line(error)
-        # At a level that Python does not show where no logging is set up.
+        # Without logging, Python does not show records of this level.
         logging.getLogger(__name__).debug("%s", line, exc_info=True)
         sys.stderr.write(f"error: {line}\n")
         raise SystemExit(1) from None
 
 
 def one_line(error: UserError | OSError) -> str:
-    """The message in one line; from a worker process of a ``DataLoader`` without its traceback."""
+    """Return the message as one line, without the traceback of a ``DataLoader`` worker."""
     text = str(error)
     if "Original Traceback" in text:
         # The last line of a traceback is "<module>.<exception>: <message>".
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
-
-
-def quiet_console(*names: str) -> None:
-    """Keep from the console the tracebacks of errors that end the program in one line.
-
-    Args:
-        names: loggers that Detectron2's ``setup_logger`` has set up.
-    """
-
-    def shown(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], UserError | OSError))
-
-    for name in names:
-        for handler in logging.getLogger(name).handlers:
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(shown)

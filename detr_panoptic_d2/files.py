@@ -12,9 +12,8 @@ from .errors import UserError
 class atomic_file:
     """Open a file for writing that appears under its name only when all of it is written.
 
-    Left by an exception, it removes what was written and leaves an older file as it was. Each
-    writer has a temporary file of its own beside the target, so that several processes may write
-    the same file: whoever reads it sees one whole version or another.
+    After an exception, the temporary file is removed and an existing file is unchanged. Each writer
+    has its own temporary file beside the target, so several processes may write the same file.
 
     Args:
         path: the file to write; its folder must exist.
@@ -24,7 +23,7 @@ class atomic_file:
 
     def __init__(self, path: str | os.PathLike, mode: str = "w", *, sync: bool = True):
         self._path = Path(path)
-        # Not by tempfile: its files are readable by their owner only, and stay so when renamed.
+        # tempfile would make files that only their owner can read.
         self._temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}.tmp")
         self._mode, self._sync = mode, sync
 
@@ -35,7 +34,7 @@ class atomic_file:
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            # A full disk may show when the file is flushed, synced or closed.
+            # A full disk may cause an error when the file is flushed, synced or closed.
             with self._file:
                 if kind is None and self._sync:
                     self._file.flush()
@@ -43,7 +42,7 @@ class atomic_file:
             if kind is None:
                 os.replace(self._temporary, self._path)
         finally:
-            # After the renaming there is none.
+            # It does not exist after renaming.
             self._temporary.unlink(missing_ok=True)
 
 
@@ -87,10 +86,10 @@ def check_not_overwritten(
 
 
 def inside_root(root: str, file_name: Any) -> str:
-    """Join a file name of a json to its root, which it must not leave.
+    """Join a file name from a json file to its root folder.
 
     Raises:
-        UserError: it is no relative name without "..", on this or another system.
+        UserError: the name is missing, absolute or contains "..", on any operating system.
     """
     if not isinstance(file_name, str) or not file_name:
         raise UserError("no 'file_name'")

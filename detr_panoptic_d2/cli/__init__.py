@@ -11,7 +11,9 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 
+from .._version import __version__
 from ..errors import one_line_errors
+from ._options import add_verbosity
 
 # Each is a module here, with "_" for "-".
 COMMANDS = (
@@ -21,7 +23,7 @@ COMMANDS = (
 
 _EPILOG = """\
 detr-panoptic COMMAND --help says more about each. KEY VALUE pairs at the end of a command change
-its config. Exit status: 0, or 1 with one line that says what to put right.
+its config. Exit status: 0, or 1 with one line that names the error and the way out.
 """
 
 
@@ -33,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"detr_panoptic_d2 {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
             epilog=f"Examples:\n{epilog.rstrip()}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        add_verbosity(sub)
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, parser=sub)
     return parser
@@ -52,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status."""
     args = build_parser().parse_args(argv)
-    # Of interfaces that Detectron2 and fvcore still use; nothing that a user could do about it.
+    # Detectron2 and fvcore use deprecated interfaces, which a user cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     with one_line_errors():

@@ -1,8 +1,6 @@
-"""What several commands share."""
+"""Options of several commands, and the console of those that do not train."""
 
 import argparse
-
-from ..errors import quiet_console
 
 
 def add_config_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -26,10 +24,21 @@ def add_opts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_up_console() -> None:
-    """Show the package's and fvcore's log on the console."""
-    from detectron2.utils.logger import setup_logger
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet`` and ``--verbose``, which set ``args.verbosity``."""
+    group = parser.add_mutually_exclusive_group()
+    for name, help in (
+        ("quiet", "show only warnings, errors and results"),
+        ("verbose", "show the log of Detectron2 as well"),
+    ):
+        group.add_argument(
+            f"--{name}", dest="verbosity", action="store_const", const=name, help=help
+        )
+    parser.set_defaults(verbosity="normal")
 
-    setup_logger(name="fvcore")
-    setup_logger(name="detr_panoptic_d2", abbrev_name="detr")
-    quiet_console("detr_panoptic_d2")
+
+def set_up_console(args: argparse.Namespace) -> None:
+    """Show the log on the console."""
+    from ..engine.console import set_up_logging
+
+    set_up_logging(verbosity=args.verbosity)

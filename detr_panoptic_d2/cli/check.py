@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from ..prepare.check.dataset import DatasetPaths
     from ..prepare.check.program import check_config, check_sets
 
-    set_up_console()
+    set_up_console(args)
     options = {"output": args.output, "fix": args.fix, "workers": args.workers}
     if args.config_file:
         return check_config(args.config_file, args.opts, **options)

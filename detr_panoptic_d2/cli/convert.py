@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from ..prepare.convert.categories import ClassOptions
     from ..prepare.convert.program import run_conversion
 
-    set_up_console()
+    set_up_console(args)
     values = vars(args)
     model = args.stuff_from_model
     return run_conversion(

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from ..apps.convert_checkpoint import convert_checkpoint
     from ..engine import setup_cfg
 
-    set_up_console()
+    set_up_console(args)
     cfg = setup_cfg(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts])
     convert_checkpoint(args.input, args.output, args.format, cfg)
     return 0

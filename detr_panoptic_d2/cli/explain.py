@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.dataset_mapper import read_image
     from ..engine import setup_cfg
 
-    set_up_console()
+    set_up_console(args)
     page = explain(
         setup_cfg(args.config_file, args.opts),
         [read_image(path, "RGB") for path in args.input],

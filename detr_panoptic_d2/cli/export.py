@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine import setup_cfg
     from ..export import evaluate_exported, export_weights
 
-    set_up_console()
+    set_up_console(args)
     cfg = setup_cfg(args.config_file, args.opts)
     folder = export_weights(
         cfg,

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from ..apps.predict import predict
     from ..export.runtime import find_images
 
-    set_up_console()
+    set_up_console(args)
     paths = find_images(args.input)
     if args.exported:
         from ..export import ExportedPredictor

@@ -21,6 +21,6 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and say where it is."""
     from ..apps.report import write_report
 
-    set_up_console()
+    set_up_console(args)
     print(f"Report: {write_report(args.output_dir)}")
     return 0

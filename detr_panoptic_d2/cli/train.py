@@ -1,4 +1,6 @@
-"""Train, or evaluate with --eval-only. Detectron2's command line; without a GPU on the CPU.
+"""Train, or evaluate with --eval-only, with the options of Detectron2's train_net.py.
+
+Without a GPU it runs on the CPU.
 
 Examples:
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8
@@ -17,19 +19,25 @@ from ._options import add_opts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of Detectron2's ``default_argument_parser``, which imports torch."""
     add = parser.add_argument
-    add("--config-file", default="", metavar="CONFIG", help="path, or name of a config")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--config-file", default="", metavar="CONFIG", help="path or name of a config")
+    add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
-    add("--num-gpus", type=int, default=1, metavar="N", help="per machine; on the CPU: processes")
+    add(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs per machine, or processes on the CPU",
+    )
     add("--num-machines", type=int, default=1, metavar="N")
     add("--machine-rank", type=int, default=0, metavar="N", help="0 is the first machine")
-    # Detectron2's port: one per user, so that processes left over by a training are noticed.
+    # Detectron2's port, one per user: a port in use shows that an old training still runs.
     port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14
     add(
         "--dist-url",
         default=f"tcp://127.0.0.1:{port}",
         metavar="URL",
-        help="where the machines meet (%(default)s)",
+        help="address of the first machine (%(default)s)",
     )
     add_opts(parser)
 
@@ -38,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Train or evaluate, in every process of the job."""
     from ..engine import launch_job, train_or_evaluate
 
-    # It cannot be pickled, which the processes of the job need.
+    # A parser cannot be pickled for other processes.
     vars(args).pop("parser", None)
     launch_job(train_or_evaluate, args)
     return 0

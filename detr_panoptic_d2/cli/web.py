@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from ..apps.web.app import build_app, serve
     from ..engine import setup_cfg
 
-    set_up_console()
+    set_up_console(args)
     app = build_app(setup_cfg(args.config_file, args.opts))
     serve(app, host=args.host, port=args.port)
     return 0

@@ -1,8 +1,9 @@
 """Training: trainer, set-up of a job, optimizer, loader, hooks."""
 
+from .distributed import launch_job
 from .optimizer import build_optimizer
 from .predictor import Predictor
-from .setup import launch_job, setup_cfg, setup_job
+from .setup import setup_cfg, setup_job
 from .train_loader import build_train_loader
 from .trainer import PanopticTrainer, train_or_evaluate
 

@@ -2,8 +2,8 @@
 
 import json
 import logging
+import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +12,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
-from detectron2.engine import HookBase, TrainerBase
+from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer
+from detectron2.utils import comm
 from PIL import Image
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
 from ..files import atomic_file
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
+from .distributed import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,21 @@ logger = logging.getLogger(__name__)
 _MAX_SIZE = 1000
 
 
-class BestCheckpoint(BestCheckpointer):
-    """Detectron2's ``BestCheckpointer`` over interruptions.
+def best_metric(cfg: CfgNode) -> str:
+    """Return the name of the metric that the best checkpoint is chosen by."""
+    if cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON:
+        return "panoptic_seg/PQ"
+    if cfg.MODEL.DETR.TEST.INSTANCE_ON or not cfg.MODEL.DETR.TEST.SEMANTIC_ON:
+        return "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+    return "sem_seg/mIoU"
 
-    Beside ``model_best.pth`` it writes ``model_best.json`` with metric, value and iteration, and
-    reads it when training is resumed. Resuming never starts from the best checkpoint.
+
+class BestCheckpoint(BestCheckpointer):
+    """Detectron2's ``BestCheckpointer`` for trainings that are resumed.
+
+    It also writes ``model_best.json`` with metric, value, iteration and the weights that were
+    evaluated ("ema" or "model"), and reads it when the training is resumed. Resuming never starts
+    from the best checkpoint.
 
     Args:
         eval_period: the evaluation hook's period.
@@ -50,27 +61,82 @@ class BestCheckpoint(BestCheckpointer):
         if self.trainer.start_iter == 0 or not self._file.is_file():
             return
         best = json.loads(self._file.read_text(encoding="utf-8"))
-        # A later one will come again: the training goes on from a checkpoint before it.
+        # The training will reach a later iteration again.
         if best["metric"] == self._val_metric and best["iteration"] < self.trainer.start_iter:
             self._update_best(best["value"], best["iteration"])
 
     def _save(self, name: str, iteration: int) -> None:
         value, _ = self.trainer.storage.latest()[self._val_metric]
-        # After the training, metrics have the number of the iteration that would come next.
+        # The metrics of the last evaluation have the number of the next iteration.
         iteration = min(iteration, self.trainer.max_iter - 1)
         self._save_untagged(name, iteration=iteration)
         best = {"metric": self._val_metric, "value": float(value), "iteration": iteration}
+        best["weights"] = "ema" if self.trainer.ema else "model"
         with atomic_file(self._file) as f:
             json.dump(best, f)
+
+
+class StopTraining(BaseException):
+    """Ends a training before ``SOLVER.MAX_ITER``. Detectron2 logs an ``Exception`` as an error."""
+
+
+class EarlyStopping(HookBase):
+    """Stop when a metric has not improved over ``SOLVER.EARLY_STOPPING.PATIENCE`` evaluations.
+
+    It writes the values to ``early_stopping.json``, and reads them when the training is resumed.
+    Every process needs this hook, after the evaluation.
+
+    Args:
+        cfg: the config.
+        metric: name in the event storage; larger is better.
+    """
+
+    def __init__(self, cfg: CfgNode, metric: str):
+        options = cfg.SOLVER.EARLY_STOPPING
+        self._patience, self._min_delta = options.PATIENCE, options.MIN_DELTA
+        self._metric, self._period = metric, cfg.TEST.EVAL_PERIOD
+        self._file = Path(cfg.OUTPUT_DIR, "early_stopping.json")
+        # Iteration and value of each evaluation.
+        self._values: list[tuple[int, float]] = []
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter and self._file.is_file():
+            values = json.loads(self._file.read_text(encoding="utf-8"))["values"]
+            self._values = [(i, value) for i, value in values if i < self.trainer.start_iter]
+        self._stop_if_not_improving()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period <= 0 or done % self._period or done == self.trainer.max_iter:
+            return
+        if comm.is_main_process():
+            value, _ = self.trainer.storage.latest().get(self._metric, (math.nan, 0))
+            self._values.append((self.trainer.iter, float(value)))
+            with atomic_file(self._file) as f:
+                json.dump({"metric": self._metric, "values": self._values}, f)
+        self._stop_if_not_improving()
+
+    def _stop_if_not_improving(self) -> None:
+        best, best_index = -math.inf, -1
+        for index, (_, value) in enumerate(self._values):
+            if value > best + self._min_delta:
+                best, best_index = value, index
+        is_over = len(self._values) - 1 - best_index >= self._patience
+        # The main process has the values and decides for all.
+        if comm.all_gather(is_over)[0]:
+            raise StopTraining(
+                f"Stopped early: {self._metric} has not improved by more than {self._min_delta:g} "
+                f"in the last {self._patience} evaluations; the best value is {best:.2f}."
+            )
 
 
 class PanopticVisualizationHook(HookBase):
     """Draw ground truth and prediction of the same few validation images every ``VIS_PERIOD``.
 
     Pictures go to TensorBoard (``predictions/<image>``) and to
-    ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``. Losses are those of a training without it,
-    because each iteration sets its random seed. If it fails, the traceback is logged and the
-    training goes on. For the main process only, before the hook that writes the metrics.
+    ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``. They do not change the losses, because
+    each iteration sets its random seed. If drawing fails, the traceback is logged and the training
+    continues. For the main process only, before the hook that writes the metrics.
 
     Args:
         cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES``, ``DATASETS.TEST`` (the first one is drawn) and
@@ -80,8 +146,8 @@ class PanopticVisualizationHook(HookBase):
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
         self._cfg = cfg
-        # Without the wrapper, whose forward may wait for other processes.
-        self._model = model.module if isinstance(model, DistributedDataParallel) else model
+        # The forward of the wrapper may wait for other processes.
+        self._model = unwrap(model)
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -92,8 +158,10 @@ class PanopticVisualizationHook(HookBase):
             with torch.no_grad():
                 self._draw()
         except Exception:
-            # Whatever it is, pictures are not worth a training of days.
-            logger.exception("No pictures at iteration %d; the training goes on", self.trainer.iter)
+            # A training of days must not stop because of a picture.
+            logger.exception(
+                "No pictures at iteration %d; the training continues", self.trainer.iter
+            )
         finally:
             self._model.train()
 
@@ -101,7 +169,7 @@ class PanopticVisualizationHook(HookBase):
         name = self._cfg.DATASETS.TEST[0]
         mapper = PanopticDatasetMapper(self._cfg, is_train=False)
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
-        # From all over the set, always the same ones.
+        # Evenly spaced over the set, always the same ones.
         count = min(self._cfg.TEST.VIS_IMAGES, len(dicts))
         for number, index in enumerate(np.linspace(0, len(dicts) - 1, count).round().astype(int)):
             item = dicts[index]
@@ -121,19 +189,3 @@ class PanopticVisualizationHook(HookBase):
         with atomic_file(folder / f"iter_{self.trainer.iter:07d}.jpg", "wb") as f:
             Image.fromarray(picture).save(f, format="JPEG", quality=90, subsampling=0)
         self.trainer.storage.put_image(f"predictions/{name}", picture.transpose(2, 0, 1))
-
-
-def record_memory(trainer: TrainerBase) -> None:
-    """Record ``max_memory_mib``, the highest use so far: of PyTorch on a GPU, else (on Linux) of
-    the process. As often as metrics are written. For Detectron2's ``CallbackHook``."""
-    if (trainer.iter + 1) % 20 and trainer.iter + 1 != trainer.max_iter:
-        return
-    if torch.cuda.is_initialized():
-        used = torch.cuda.max_memory_allocated() / 2**20
-    elif sys.platform == "linux":
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    else:
-        return
-    trainer.storage.put_scalar("max_memory_mib", used, smoothing_hint=False)

@@ -1,5 +1,6 @@
 """Optimizer from config, as official DETR sets it up."""
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -14,37 +15,46 @@ from ..errors import UserError, check_value
 
 logger = logging.getLogger(__name__)
 
-# Images per batch and learning rate of configs/Base-DETR-Panoptic.yaml. Official DETR's own default
-# is a quarter of this batch at the same rate.
+# Images per batch and learning rate of configs/Base-DETR-Panoptic.yaml. The default of official
+# DETR is a quarter of this batch with the same rate.
 RECIPE_BATCH, RECIPE_LR = 64, 1e-4
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD with two learning rates, and gradient clipping if it is enabled.
 
-    Weight decay holds for every parameter, norms and biases included, as in official DETR.
-    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" bounds the norm over all parameters together;
-    Detectron2's "value" and "norm" work on each parameter. Detectron2's programs may use it too.
+    Weight decay applies to all parameters, including norms and biases, as in official DETR.
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the norm over all parameters together;
+    Detectron2's "value" and "norm" clip each parameter. Detectron2's programs can use this function
+    too.
 
     Raises:
-        UserError: no parameter is trainable, or a value cannot work.
+        UserError: no parameter is trainable, or a value is not allowed.
     """
     solver = cfg.SOLVER
     check_value("SOLVER.BASE_LR", solver.BASE_LR, 0 < solver.BASE_LR < math.inf, "above 0")
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        valid = 0 <= solver.BASE_LR_END <= solver.BASE_LR
+        check_value("SOLVER.BASE_LR_END", solver.BASE_LR_END, valid, "from 0 to SOLVER.BASE_LR")
     name = solver.OPTIMIZER.upper()
     check_value("SOLVER.OPTIMIZER", solver.OPTIMIZER, name in ("ADAMW", "SGD"), "ADAMW or SGD")
     _warn_about_batch(cfg)
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    valid = 0 < solver.LAYER_DECAY <= 1
+    check_value("SOLVER.LAYER_DECAY", solver.LAYER_DECAY, valid, "above 0 and at most 1")
+    stages = _backbone_stages(model)
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
-        lr_factor_func=lambda n: solver.BACKBONE_MULTIPLIER if n.startswith("backbone.") else 1.0,
+        lr_factor_func=lambda name: _rate_factor(
+            name, stages, solver.BACKBONE_MULTIPLIER, solver.LAYER_DECAY
+        ),
     )
     if not groups:
         raise UserError(
-            "No parameter is trainable. Look at MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
+            "No parameter is trainable. Check MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
             "MODEL.BACKBONE.FREEZE_AT."
         )
     for group in groups:
@@ -54,18 +64,99 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("Frozen: %d values", frozen)
     if name == "SGD":
-        return _with_clipping(cfg, torch.optim.SGD)(
+        optimizer = _with_clipping(cfg, torch.optim.SGD)(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
         )
-    # On a CPU the loop over small tensors costs more than what it computes. Not with loss scaling:
-    # GradScaler leaves unscaling to a fused step, and clipping would see scaled gradients.
-    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-    fused = True if on_cpu and not solver.AMP.ENABLED else None
-    return _with_clipping(cfg, torch.optim.AdamW)(groups, lr=solver.BASE_LR, fused=fused)
+    else:
+        # On a CPU, a loop over small tensors costs more than its arithmetic. Not with loss scaling:
+        # a fused step unscales the gradients itself, after they were clipped.
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        fused = True if on_cpu and not solver.AMP.ENABLED else None
+        optimizer = _with_clipping(cfg, torch.optim.AdamW)(groups, lr=solver.BASE_LR, fused=fused)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizer.register_load_state_dict_pre_hook(functools.partial(_check_state, cfg, names))
+    return optimizer
+
+
+def _rate_factor(name: str, stages: list[str], multiplier: float, decay: float) -> float:
+    """Return the learning rate of a parameter relative to ``SOLVER.BASE_LR``."""
+    if not name.startswith("backbone."):
+        return 1.0
+    indices = [i for i, stage in enumerate(stages) if name.startswith(f"{stage}.")]
+    return multiplier * decay ** (len(stages) - 1 - indices[0] if indices else 0)
+
+
+def _backbone_stages(model: nn.Module) -> list[str]:
+    """Return the names of the modules of the backbone in order, such as "backbone.res2"."""
+    module, prefix = getattr(model, "backbone", nn.Module()), "backbone"
+    while True:
+        children = [
+            (f"{prefix}.{name}", child)
+            for name, child in module.named_children()
+            if next(child.parameters(), None) is not None
+        ]
+        if len(children) != 1:
+            return [name for name, _ in children]
+        # A wrapper, such as that of timm's networks.
+        ((prefix, module),) = children
+
+
+def _check_state(
+    cfg: CfgNode, names: dict[nn.Parameter, str], optimizer: torch.optim.Optimizer, state: dict
+) -> None:
+    """Compare the state of a checkpoint with the parameters before it is loaded.
+
+    PyTorch compares neither shapes nor, within a group, names, and a fused step would then write
+    outside of its memory.
+
+    Args:
+        names: names of the model's parameters.
+        state: the argument of ``load_state_dict``.
+
+    Raises:
+        UserError: parameter groups or shapes differ.
+    """
+    advice = (
+        f"The checkpoint in {cfg.OUTPUT_DIR} cannot be resumed: {{}}. Use the config that it was "
+        "written with, or start a new training with the checkpoint as MODEL.WEIGHTS, another "
+        "OUTPUT_DIR and without --resume."
+    )
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    saved_sizes = [len(group["params"]) for group in state["param_groups"]]
+    if sizes != saved_sizes:
+        problem = (
+            f"its optimizer has parameter groups of {saved_sizes} tensors, and this config gives "
+            f"{sizes}. Other parameters are trainable (MODEL.BACKBONE.FREEZE_AT, "
+            "MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON), or the optimizer was not built by "
+            "detr_panoptic_d2.engine.build_optimizer"
+        )
+        raise UserError(advice.format(problem))
+    for group, saved_group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, index in zip(group["params"], saved_group["params"], strict=True):
+            for value in state["state"].get(index, {}).values():
+                if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                    continue
+                if value.shape != parameter.shape:
+                    problem = (
+                        f"{names[parameter]} is {tuple(value.shape)} there, and "
+                        f"{tuple(parameter.shape)} with this config "
+                        f"({_explain_shape(cfg, names[parameter])})"
+                    )
+                    raise UserError(advice.format(problem))
+
+
+def _explain_shape(cfg: CfgNode, name: str) -> str:
+    """Name the keys that a parameter's shape depends on, with their values."""
+    detr = cfg.MODEL.DETR
+    if name.startswith("query_embed."):
+        return f"MODEL.DETR.NUM_OBJECT_QUERIES {detr.NUM_OBJECT_QUERIES}"
+    if name.startswith("class_embed."):
+        return f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES}, the classes of DATASETS.TRAIN"
+    return "keys of MODEL"
 
 
 def _warn_about_batch(cfg: CfgNode) -> None:
-    """A config with a learning rate of its own is taken to know its batch."""
+    """Warn if the batch is small and the learning rate is still that of the recipe."""
     batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
     if math.isclose(rate, RECIPE_LR, rel_tol=1e-6) and batch < RECIPE_BATCH / 4:
         factor = batch / RECIPE_BATCH

@@ -1,9 +1,10 @@
 """The loader of the training data, exact over interruptions.
 
 Images and random numbers depend only on a seed and on the position in the training, and a
-checkpoint keeps nothing of them but the seed: an iteration draws the same images, the same
-augmentation and the same dropout whether the training was interrupted or not, and (images and
-augmentation) with any number of processes.
+checkpoint keeps only the seed: an iteration has the same images, the same augmentation and the same
+dropout whether the training was interrupted or not. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is
+False, images and augmentation are the same with any number of processes too. With grouping, each
+process groups its own share of the images, so the batches depend on the number of processes.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import HookBase
@@ -24,13 +25,9 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.dataset_mapper import is_target
-from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError, check_value
 
 logger = logging.getLogger(__name__)
-
-# Panoptic PNGs that are read before a training starts.
-_LOOKED_AT = 8
 
 
 def build_train_loader(
@@ -47,7 +44,7 @@ def build_train_loader(
 
     Raises:
         UserError: ``SOLVER.IMS_PER_BATCH`` cannot be shared among the processes,
-            ``DATALOADER.SAMPLER_TRAIN`` is not known, or almost nothing is labelled.
+            ``DATALOADER.SAMPLER_TRAIN`` is not known, or no image has a segment.
     """
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -55,19 +52,20 @@ def build_train_loader(
     world, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     allowed = f"1 or more, and a multiple of {world}, the number of processes"
     check_value("SOLVER.IMS_PER_BATCH", batch, batch > 0 and batch % world == 0, allowed)
-    _check_labels(cfg, dicts)
-    if comm.is_main_process():
-        _warn_of_shared_images(cfg, dicts)
+    dataset = SeededDataset(dicts, mapper)
+    if dataset.max_segments == 0:
+        names = ", ".join(cfg.DATASETS.TRAIN)
+        raise UserError(f"DATASETS.TRAIN ({names}): none of {len(dicts)} images has a segment.")
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     sampler = PositionBatchSampler(
         make_sampler or _sampler_factory(cfg, dicts),
         batch // world,
         cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-        # A json may lack sizes.
+        # Dataset dicts may have no sizes.
         [grouped and d.get("width", 0) > d.get("height", 0) for d in dicts],
     )
     return DataLoader(
-        SeededDataset(DatasetFromList(dicts, copy=False), mapper),
+        dataset,
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
@@ -78,60 +76,11 @@ def build_train_loader(
 
 
 def _ignore_ctrl_c(worker_id: int) -> None:
-    """The main process ends its workers. Ended by the signal itself, they may print tracebacks."""
+    """Leave Ctrl-C to the main process, which ends its workers: they would print tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _check_labels(cfg: CfgNode, dicts: Sequence[dict]) -> None:
-    """Look at the annotations of all images and at the panoptic PNGs of a few.
-
-    Raises:
-        UserError: there are no segments, or the PNGs hold almost none of those that are listed.
-    """
-    names = ", ".join(cfg.DATASETS.TRAIN)
-    segments = [
-        [s for s in d.get("segments_info", d.get("annotations", ())) if is_target(s)] for d in dicts
-    ]
-    most = max(map(len, segments))
-    if most == 0:
-        raise UserError(f"DATASETS.TRAIN ({names}): none of {len(dicts)} images has a segment.")
-    if most > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
-        logger.warning(
-            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but images have up to %d segments. A query finds "
-            "one segment at most: in such an image, those that fit the queries least are not "
-            "trained on.",
-            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
-            most,
-        )
-    labelled = [
-        ([s["id"] for s in found], d["pan_seg_file_name"])
-        for d, found in zip(dicts, segments, strict=True)
-        if found and "pan_seg_file_name" in d
-    ]
-    chosen = labelled[:: len(labelled) // _LOOKED_AT + 1]
-    shares = [np.isin(ids, read_panoptic_png(file)).mean() for ids, file in chosen]
-    if shares and np.mean(shares) < 0.1:
-        raise UserError(
-            f"DATASETS.TRAIN ({names}) has almost nothing labelled: the PNGs of {len(chosen)} "
-            f"images hold {np.mean(shares):.0%} of the segments that the json lists. Is "
-            f"panoptic_root the folder of its PNGs? It has, for one, {chosen[0][1]}."
-        )
-
-
-def _warn_of_shared_images(cfg: CfgNode, dicts: Sequence[dict]) -> None:
-    test = {d["file_name"] for name in cfg.DATASETS.TEST for d in DatasetCatalog.get(name)}
-    shared = test & {d["file_name"] for d in dicts}
-    if shared:
-        logger.warning(
-            "%d of %d images of DATASETS.TEST are in DATASETS.TRAIN as well (%s, for one): results "
-            "will say little about new images.",
-            len(shared),
-            len(test),
-            min(shared),
-        )
-
-
-def _sampler_factory(cfg: CfgNode, dicts: Sequence[dict]) -> Callable[[int], Sampler]:
+def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         return lambda seed: TrainingSampler(len(dicts), seed=seed)
@@ -142,7 +91,7 @@ def _sampler_factory(cfg: CfgNode, dicts: Sequence[dict]) -> Callable[[int], Sam
         "TrainingSampler or RepeatFactorTrainingSampler; one of your own goes to "
         "build_train_loader as make_sampler",
     )
-    # Detectron2 looks at "annotations" only.
+    # Detectron2 counts "annotations" only.
     labelled = [{"annotations": d.get("segments_info", d.get("annotations"))} for d in dicts]
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         labelled, cfg.DATALOADER.REPEAT_THRESHOLD
@@ -151,7 +100,7 @@ def _sampler_factory(cfg: CfgNode, dicts: Sequence[dict]) -> Callable[[int], Sam
 
 
 def seed_everything(*words: int) -> None:
-    """Seed ``random``, numpy and torch (all devices) from any number of non-negative integers."""
+    """Seed ``random``, NumPy and PyTorch (all devices) from non-negative integers."""
     python, numpy, torch_low, torch_high = np.random.SeedSequence(words).generate_state(4).tolist()
     random.seed(python)
     np.random.seed(numpy)
@@ -160,7 +109,7 @@ def seed_everything(*words: int) -> None:
 
 @contextlib.contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """:func:`seed_everything`, and the old states on the CPU at the end."""
+    """Call :func:`seed_everything`, and restore the states of the CPU's generators at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         seed_everything(*words)
@@ -170,19 +119,28 @@ def seeded(*words: int) -> Iterator[None]:
 
 
 class SeededDataset(Dataset):
-    """Dataset dicts after the mapper; random numbers in the mapper come from the position.
+    """Apply a mapper to dataset dicts, with random numbers that depend on the position alone.
 
     Args:
         dicts: Detectron2's dataset dicts.
         mapper: dataset dict -> model input, or None to take another image instead.
+
+    Attributes:
+        max_segments: the largest number of segments to learn in one image.
     """
 
-    def __init__(self, dicts: Sequence[dict], mapper: Callable[[dict], dict | None]):
-        self._dicts = dicts
+    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict | None]):
+        self._dicts = DatasetFromList(dicts, copy=False)
         self._mapper = mapper
+        self.max_segments = max(
+            sum(map(is_target, d.get("segments_info", d.get("annotations", ())))) for d in dicts
+        )
+
+    def __len__(self) -> int:
+        return len(self._dicts)
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
-        """Args: key: seed, position in the stream of samples of all processes, index."""
+        # The position counts the samples of all processes.
         seed, position, index = key
         with seeded(seed, position):
             while (data := self._mapper(self._dicts[index])) is None:
@@ -191,17 +149,16 @@ class SeededDataset(Dataset):
 
 
 class PositionBatchSampler(Sampler):
-    """Endless batches of (seed, position, index) for this process.
+    """Yield endless batches of (seed, position, index) for this process.
 
     Args:
         make_sampler: seed -> an endless sampler of indices, such as Detectron2's.
         batch_size: images per batch of this process.
         seed: see ``make_sampler``.
-        wide: per image whether it is wider than high; such images and the others are not mixed in
-            a batch.
+        wide: per image whether it is wider than high. A batch has images of one kind.
 
     Attributes:
-        start: batches to leave out, the iteration that the training starts from.
+        start: number of batches to skip, the iteration that the training starts from.
     """
 
     def __init__(
@@ -230,17 +187,19 @@ class PositionBatchSampler(Sampler):
 
 
 class ReproducibleSteps(HookBase):
-    """Seed every iteration from (seed, iteration, rank), and start the data at the iteration.
+    """Seed every iteration from (seed, iteration, rank), and skip the data of earlier iterations.
 
-    The seed is ``SEED`` of the config or, where that is negative, drawn once, and is kept in the
-    checkpoints.
+    The seed is ``SEED`` of the config or, if that is negative, a random number. Checkpoints have
+    it.
 
     Args:
         sampler: the sampler of the training data.
+        cfg_seed: ``SEED`` of the config.
     """
 
-    def __init__(self, sampler: PositionBatchSampler):
+    def __init__(self, sampler: PositionBatchSampler, cfg_seed: int):
         self._sampler = sampler
+        self._cfg_seed = cfg_seed
 
     def before_train(self) -> None:
         self._sampler.start = self.trainer.start_iter
@@ -252,4 +211,10 @@ class ReproducibleSteps(HookBase):
         return {"seed": self._sampler.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        if self._cfg_seed not in (state["seed"], -1):
+            logger.warning(
+                "SEED %d is not used: the training goes on with its seed, %d.",
+                self._cfg_seed,
+                state["seed"],
+            )
         self._sampler.seed = state["seed"]

@@ -1,26 +1,20 @@
-"""The trainer: Detectron2's ``DefaultTrainer`` with what DETR panoptic segmentation needs."""
+"""The trainer: Detectron2's ``DefaultTrainer`` for DETR panoptic segmentation."""
 
 import argparse
 import logging
 import os
-import time
 import weakref
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-)
-from detectron2.engine import hooks as d2_hooks
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,75 +25,54 @@ from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
 from ..files import remove_unfinished
 from ..modeling.backbone import lacks_norm_statistics
-from .hooks import BestCheckpoint, PanopticVisualizationHook, record_memory
+from .distributed import broadcast_buffers, distribute_model, synchronize_batch_norms, unwrap
+from .ema import UpdateEMA, build_ema
+from .hooks import (
+    BestCheckpoint,
+    EarlyStopping,
+    PanopticVisualizationHook,
+    StopTraining,
+    best_metric,
+)
 from .optimizer import build_optimizer
 from .setup import setup_job
+from .step import TrainingStep
 from .train_loader import ReproducibleSteps, build_train_loader
+from .validation import validation_losses
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
-
-BEST_METRIC = "panoptic_seg/PQ"
-_AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class AnyDeviceAMPTrainer(AMPTrainer):
-    """Detectron2's ``AMPTrainer``, which needs CUDA, on the CPU as well."""
-
-    def run_step(self) -> None:
-        """Train on one batch; the loss is scaled for float16 alone."""
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        device = next(self.model.parameters()).device.type
-        with torch.autocast(device, dtype=self.precision):
-            losses = self.model(data)
-            total = sum(losses.values())
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
 
 
 class PanopticTrainer(DefaultTrainer):
     """Train and evaluate from a config.
 
     As in Detectron2: ``trainer = PanopticTrainer(cfg); trainer.resume_or_load(resume);
-    trainer.train()``, and ``PanopticTrainer.test(cfg, model)``. An interrupted training that is
-    resumed goes on exactly as if it had not been: see :mod:`.train_loader`.
+    trainer.train()``, and ``PanopticTrainer.test(cfg, model)``. A resumed training continues
+    exactly as an uninterrupted one, see :mod:`.train_loader`.
     """
 
     iter: int
 
     def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's constructor with another step and checkpointer, and with several
-        # processes on the CPU; it has no methods to override for these.
+        # DefaultTrainer's constructor, which cannot be told to use another step, another
+        # checkpointer, or several processes on the CPU.
         TrainerBase.__init__(self)
         for key in ("MAX_ITER", "CHECKPOINT_PERIOD"):
             check_value(f"SOLVER.{key}", cfg.SOLVER[key], cfg.SOLVER[key] >= 1, "1 or more")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
+        if comm.get_world_size() > 1:
+            synchronize_batch_norms(model)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        if comm.get_world_size() > 1:
-            # Every trainable parameter takes part in every loss, with a weight of zero where a
-            # batch has no targets, so no search for unused parameters is needed.
-            device = next(model.parameters()).device
-            ids = [comm.get_local_rank()] if device.type == "cuda" else None
-            model = create_ddp_model(model, broadcast_buffers=False, device_ids=ids)
-        self._trainer = _build_step(cfg, model, data_loader, optimizer)
+        model = distribute_model(model)
+        self._trainer = TrainingStep(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        # plain_train_net.py reads and writes optimizer and scheduler on their own. In the file
-        # they share the memory of those within "trainer".
-        self.checkpointer = self.build_checkpointer(
-            cfg,
-            model,
-            trainer=weakref.proxy(self),
-            optimizer=optimizer,
-            scheduler=self.scheduler,
-        )
+        self.ema = build_ema(cfg, model)
+        states = {"trainer": weakref.proxy(self), **({"ema": self.ema} if self.ema else {})}
+        self.checkpointer = self.build_checkpointer(cfg, model, **states)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -108,7 +81,7 @@ class PanopticTrainer(DefaultTrainer):
     def build_checkpointer(
         cls, cfg: CfgNode, model: nn.Module, **checkpointables
     ) -> PanopticCheckpointer:
-        """What reads ``MODEL.WEIGHTS`` and writes the checkpoints in ``OUTPUT_DIR``."""
+        """Build the checkpointer, which saves to ``OUTPUT_DIR``."""
         return PanopticCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
 
     @classmethod
@@ -132,57 +105,103 @@ class PanopticTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> dict:
+        """Evaluate as Detectron2 does, in all processes with the buffers of the main one."""
+        broadcast_buffers(model)
+        return super().test(cfg, model, evaluators)
+
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, before all of them the seed of each iteration, and ours."""
-        hooks = [ReproducibleSteps(self.data_loader.batch_sampler), *super().build_hooks()]
+        """Add this package's hooks to Detectron2's."""
+        cfg, names, metric = self.cfg, self.cfg.DATASETS.TEST, best_metric(self.cfg)
+        # With several data sets, Detectron2 adds the name of the data set to each metric.
+        metric = f"{names[0]}/{metric}" if len(names) > 1 else metric
+        ours: list[HookBase] = [EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)]
         if comm.is_main_process():
-            # With several data sets Detectron2 puts the name of each before its metrics.
-            names = self.cfg.DATASETS.TEST
-            metric = f"{names[0]}/{BEST_METRIC}" if len(names) > 1 else BEST_METRIC
-            ours = [
-                BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric),
-                d2_hooks.CallbackHook(after_step=record_memory),
-            ]
-            panoptic = self.cfg.MODEL.MASK_ON and self.cfg.MODEL.DETR.TEST.PANOPTIC_ON
-            if self.cfg.VIS_PERIOD > 0 and names and panoptic:
-                ours.append(PanopticVisualizationHook(self.cfg, self.model))
-            # After the evaluation, before what writes the metrics.
-            hooks[-1:-1] = ours
-        return hooks
+            ours.append(BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
+            panoptic = cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON
+            if cfg.VIS_PERIOD > 0 and names and panoptic:
+                ours.append(PanopticVisualizationHook(cfg, self._evaluated_model()))
+        if cfg.SOLVER.EARLY_STOPPING.PATIENCE > 0:
+            ours.append(EarlyStopping(cfg, metric))
+        hooks = super().build_hooks()
+        index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[index : index + 1] = ours
+        updates = [UpdateEMA()] if self.ema else []
+        return [ReproducibleSteps(self.data_loader.batch_sampler, cfg.SEED), *updates, *hooks]
+
+    def build_writers(self) -> list[EventWriter]:
+        return build_writers(self.cfg)
+
+    def _evaluated_model(self) -> nn.Module:
+        return self.ema.module if self.ema else self.model
+
+    def _evaluate(self) -> dict:
+        """Evaluate the average of the weights if there is one, else the model."""
+        model = self._evaluated_model()
+        self._last_eval_results = self.test(self.cfg, model)
+        if self.cfg.TEST.LOSS and self.cfg.DATASETS.TEST:
+            losses = validation_losses(self.cfg, unwrap(model))
+            self._last_eval_results.update({"val": losses} if losses else {})
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``.
 
-        Checkpoints of Detectron2's ``train_net.py`` and ``plain_train_net.py`` are resumed too, if
+        Learning rates, schedule and weight decay are those of the config, also when resuming.
+        Checkpoints of Detectron2's ``train_net.py`` and ``plain_train_net.py`` can be resumed, if
         these used :func:`.optimizer.build_optimizer`.
 
         Raises:
-            UserError: the checkpoint's optimizer has other parameter groups.
+            UserError: the checkpoint's optimizer does not fit the trainable parameters.
         """
         if resume and comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR, "*")
-        try:
-            rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        except ValueError as error:
-            # torch's words.
-            if "parameter group" not in str(error):
-                raise
-            raise UserError(
-                f"{self.checkpointer.get_checkpoint_file()} cannot be resumed: {error}. It was "
-                "written with another optimizer than detr_panoptic_d2.engine.build_optimizer, or "
-                "with other trainable parameters. Give it as MODEL.WEIGHTS instead, without "
-                "--resume and with another OUTPUT_DIR."
-            ) from error
+        configured = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
-            # plain_train_net.py keeps the iteration beside optimizer and scheduler.
-            self.iter = rest.get("iteration", self.iter)
+            if "optimizer" in rest:
+                # plain_train_net.py has no trainer, whose state would hold these.
+                self.optimizer.load_state_dict(rest["optimizer"])
+                self.scheduler.load_state_dict(rest["scheduler"])
+                self.iter = rest["iteration"]
             self.start_iter = self.iter + 1
+            self._apply_solver_config(configured)
         if lacks_norm_statistics(self.model):
             logger.warning(
                 "Frozen batch norms have no statistics, because no trained weights were loaded "
                 "into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "
                 "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch."
             )
+
+    def _apply_solver_config(self, configured: list[dict]) -> None:
+        """Replace the options of the optimizer that a checkpoint brought by those of the config."""
+        if not isinstance(self.scheduler, LRMultiplier):
+            logger.warning(
+                "The learning rate is that of the checkpoint, whatever SOLVER.BASE_LR says: it "
+                "cannot be changed with the scheduler %s.",
+                type(self.scheduler).__name__,
+            )
+            return
+        groups = self.optimizer.param_groups
+        for group, options in zip(groups, configured, strict=True):
+            if options["initial_lr"] != group["initial_lr"]:
+                logger.warning(
+                    "The learning rate is changed from %g to %g (before the schedule), because "
+                    "the config was changed.",
+                    group["initial_lr"],
+                    options["initial_lr"],
+                )
+            group.update(options)
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        if self.scheduler.last_epoch > self.max_iter:
+            # Nothing is left to train, and the schedule ends before.
+            return
+        for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
 
     def train(self) -> dict[str, dict[str, float]] | None:
         """Train.
@@ -192,15 +211,19 @@ class PanopticTrainer(DefaultTrainer):
 
         Raises:
             UserError: a loss is infinite or NaN.
-            KeyboardInterrupt: on Ctrl-C; it says what the training can go on from.
+            KeyboardInterrupt: on Ctrl-C; the message names the last checkpoint.
         """
         final = Path(self.cfg.OUTPUT_DIR, "model_final.pth")
         if self.start_iter >= self.max_iter and comm.is_main_process() and not final.is_file():
-            # The last iteration was broken off after its checkpoint.
+            # The training was interrupted between the last iteration and this file.
             self.checkpointer.save("model_final", iteration=self.max_iter - 1)
         handle = self.model.register_forward_hook(self._stop_at_nonfinite_loss)
         try:
             super().train()
+        except StopTraining as reason:
+            logger.warning("%s", reason)
+            if not final.is_file():
+                self.checkpointer.save("model_final", iteration=self.iter)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"Training was stopped by Ctrl-C at iteration {self.iter}. "
@@ -211,48 +234,32 @@ class PanopticTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None)
 
     def _stop_at_nonfinite_loss(self, model: nn.Module, args: tuple, losses: dict) -> None:
-        """Forward hook. Detectron2's own check comes after the backward pass, on the main process
-        alone, and does not know the images."""
+        """Forward hook. Detectron2's own check comes after the backward pass, in the main process
+        only, and does not know the images."""
         if not model.training or torch.isfinite(sum(losses.values())):
             return
         broken = [name for name, value in losses.items() if not torch.isfinite(value)]
         raise UserError(
             f"The loss became infinite or NaN at iteration {self.iter} ({', '.join(broken)}), on "
             f"the images {', '.join(d['file_name'] for d in args[0])}. "
-            f"{self.checkpointer.resume_hint()} Look at these images' annotations; else lower "
-            "SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 in place of float16."
+            f"{self.checkpointer.resume_hint()} Check the annotations of these images, lower "
+            "SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 instead of float16."
         )
-
-
-def _build_step(
-    cfg: CfgNode, model: nn.Module, data_loader: DataLoader, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """Build what runs one iteration: Detectron2's ``SimpleTrainer``, or mixed precision."""
-    amp = cfg.SOLVER.AMP
-    check_value("SOLVER.AMP.DTYPE", amp.DTYPE, amp.DTYPE in _AMP_TYPES, " or ".join(_AMP_TYPES))
-    if not amp.ENABLED:
-        return SimpleTrainer(model, data_loader, optimizer)
-    scaler = torch.amp.GradScaler(
-        next(model.parameters()).device.type, enabled=amp.DTYPE == "float16"
-    )
-    return AnyDeviceAMPTrainer(
-        model, data_loader, optimizer, grad_scaler=scaler, precision=_AMP_TYPES[amp.DTYPE]
-    )
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """Train, or evaluate with ``args.eval_only``, in one process of the job.
 
     Args:
-        args: what Detectron2's ``default_argument_parser`` returns. Processes that ``torchrun`` has
-            started again go on from the last checkpoint, without ``args.resume`` as well.
+        args: what Detectron2's ``default_argument_parser`` returns. Processes that ``torchrun``
+            has restarted resume from the last checkpoint, also without ``args.resume``.
 
     Returns:
-        the results of the (last) evaluation, on the main process.
+        the results of the (last) evaluation, in the main process.
 
     Raises:
-        UserError: there are no weights to evaluate; ``OUTPUT_DIR`` has another training that
-            ``args.resume`` does not ask to go on with; otherwise see :func:`.setup.setup_job`.
+        UserError: there are no weights to evaluate; ``OUTPUT_DIR`` has another training and
+            ``args.resume`` is False; otherwise see :func:`.setup.setup_job`.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         args.resume = True
@@ -261,13 +268,15 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
         for name in ("last_checkpoint", "metrics.json"):
             if Path(folder, name).exists():
                 raise UserError(
-                    f"OUTPUT_DIR '{folder}' has {name} of another training, which would be written "
-                    "over. Go on with that one by --resume, or choose another OUTPUT_DIR."
+                    f"OUTPUT_DIR '{folder}' has {name} of another training, which would be "
+                    "overwritten. Continue that training with --resume, or choose another "
+                    "OUTPUT_DIR."
                 )
     cfg = setup_job(args)
     if not args.eval_only:
         trainer = PanopticTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        _describe_training(trainer)
         return trainer.train()
     model = PanopticTrainer.build_model(cfg)
     checkpointer = PanopticTrainer.build_checkpointer(cfg, model)
@@ -276,3 +285,29 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _describe_training(trainer: PanopticTrainer) -> None:
+    """Log what is trained on what, and a warning if there are too few queries."""
+    cfg, dataset = trainer.cfg, trainer.data_loader.dataset
+    logger.info(
+        "Training on %d images of %s with %d classes: iterations %d to %d of %d images each, on "
+        "%s. Evaluation on %s. Output: %s",
+        len(dataset),
+        ", ".join(cfg.DATASETS.TRAIN),
+        cfg.MODEL.DETR.NUM_CLASSES,
+        trainer.start_iter,
+        trainer.max_iter,
+        cfg.SOLVER.IMS_PER_BATCH,
+        cfg.MODEL.DEVICE if comm.get_world_size() == 1 else f"{comm.get_world_size()} processes",
+        ", ".join(cfg.DATASETS.TEST) or "no data set",
+        cfg.OUTPUT_DIR,
+    )
+    if dataset.max_segments > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
+        logger.warning(
+            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but images have up to %d segments. A query "
+            "predicts one segment at most: set the key to %d or more.",
+            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+            dataset.max_segments,
+            dataset.max_segments,
+        )

@@ -24,9 +24,14 @@ class SetCriterion(nn.Module):
 
     Losses are averaged over the number of targets per process, so that several processes give
     the loss of one process on the whole batch.
+
+    Attributes:
+        step_targets: targets of all batches of an iteration that accumulates gradients; the losses
+            of each batch are divided by numbers of all of them. None: by numbers of the batch.
     """
 
     class_weight: torch.Tensor
+    step_targets: Targets | None = None
 
     @configurable
     def __init__(
@@ -36,6 +41,7 @@ class SetCriterion(nn.Module):
         matcher: HungarianMatcher,
         weights: dict[str, float],
         no_object_weight: float = 0.1,
+        class_weights: dict[int, float] | None = None,
     ):
         """
         Args:
@@ -44,6 +50,7 @@ class SetCriterion(nn.Module):
             weights: weight of each of ``loss_ce``, ``loss_bbox``, ``loss_giou``, ``loss_mask``
                 and ``loss_dice``.
             no_object_weight: weight of no-object in the cross entropy.
+            class_weights: weights of other classes there; 1 if a class is missing.
         """
         super().__init__()
         for name, value in weights.items():
@@ -55,11 +62,18 @@ class SetCriterion(nn.Module):
         self.weights = weights
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
+        for index, value in (class_weights or {}).items():
+            check_value("MODEL.DETR.CLASS_WEIGHTS", value, value > 0, "names and weights above 0")
+            weight[index] = value
         self.register_buffer("class_weight", weight, persistent=False)
 
     @classmethod
-    def from_config(cls, cfg, num_classes):
-        detr = cfg.MODEL.DETR
+    def from_config(cls, cfg, num_classes, class_names=None):
+        detr, class_weights = cfg.MODEL.DETR, {}
+        for name, weight in detr.CLASS_WEIGHTS:
+            allowed = f"names of classes: {', '.join(class_names or [])}"
+            check_value("MODEL.DETR.CLASS_WEIGHTS", name, name in (class_names or []), allowed)
+            class_weights[class_names.index(name)] = weight
         return {
             "num_classes": num_classes,
             "matcher": HungarianMatcher(detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT),
@@ -71,6 +85,7 @@ class SetCriterion(nn.Module):
                 "loss_dice": detr.DICE_WEIGHT,
             },
             "no_object_weight": detr.NO_OBJECT_WEIGHT,
+            "class_weights": class_weights,
         }
 
     def box_losses(
@@ -101,10 +116,8 @@ class SetCriterion(nn.Module):
         loss_ce = F.cross_entropy(
             pred_logits.float().flatten(0, 2), labels.flatten(), self.class_weight, reduction="none"
         )
-        # The weighted mean over queries: all layers match equally many, so they share the divisor.
-        num_pairs = len(matches.image)
-        divisor = num_pairs + (batch * num_queries - num_pairs) * self.class_weight[-1]
-        losses = {"loss_ce": loss_ce.view(layers, -1).sum(1) / _process_mean(divisor)}
+        divisor = self.class_divisor(targets, num_queries)
+        losses = {"loss_ce": loss_ce.view(layers, -1).sum(1) / divisor}
 
         boxes = pred_boxes.float()[pairs]
         target_boxes = targets.boxes[matches.image, matches.target]
@@ -157,18 +170,33 @@ class SetCriterion(nn.Module):
         wrong = predicted != targets.labels[matches.image, matches.target[-1]]
         return 100 * wrong.float().sum() / max(1, len(wrong))
 
+    def class_divisor(self, targets: Targets, num_queries: int) -> torch.Tensor:
+        """Return the sum of the class weights of all queries, per process.
+
+        If an image has more targets than queries, its targets share the weight of its queries.
+        """
+        targets = self.step_targets or targets
+        device = self.class_weight.device
+        counts = torch.tensor(targets.counts, device=device)
+        is_target = torch.arange(targets.labels.shape[1], device=device) < counts[:, None]
+        weights = (self.class_weight[targets.labels] * is_target).sum(1)
+        matched = counts.clamp(max=num_queries)
+        matched_weights = (weights * matched / counts.clamp(min=1)).sum()
+        unmatched = (num_queries - matched).sum()
+        return self._process_mean(matched_weights + unmatched * self.class_weight[-1])
+
     def num_boxes(self, targets: Targets, like: torch.Tensor) -> torch.Tensor:
-        """Targets per process, at least 1."""
-        return _process_mean(like.new_tensor(float(sum(targets.counts)))).clamp(min=1)
+        """Return the number of targets per process, at least 1."""
+        targets = self.step_targets or targets
+        return self._process_mean(like.new_tensor(float(sum(targets.counts)))).clamp(min=1)
 
-
-def _process_mean(value: torch.Tensor) -> torch.Tensor:
-    """Mean of a scalar tensor over all processes."""
-    if comm.get_world_size() == 1:
-        return value
-    value = value.clone()
-    torch.distributed.all_reduce(value)
-    return value / comm.get_world_size()
+    def _process_mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the mean of a scalar over all processes, in training."""
+        if comm.get_world_size() == 1 or not self.training:
+            return value
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        return value / comm.get_world_size()
 
 
 def mask_loss_sums(

@@ -4,6 +4,7 @@ Shapes: B images, N queries, K classes, C hidden channels, L decoder layers, P (
 pairs whose masks are wanted; h x w is the size of res5.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ class PanopticDETR(nn.Module):
         pixel_std: list[float],
         deep_supervision: bool = True,
         freeze_detector: bool = False,
+        freeze: Sequence[str] = (),
         panoptic_on: bool = True,
         instance_on: bool = False,
         semantic_on: bool = False,
@@ -80,6 +82,7 @@ class PanopticDETR(nn.Module):
             pixel_mean, pixel_std: per channel, in the scale of the input.
             deep_supervision: losses after every decoder layer.
             freeze_detector: train the mask head and the box attention only.
+            freeze: names of modules that are not trained, such as "transformer.encoder".
             panoptic_on, instance_on, semantic_on: which results inference returns.
             max_instances: most instances per image.
             pad_mixed_sizes: at inference, pad images of different sizes to one canvas.
@@ -126,6 +129,11 @@ class PanopticDETR(nn.Module):
         if freeze_detector:
             for name, p in self.named_parameters():
                 p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
+        modules = dict(self.named_modules())
+        for name in freeze:
+            allowed = "names of modules, such as backbone, backbone.res2 or transformer.encoder"
+            check_value("MODEL.FREEZE", name, name in modules, allowed)
+            modules[name].requires_grad_(False)
         levels = LEVELS if mask_head is not None else LEVELS[-1:]
         freeze_unused_parameters(backbone, len(pixel_mean), levels)
         self.train()
@@ -157,7 +165,7 @@ class PanopticDETR(nn.Module):
             "backbone": backbone,
             "transformer": transformer,
             "mask_head": mask_head,
-            "criterion": SetCriterion(cfg, len(ids)),
+            "criterion": SetCriterion(cfg, len(ids), class_names(metadata)),
             "panoptic_inference": build_panoptic_inference(cfg, thing_ids),
             "num_classes": len(ids),
             "hidden_dim": detr.HIDDEN_DIM,
@@ -168,6 +176,7 @@ class PanopticDETR(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "deep_supervision": detr.DEEP_SUPERVISION,
             "freeze_detector": detr.FREEZE_DETECTOR,
+            "freeze": cfg.MODEL.FREEZE,
             "panoptic_on": detr.TEST.PANOPTIC_ON,
             "instance_on": detr.TEST.INSTANCE_ON,
             "semantic_on": detr.TEST.SEMANTIC_ON,
@@ -308,7 +317,7 @@ class PanopticDETR(nn.Module):
         images = self.preprocess(batched_inputs)
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         targets = Targets.from_instances(instances, self.device)
-        with torch.set_grad_enabled(not self.freeze_detector):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_detector):
             out = self.detect(images)
         matches = self.criterion.matcher(out.pred_logits, out.pred_boxes, targets)
         losses = {}
@@ -327,7 +336,7 @@ class PanopticDETR(nn.Module):
             losses[first] = losses[first] + sum(
                 p.sum() * 0 for p in self.parameters() if p.requires_grad
             )
-        if has_event_storage() and get_event_storage().iter % 20 == 0:
+        if self.training and has_event_storage() and get_event_storage().iter % 20 == 0:
             error = self.criterion.class_error(out.pred_logits, targets, matches)
             get_event_storage().put_scalar("class_error", float(error))
         return losses

@@ -28,6 +28,8 @@ def map_images(
     if workers < 1:
         raise UserError(f"--workers is {workers}, but must be 1 (this process alone) or more.")
     bar = {"total": len(items), "desc": description, "unit": "image", "mininterval": 1}
+    # No bar in files and pipes.
+    bar |= {"disable": None}
     if workers == 1 or len(items) < 2:
         return list(tqdm(map(function, items), **bar))
     # A terminal sends Ctrl-C to all processes: the main one ends the others.

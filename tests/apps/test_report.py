@@ -27,7 +27,7 @@ CATEGORIES = [
     {"id": 30, "name": "box", "isthing": 1},
 ]
 CONTIGUOUS = {3: 0, 10: 1, 21: 2, 30: 3}
-CONFIG = "SOLVER:\n  MAX_ITER: 40\n"
+CONFIG = "MODEL:\n  DEVICE: cpu\nSOLVER:\n  MAX_ITER: 40\n"
 
 
 def metric_lines(*iterations, **more):
@@ -169,9 +169,9 @@ def report(evaluated):
     """The report of a run that left everything."""
     losses = {f"loss_{key}": 1.0 for key in ("ce", "bbox", "giou", "mask", "dice")}
     results = {"panoptic_seg/PQ": 93.2, "panoptic_seg/PQ-<b>cat": 2.0, "bbox/AP": 31.25}
-    lines = metric_lines(19, 39, **losses, lr=1e-4, time=0.5, max_memory_mib=900)
+    lines = metric_lines(19, 39, **losses, lr=1e-4, time=0.5)
     (evaluated / "metrics.json").write_text(lines + metric_lines(40, **results))
-    best = {"metric": "panoptic_seg/PQ", "value": 45.678, "iteration": 1999}
+    best = {"metric": "panoptic_seg/PQ", "value": 45.678, "iteration": 1999, "weights": "ema"}
     (evaluated / "model_best.json").write_text(json.dumps(best))
     (evaluated / "config.yaml").write_text(CONFIG)
     return write_report(evaluated)
@@ -184,8 +184,9 @@ def test_everything_is_on_the_page(report):
     assert names == ["000.png", "001.png", "002.png", "008.png", "007.png", "006.png"]
     captions = re.findall(r'<img alt="([^"]*)" src="data:image/jpeg;base64,', page)
     assert captions == ["Image", "Ground truth", "Prediction", "Errors"] * 6
-    assert "model_best.pth: panoptic_seg/PQ 45.68, after 2000 iterations." in page
-    for text in ("31.25", "&lt;b&gt;cat", "900 MiB", "MAX_ITER: 40"):
+    best = "model_best.pth: panoptic_seg/PQ 45.68, after 2000 iterations (average of the weights"
+    assert best in page
+    for text in ("31.25", "&lt;b&gt;cat", "MAX_ITER: 40", "It ran on the CPU"):
         assert text in page
     assert "<b>cat" not in page and "<td>nan" not in page
 

@@ -13,7 +13,7 @@ RENAMED = "MODEL.BACKBONE.NAME build_renamed_backbone MODEL.DETR.BACKBONE.MODEL_
 
 # What is wrong, and what the line must say: the key, the value, the way out.
 VALUES = [
-    ("MODEL.DETR.HIDEN_DIM 64", "Non-existent .*MODEL.DETR.HIDEN_DIM"),
+    ("SOLVER.MAXITER 64", r"Non-existent .*SOLVER.MAXITER. Did you mean SOLVER.MAX_ITER\?"),
     ("SOLVER.MAX_ITER", "KEY VALUE.*SOLVER.MAX_ITER"),
     ("SOLVER.MAX_ITER many", "int.*many.*SOLVER.MAX_ITER"),
     ("MODEL.DETR 3", "Type mismatch.*vs. 3.*config key: MODEL.DETR"),
@@ -69,6 +69,8 @@ VALUES = [
         "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float8",
         "SOLVER.AMP.DTYPE is 'float8'.*float16 or bfloat16",
     ),
+    ("SOLVER.BASE_LR_END 2.0", "SOLVER.BASE_LR_END is 2.0.*from 0 to SOLVER.BASE_LR"),
+    ("SOLVER.ACCUMULATE 2", "SOLVER.ACCUMULATE is 2.*a divisor of 3"),
     ("SOLVER.BASE_LR -0.1", "SOLVER.BASE_LR is -0.1.*above 0"),
     ("SOLVER.IMS_PER_BATCH 0", "SOLVER.IMS_PER_BATCH is 0.*1 or more"),
     ("SOLVER.CHECKPOINT_PERIOD 0", "SOLVER.CHECKPOINT_PERIOD is 0.*1 or more"),
@@ -77,12 +79,12 @@ VALUES = [
 ]
 
 FILES = [
-    ("MODEL: {DETR: [1", "no plain yaml.*line"),
-    ("- a\n- b\n", "not a mapping"),
-    ("", "not a mapping"),
-    ("MODEL:\n  DTER: {}\n", "Non-existent .*key: MODEL.DTER"),
+    ("MODEL: {DETR: [1", "not plain yaml.*line"),
+    ("- a\n- b\n", "not plain yaml with keys and values"),
+    ("", "not plain yaml with keys and values"),
+    ("MODEL:\n  DTER: {}\n", r"Non-existent .*key: MODEL.DTER. Did you mean MODEL.DETR\?"),
     ("_BASE_: nothing.yaml\n", "No such file.*nothing.yaml"),
-    ("OUTPUT_DIR: !!python/object/apply:os.mkdir [PATH]\n", "no plain yaml.*os.mkdir.*line 1"),
+    ("OUTPUT_DIR: !!python/object/apply:os.mkdir [PATH]\n", "not plain yaml.*os.mkdir.*line 1"),
 ]
 
 

@@ -48,16 +48,13 @@ def test_no_space(spoilt, command):
     assert "Traceback" in (output / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("name", ["train", "predict"])
 @pytest.mark.parametrize("place", ["a file", "no permission"])
-def test_output_folder(spoilt, tmp_path, command, name, place):
+def test_output_folder(spoilt, tmp_path, command, place):
     # A folder where not even root can make files.
     folder = tmp_path / "taken" if place == "a file" else Path("/proc/detr_panoptic_d2")
     if place == "a file":
         folder.write_text("x")
-    words = ["--input", spoilt.images, "--output", folder] if name == "predict" else []
-    opts = spoilt.opts("OUTPUT_DIR", folder)
-    status, _, err = command(name, "--config-file", "shapes/tiny.yaml", *words, *opts)
+    status, _, err = command(*TRAIN, *spoilt.opts("OUTPUT_DIR", folder))
     assert status == 1
     assert err[-1].startswith("error: ") and str(folder) in err[-1]
 
@@ -73,10 +70,20 @@ def test_a_second_run_does_not_write_over_the_first(spoilt, command):
     assert [p.name for p in output.iterdir()] == ["metrics.json"]
 
 
-def test_evaluation_without_weights(spoilt, command):
-    status, _, err = command(*TRAIN, "--eval-only", *spoilt.opts())
+def test_start_of_the_log_and_evaluation_without_weights(spoilt, command):
+    """What making the config says is in the log, and nothing else is on the console."""
+    opts = spoilt.opts("MODEL.DEVICE", "cuda", "MODEL.DETR.NUM_CLASSES", -1)
+    status, out, err = command(*TRAIN[:1], "--eval-only", *TRAIN[1:], *opts)
     assert status == 1
     assert err[-1].startswith("error: MODEL.WEIGHTS is empty")
+    log = (spoilt.root / "output" / "log.txt").read_text()
+    assert "Environment info" in log and "\x1b" not in log + out
+    lines = ["MODEL.DETR.NUM_CLASSES is 2, from data set 'spoilt'"]
+    if not torch.cuda.is_available():
+        lines.insert(0, "WARNING: No GPU was found. This runs on the CPU, which is much slower")
+    for line, shown, logged in zip(lines, out.splitlines(), log.splitlines(), strict=False):
+        assert line in shown and line in logged
+    assert len(out.splitlines()) < 10
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -157,7 +164,7 @@ def test_bugs_keep_their_traceback(capsys, bug):
 
 
 @pytest.mark.parametrize("error", [UserError("MODEL.X is 3"), FileNotFoundError("No a.png")])
-def test_what_a_user_can_put_right_is_one_line(capsys, error):
+def test_error_that_a_user_can_fix_is_one_line(capsys, error):
     with pytest.raises(SystemExit) as caught, one_line_errors():
         raise error
     assert caught.value.code == 1

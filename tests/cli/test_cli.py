@@ -24,11 +24,12 @@ def test_help_fits_a_screen(command, monkeypatch):
 def test_train_takes_what_detectron2_takes():
     """The same names, defaults and types, so that its launcher and users find all of them."""
     ours = {a.dest: (a.default, a.type, a.nargs) for a in parser_of("train")._actions}
+    assert ours.pop("verbosity")
     theirs = {a.dest: (a.default, a.type, a.nargs) for a in default_argument_parser()._actions}
     assert ours == theirs
 
 
-def test_what_a_user_can_put_right_is_one_line(command, tmp_path):
+def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
     status, _, lines = command("report", tmp_path / "nowhere")
     assert status == 1
     assert len(lines) == 1

@@ -1,29 +1,21 @@
-"""kill -9 at any time: what is trained afterwards is what would have been trained without it.
-
-Run as a script, this file forks a process for each job that it reads (a line of json) and writes
-its status: everything is imported once, so that a job costs no start of Python.
-"""
+"""kill -9 at any time: the training that follows ends as if there had been no kill."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils.logger import setup_logger
 
 from detr_panoptic_d2.apps.demo import make_shapes
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.evaluation import panoptic
+from detr_panoptic_d2.engine.train_loader import seed_everything
+from detr_panoptic_d2.evaluation.panoptic import PanopticEvaluator
 
-REPO = Path(__file__).parents[2]
 KILLED = -signal.SIGKILL
 
 
@@ -38,101 +30,62 @@ class Record(HookBase):
         os.write(self._file, (json.dumps([self.trainer.iter, loss]) + "\n").encode())
 
 
-def train(job):
-    """Train; the process kills itself within call ``die_at`` of what writes or compares."""
-    log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    owner, name, call = torch, "save", 0
-    if "die_at" in job:
-        name, call = job["die_at"]
-        owner = {"save": torch, "count_matches": panoptic}[name]
-    function, calls = getattr(owner, name), iter(range(1, 1000))
+def train(opts, record, die_in, call):
+    """Train; the process kills itself within a call of what writes or compares."""
+    torch.set_num_threads(1)
+    owner = {"save": torch, "evaluate": PanopticEvaluator}.get(die_in)
+    if owner is not None:
+        function, calls = getattr(owner, die_in), iter(range(1, 1000))
 
-    def counted(*args, **kwargs):
-        if next(calls) == call:
-            if name == "save":
-                # Half of the file is there, and on the disk.
-                args[1].write(b"PK\x03\x04" + bytes(5000))
-                args[1].flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
+        def counted(*args, **kwargs):
+            if next(calls) == call:
+                if die_in == "save":
+                    # Half of the file is there, and on the disk.
+                    args[1].write(b"PK\x03\x04" + bytes(5000))
+                    args[1].flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
 
-    setattr(owner, name, counted)
-    cfg = setup_cfg("shapes/tiny.yaml", job["opts"])
-    setup_logger(cfg.OUTPUT_DIR, name="detr_panoptic_d2")
-    torch.manual_seed(cfg.SEED)
+        setattr(owner, die_in, counted)
+    cfg = setup_cfg("shapes/tiny.yaml", opts)
+    seed_everything(cfg.SEED)
     trainer = PanopticTrainer(cfg)
     trainer.resume_or_load(resume=True)
-    trainer.register_hooks([Record(job["record"])])
-    # Before what may die after the checkpoint of an iteration.
+    # Before the hooks that may die after the checkpoint of an iteration.
+    hook = Record(record)
+    trainer.register_hooks([hook])
     trainer._hooks.insert(0, trainer._hooks.pop())
     trainer.train()
 
 
-def wait(pid, kill_after):
-    """Return the status; the process is not reaped before it was killed, so its id is its own."""
-    end = time.monotonic() + kill_after
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def main():
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        job = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                train(job)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        sys.stdout.write(f"{wait(pid, job['kill_after'])}\n")
-        sys.stdout.flush()
-
-
 class Jobs:
-    """The script, and the folders of its jobs."""
+    """Trainings in processes that are forked from one that has imported everything."""
 
     def __init__(self, folder):
         self.folder = folder
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)},
-            cwd=folder,
-        )
-        paths = make_shapes(folder / "shapes", "few", 6, size=32, seed=0)
-        item = {"name": "few_shapes", **paths}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        item = {"name": "few_shapes", **make_shapes(folder / "shapes", "few", 6, size=32, seed=0)}
         opts = ["DATASETS.REGISTER", [item], "DATASETS.TRAIN", ("few_shapes",)]
         opts += ["DATASETS.TEST", ("few_shapes",), "MODEL.DEVICE", "cpu", "TEST.EVAL_PERIOD", 4]
         opts += ["INPUT.MIN_SIZE_TRAIN", (24, 32, 40), "INPUT.MIN_SIZE_TEST", 32, "SEED", 3]
-        opts += ["SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 2]
+        opts += ["SOLVER.MAX_ITER", 8, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL_EMA.ENABLED", True]
         opts += ["MODEL.DETR.TEST.SCORE_THRESH", 0.0]
         self._opts = [str(value) for value in opts]
 
-    def train(self, name, kill_after=600.0, **more):
-        """Start or go on with the training called ``name``; return the status, negative where a
+    def train(self, name, kill_after=600.0, die_in=None, call=0):
+        """Start or continue the training called ``name``; return the exit code, negative if a
         signal ended it."""
-        (self.folder / name).mkdir(exist_ok=True)
-        job = {"log": str(self.folder / "log"), "kill_after": kill_after, **more}
-        job["opts"] = [*self._opts, "OUTPUT_DIR", str(self.folder / name)]
-        job["record"] = str(self.folder / name / "losses.jsonl")
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        opts = [*self._opts, "OUTPUT_DIR", str(folder)]
+        arguments = (opts, str(folder / "losses.jsonl"), die_in, call)
+        process = self._context.Process(target=train, args=arguments)
+        process.start()
+        process.join(kill_after)
+        process.kill()
+        process.join()
+        return process.exitcode
 
     def outcome(self, name):
         """Every loss of every iteration (some were computed again after a kill), weights and
@@ -141,44 +94,35 @@ class Jobs:
         for line in (self.folder / name / "losses.jsonl").read_text().splitlines():
             iteration, loss = json.loads(line)
             losses.setdefault(iteration, set()).add(loss)
-        weights = torch.load(self.folder / name / "model_final.pth", weights_only=True)["model"]
+        content = torch.load(self.folder / name / "model_final.pth", weights_only=True)
+        weights = {k: v.tolist() for key in ("model", "ema") for k, v in content[key].items()}
         path = self.folder / name / "inference" / "few_shapes" / "predictions.json"
-        weights = {key: value.tolist() for key, value in weights.items()}
         return losses, weights, json.loads(path.read_text())["annotations"]
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=600)
-        self._process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    jobs = Jobs(tmp_path_factory.mktemp("kill"))
-    yield jobs
-    jobs.close()
+    return Jobs(tmp_path_factory.mktemp("kill"))
 
 
 @pytest.fixture(scope="module")
 def unbroken(jobs):
-    assert jobs.train("unbroken") == 0, (jobs.folder / "log").read_text()
+    assert jobs.train("unbroken") == 0
     outcome = jobs.outcome("unbroken")
     assert sorted(outcome[0]) == list(range(8))
     return outcome
 
 
-@pytest.mark.parametrize(
-    ("case", "die_at"),
-    [("half a checkpoint", ("save", 2)), ("last evaluation", ("count_matches", 9))],
-)
-def test_killed_in(jobs, unbroken, case, die_at):
-    folder = jobs.folder / case
-    assert jobs.train(case, die_at=die_at) == KILLED
-    assert (folder / "model_final.pth").exists() == (case == "last evaluation")
+@pytest.mark.parametrize(("die_in", "call"), [("save", 2), ("evaluate", 2)])
+def test_killed_in(jobs, unbroken, die_in, call):
+    """In the second checkpoint, and in the last evaluation."""
+    folder = jobs.folder / die_in
+    assert jobs.train(die_in, die_in=die_in, call=call) == KILLED
+    assert (folder / "model_final.pth").exists() == (die_in == "evaluate")
     for path in folder.glob("*.pth"):
         torch.load(path, weights_only=True)
-    assert jobs.train(case) == 0, (jobs.folder / "log").read_text()
-    assert jobs.outcome(case) == unbroken
+    assert jobs.train(die_in) == 0
+    assert jobs.outcome(die_in) == unbroken
     assert not list(folder.glob(".*"))
 
 
@@ -193,10 +137,6 @@ def test_twenty_random_kills(jobs, unbroken):
         name = f"random_{trainings}"
         while (status := jobs.train(name, kill_after=rng.uniform(0, 0.8 * duration))) == KILLED:
             kills += 1
-        assert status == 0, (jobs.folder / "log").read_text()
+        assert status == 0
         assert jobs.outcome(name) == unbroken
         trainings += 1
-
-
-if __name__ == "__main__":
-    main()

@@ -41,6 +41,23 @@ def test_groups(cfg, model):
     assert backbone["weight_decay"] == rest["weight_decay"] == 0.1
 
 
+def test_layer_decay_and_frozen_modules(cfg, tiny_model):
+    model = tiny_model("MODEL.FREEZE", "('transformer.encoder', 'backbone.res2')").train()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("transformer.encoder.", "backbone.res2."))
+    }
+    assert not any(m.training for m in model.backbone.res2.modules() if hasattr(m, "running_mean"))
+    cfg.SOLVER.LAYER_DECAY, cfg.SOLVER.BACKBONE_MULTIPLIER = 0.5, 0.1
+    rates = {p: g["lr"] for g in build_optimizer(cfg, model).param_groups for p in g["params"]}
+    factors = {"backbone.res5": 0.1, "backbone.res4": 0.05, "backbone.stem": 0.1 / 16}
+    for name, factor in {**factors, "transformer.decoder": 1, "input_proj": 1}.items():
+        for parameter in model.get_submodule(name).parameters():
+            assert rates[parameter] == pytest.approx(0.01 * factor)
+
+
 @pytest.mark.parametrize("kind", ["full_model", "value", "norm"])
 def test_clipping(cfg, model, kind):
     clip(cfg, kind, 0.5)

@@ -1,8 +1,10 @@
 """Configs and what is made of them before anything is built."""
 
 import functools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
@@ -11,7 +13,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from detr_panoptic_d2.config import list_config_files
-from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer, launch_job, setup_cfg
+from detr_panoptic_d2.engine import launch_job, setup_cfg
 from detr_panoptic_d2.errors import UserError
 
 
@@ -46,6 +48,8 @@ def test_num_classes(own_data):
     assert cfg.MODEL.DETR.NUM_CLASSES == 4
     assert cfg.is_frozen()
     assert torch.cuda.is_available() or cfg.MODEL.DEVICE == "cpu"
+    with pytest.raises(UserError, match="MODEL.PIXEL_MEAN is .* 3 numbers"):
+        setup_cfg("", [*own_data, "MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_STD", "[1.0]"])
     with pytest.raises(UserError, match=r"NUM_CLASSES is 7, but must be 4, .*'own'.*, or -1"):
         setup_cfg("", [*own_data, "MODEL.DETR.NUM_CLASSES", "7"])
     with pytest.raises(UserError, match=r"NUM_CLASSES is -1, .* without a data set"):
@@ -54,29 +58,27 @@ def test_num_classes(own_data):
         setup_cfg("detr_panoptic_R50.yaml", ["DATASETS.TRAIN", "('coco_panoptik',)"])
 
 
-def rates(name, opts, iterations):
-    """Learning rates of the last parameter group at the given iterations."""
-    cfg = setup_cfg(name, [*opts, "MODEL.DEVICE", "cpu"])
-    optimizer = build_optimizer(cfg, torch.nn.Linear(1, 1))
-    scheduler = PanopticTrainer.build_lr_scheduler(cfg, optimizer)
-    result = []
-    for iteration in range(max(iterations) + 1):
-        if iteration in iterations:
-            result.append(optimizer.param_groups[-1]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return result
-
-
-def test_schedules():
-    steps = ["SOLVER.MAX_ITER", "30", "SOLVER.STEPS", "(20,)"]
-    found = rates("detr_panoptic_R50.yaml", steps, {0, 19, 20, 29})
-    assert found == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
-    cosine = ["SOLVER.MAX_ITER", "100", "SOLVER.WARMUP_ITERS", "10"]
-    found = rates("shapes/detr_panoptic_shapes.yaml", cosine, {0, 5, 10, 99})
-    assert found[0] < 1e-5
-    assert found[0] < found[1] < found[2] <= 1e-3
-    assert found[3] == pytest.approx(1e-5, rel=0.2)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": "moon"}, r"class 1 is 'ball' \(id 10, thing\) in 'own', but 'moon' \(id 10,"),
+        ({"isthing": 0}, r"class 1 is 'ball' \(id 10, thing\) .*'ball' \(id 10, stuff\) in 'test'"),
+        ({"id": 11}, r"class 1 is 'ball' \(id 10, thing\) in 'own', but 'ball' \(id 11, thing\)"),
+        (None, r"class 3 is 'box' \(id 30, thing\) in 'own', but missing in 'test'"),
+    ],
+)
+@pytest.mark.parametrize("split", ["TRAIN", "TEST"])
+def test_classes_that_differ(own_data, panoptic_set, tmp_path, changed, message, split):
+    categories = json.loads((tmp_path / "own" / "panoptic.json").read_text())["categories"]
+    if changed is None:
+        del categories[3]
+    else:
+        categories[1].update(changed)
+    ids = np.ones((4, 4), dtype=int)
+    panoptic_set("test", [(ids, {1: 3})], categories)
+    names = "('own', 'test')" if split == "TRAIN" else "('test',)"
+    with pytest.raises(UserError, match=message):
+        setup_cfg("shapes/tiny.yaml", [*own_data, f"DATASETS.{split}", names])
 
 
 class Unreadable:

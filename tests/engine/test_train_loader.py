@@ -1,20 +1,15 @@
-"""What an iteration draws depends on its number alone; what is seen of the data before training."""
+"""What an iteration draws depends on its number alone."""
 
 import itertools
-import json
 import random
-import shutil
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetFromList
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
-from panopticapi.utils import id2rgb
-from PIL import Image
 
-from detr_panoptic_d2.engine import PanopticTrainer, build_train_loader
+from detr_panoptic_d2.engine import build_train_loader
 from detr_panoptic_d2.engine.train_loader import PositionBatchSampler, SeededDataset
 from detr_panoptic_d2.errors import UserError
 
@@ -63,7 +58,7 @@ class NoisyMapper:
 
 def items(workers, start, count):
     loader = torch.utils.data.DataLoader(
-        SeededDataset(DatasetFromList([{"index": i} for i in range(7)]), NoisyMapper()),
+        SeededDataset([{"index": i} for i in range(7)], NoisyMapper()),
         batch_sampler=make_sampler(start, batch_size=2),
         num_workers=workers,
         collate_fn=list,
@@ -102,43 +97,7 @@ def test_batch_that_the_processes_cannot_share(make_cfg, monkeypatch):
         build_train_loader(make_cfg("out"), dict)
 
 
-def photographs(root, scene):
-    for png in (root / "panoptic").iterdir():
-        shutil.copy(root / "images" / png.name, png)
-
-
-def other_ids(root, scene):
-    for png in (root / "panoptic").iterdir():
-        Image.fromarray(id2rgb(scene[0] + 500)).save(png)
-
-
-def no_segments(root, scene):
-    content = json.loads((root / "panoptic.json").read_text())
-    for entry in content["annotations"]:
-        entry["segments_info"] = []
-    (root / "panoptic.json").write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (photographs, r"000\.png' is not a panoptic PNG.*panoptic_root"),
-        (other_ids, r"almost nothing labelled.*panoptic_root.*000\.png"),
-        (no_segments, "swapped.*none of 3 images has a segment"),
-    ],
-)
-def test_data_without_labels(panoptic_set, scene, make_cfg, spoil, message):
-    spoil(panoptic_set("swapped", [scene] * 3), scene)
-    with pytest.raises(UserError, match=message):
-        PanopticTrainer(make_cfg("out", DATASETS__TRAIN="('swapped',)"))
-
-
-def test_warnings_about_the_data(panoptic_set, scene, make_cfg, caplog):
-    panoptic_set("other", [scene, scene])
-    entries = {"DATASETS__TRAIN": "('other',)", "MODEL__DETR__NUM_OBJECT_QUERIES": 5}
-    build_train_loader(make_cfg("out", **entries), dict)
-    assert not [r for r in caplog.records if r.levelname == "WARNING"]
-    entries |= {"DATASETS__TEST": "('other',)", "MODEL__DETR__NUM_OBJECT_QUERIES": 4}
-    build_train_loader(make_cfg("out", **entries), dict)
-    assert "NUM_OBJECT_QUERIES is 4, but images have up to 5 segments" in caplog.text
-    assert "2 of 2 images of DATASETS.TEST are in DATASETS.TRAIN" in caplog.text
+def test_training_set_without_segments(panoptic_set, scene, make_cfg):
+    panoptic_set("all_void", [(scene[0], {})] * 3)
+    with pytest.raises(UserError, match="all_void.*none of 3 images has a segment"):
+        build_train_loader(make_cfg("out", DATASETS__TRAIN="('all_void',)"), dict)

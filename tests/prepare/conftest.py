@@ -42,7 +42,7 @@ def run_command(capsys, caplog, monkeypatch) -> Callable[..., tuple[int, str]]:
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, "detr_panoptic_d2")
     for module in (convert_command, check_command):
-        monkeypatch.setattr(module, "set_up_console", lambda: None)
+        monkeypatch.setattr(module, "set_up_console", lambda args: None)
 
     def run(*arguments: Any) -> tuple[int, str]:
         caplog.clear()

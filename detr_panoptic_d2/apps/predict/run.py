@@ -53,7 +53,7 @@ def predict(
     failed: dict[Path, Exception] = {}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for path in tqdm([path for path in paths if not is_video(path)], unit="image"):
+    for path in tqdm([path for path in paths if not is_video(path)], unit="image", disable=None):
         try:
             image = read_image(path, "RGB")
         except (OSError, ValueError) as error:

@@ -40,7 +40,7 @@ def predict_video(predictor: DefaultPredictor, path: Path, target: Path) -> None
     try:
         if not writer.isOpened():
             raise OSError(f"OpenCV cannot write {temporary} (mp4v).")
-        with tqdm(total=total, unit="frame") as progress:
+        with tqdm(total=total, unit="frame", disable=None) as progress:
             while ok:
                 panoptic = predictor(frame)["panoptic_seg"]
                 overlay = draw_panoptic(frame[:, :, ::-1], *panoptic, predictor.metadata)

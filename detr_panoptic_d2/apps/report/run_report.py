@@ -28,6 +28,7 @@ _LOG_LINES = 40
 # Detectron2 writes metrics every so many iterations.
 _PERIOD = 20
 _PQ = "panoptic_seg/PQ"
+_LOSSES = ("ce", "bbox", "giou", "mask", "dice")
 
 
 class Run(NamedTuple):
@@ -163,6 +164,8 @@ def state(run: Run) -> list[Block]:
     blocks: list[Block] = [
         {"text": f"{sentence} Last sign of life: {_when(last)}.", "id": "state", "class": kind}
     ]
+    if run.config.get("MODEL", {}).get("DEVICE") == "cpu":
+        blocks.append({"text": "It ran on the CPU, not on a GPU (MODEL.DEVICE cpu)."})
     bad = [n for n in sorted(run.series) if "loss" in n and not np.isfinite(run.values(n)).all()]
     if bad:
         blocks.append({"note": f"Not finite at some time: {', '.join(bad)}."})
@@ -188,7 +191,6 @@ def overview(run: Run, evaluated: list[float]) -> list[Block]:
         ("Per iteration", "{:.3g} s", seconds / run.done if seconds else math.nan),
         ("of which training step", "{:.3g} s", step),
         ("of which waiting for data", "{:.3g} s", waiting),
-        ("Most memory", "{:.0f} MiB", run.values("max_memory_mib").max()),
     ]
     tiles = [(name, form.format(value)) for name, form, value in numbers if math.isfinite(value)]
     if seconds:
@@ -197,7 +199,9 @@ def overview(run: Run, evaluated: list[float]) -> list[Block]:
     if text := run.text("model_best.json"):
         best = json.loads(text)
         value, iterations = f"{best['metric']} {best['value']:.2f}", best["iteration"] + 1
-        blocks.append({"text": f"model_best.pth: {value}, after {iterations} iterations."})
+        average = " (average of the weights, EMA)" if best.get("weights") == "ema" else ""
+        text = f"model_best.pth: {value}, after {iterations} iterations{average}."
+        blocks.append({"text": text})
     pairs = [(n, f"{run.values(n)[-1]:.2f}") for n in run.series if "/" in n]
     if pairs:
         is_open = not evaluated
@@ -212,9 +216,8 @@ def curves(run: Run) -> list[Block]:
     """Return losses, learning rate, PQ and time over the iterations."""
     named = {
         "Total loss": {"total": "total_loss"},
-        "Losses of the last layer, weighted": {
-            key: f"loss_{key}" for key in ("ce", "bbox", "giou", "mask", "dice")
-        },
+        "Losses of the last layer, weighted": {key: f"loss_{key}" for key in _LOSSES},
+        "The same on the validation set": {key: f"val/loss_{key}" for key in _LOSSES},
     }
     for prefix in (name.removesuffix("PQ") for name in run.series if name.endswith(_PQ)):
         groups = {"all": "PQ", "things": "PQ_th", "stuff": "PQ_st"}

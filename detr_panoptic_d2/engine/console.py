@@ -1,0 +1,68 @@
+"""What the console shows of the log. ``log.txt`` in ``OUTPUT_DIR`` has all of it."""
+
+import logging
+import re
+import sys
+
+from detectron2.utils.logger import setup_logger
+
+from ..errors import UserError
+
+PACKAGE = __name__.split(".")[0]
+# Progress of training and evaluation.
+_PROGRESS = ("detectron2.utils.events", "detectron2.evaluation.evaluator")
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def set_up_logging(
+    output_dir: str | None = None, rank: int = 0, *, verbosity: str = "normal"
+) -> None:
+    """Set up the loggers of Detectron2, fvcore and this package.
+
+    Args:
+        output_dir: folder of ``log.txt``; None: no log file.
+        rank: number of the process; only process 0 writes to the console.
+        verbosity: what the console shows: "quiet" (warnings and errors), "normal" (also this
+            package's messages and the progress) or "verbose" (everything).
+    """
+    # Detectron2 keeps loggers by these arguments. ``default_setup`` uses the same and adds none.
+    loggers = [
+        setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
+        setup_logger(output_dir, distributed_rank=rank),
+        setup_logger(output_dir, distributed_rank=rank, name=PACKAGE, abbrev_name="detr"),
+    ]
+    for handler in (handler for logger in loggers for handler in logger.handlers):
+        on_console = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
+        if on_console:
+            handler.filters[:] = [_ConsoleFilter(verbosity)]
+        if not (on_console and handler.stream.isatty()):
+            handler.setFormatter(_PlainFormatter())
+
+
+class _ConsoleFilter(logging.Filter):
+    """Select the records for the console."""
+
+    def __init__(self, verbosity: str):
+        super().__init__()
+        self._verbosity = verbosity
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], UserError | OSError):
+            # The program ends with its message on stderr.
+            return False
+        if record.levelno >= logging.WARNING or self._verbosity == "verbose":
+            return True
+        shown = record.name.startswith(PACKAGE) or record.name in _PROGRESS
+        return shown and record.levelno >= logging.INFO and self._verbosity == "normal"
+
+
+class _PlainFormatter(logging.Formatter):
+    """Detectron2's format for files, without the colour codes that messages may contain."""
+
+    def __init__(self):
+        super().__init__(
+            "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S"
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOR.sub("", super().format(record))

@@ -1,0 +1,75 @@
+"""Two processes on the CPU train every kind of config for two steps."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase, default_argument_parser, launch
+from detectron2.utils import comm
+
+from detr_panoptic_d2.engine import PanopticTrainer, distributed, launch_job, setup_cfg
+
+BOXES = ["MODEL.MASK_ON", "False", "MODEL.DETR.TEST.PANOPTIC_ON", "False"]
+FPN = ["MODEL.BACKBONE.NAME", "build_renamed_backbone"]
+FPN += ["MODEL.DETR.BACKBONE.MODEL_NAME", "build_resnet_fpn_backbone"]
+FPN += ["MODEL.RESNETS.RES5_DILATION", "1", "MODEL.FPN.OUT_CHANNELS", "16"]
+FPN += ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+FPN += ["MODEL.FPN.IN_FEATURES", "['res2', 'res3', 'res4', 'res5']"]
+CASES = {
+    "boxes and masks": [],
+    "boxes": BOXES,
+    "masks": ["MODEL.DETR.FREEZE_DETECTOR", "True"],
+    "no deep supervision": ["MODEL.DETR.DEEP_SUPERVISION", "False"],
+    "FPN": FPN,
+    "boxes of an FPN": [*BOXES, *FPN],
+    "in two parts": ["SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "4"],
+}
+
+
+class SameGradients(HookBase):
+    """Checks that every trainable parameter has the gradient that the other process has."""
+
+    def after_step(self):
+        model = self.trainer.model.module
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+        sums = {name: gradient.double().sum().item() for name, gradient in gradients.items()}
+        assert len(set(map(str, comm.all_gather(sums)))) == 1
+
+
+def train_each(options, folder):
+    torch.set_num_threads(1)
+    for number, more in enumerate(CASES.values()):
+        output = str(Path(folder, str(number)))
+        trainer = PanopticTrainer(
+            setup_cfg("shapes/tiny.yaml", [*options, *more, "OUTPUT_DIR", output])
+        )
+        trainer.register_hooks([SameGradients()])
+        trainer.train()
+
+
+def test_two_processes_train_every_kind_of_config(panoptic_set, scene, tmp_path):
+    """In each step one of them has an image without targets."""
+    void = (np.zeros((32, 40), dtype=np.int64), {})
+    root = panoptic_set("mostly", [scene, void])
+    item = {"name": "for_two", "image_root": f"{root}/images"}
+    item |= {"panoptic_root": f"{root}/panoptic", "panoptic_json": f"{root}/panoptic.json"}
+    options = ["DATASETS.REGISTER", str([item]), "DATASETS.TRAIN", "('for_two',)"]
+    options += ["DATASETS.TEST", "()", "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2"]
+    options += ["INPUT.MIN_SIZE_TRAIN", "(32,)", "MODEL.DETR.NUM_CLASSES", "-1"]
+    launch(train_each, 2, dist_url="auto", args=(options, str(tmp_path / "out")))
+    assert len(list(tmp_path.glob("out/*/model_final.pth"))) == len(CASES)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use this machine's GPU")
+def test_gpu_driver_that_pytorch_cannot_use(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(distributed, "_GPU_DRIVERS", [str(tmp_path)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    parse = default_argument_parser().parse_args
+    with pytest.raises(SystemExit):
+        launch_job(functools.partial(pytest.fail, "was started"), parse([]))
+    assert "has a GPU driver, but PyTorch" in capsys.readouterr().err
+    calls = []
+    launch_job(calls.append, parse(["MODEL.DEVICE", "cpu"]))
+    assert len(calls) == 1
