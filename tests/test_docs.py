@@ -2,7 +2,7 @@
 
 import ast
 import contextlib
-import importlib
+import importlib.util
 import operator
 import os
 import re
@@ -95,6 +95,16 @@ def test_messages_in_the_faq_are_those_of_the_code():
     for message in messages:
         for part in re.split(r" is '?\.\.\.'?, but must be |'?\.\.\.'?|(?<=\.) ", message):
             assert part.strip(" ,") in texts, message
+
+
+def test_the_reference_names_modules_that_exist():
+    names = [
+        name
+        for page in (DOCS / "api").glob("*.md")
+        for name in re.findall("^::: (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(names) > 20
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
 
 
 def test_site(tmp_path):
