@@ -1,33 +1,34 @@
 """Draw panoptic segmentation over images or videos.
 
-Exit status 1 when an input could not be read; the others are done all the same.
+Exit status 1 if an input could not be read; the others are done. Images of one size go through the
+network together if MODEL.DETR.TEST.BATCH_SIZE is more than 1. Under torchrun the processes share
+the inputs; on several machines --output must be a shared folder.
 
 Examples:
   detr-panoptic predict --config-file output/demo/config.yaml --input a.jpg folder 'more/*.png' \\
       --output predicted MODEL.WEIGHTS output/demo/model_final.pth
   detr-panoptic predict --config-file detr_panoptic_R50.yaml --input clip.mp4 --output predicted \\
       MODEL.WEIGHTS detr-r50-panoptic-00ce5173.pth
-  detr-panoptic predict --exported exported --input photos --output predicted
+  detr-panoptic predict --exported exported --input photos --output predicted --tile 1024
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from ._options import add_config_options, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add inputs and output."""
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, quoted patterns or videos"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)"
-    )
-    parser.add_argument(
-        "--exported", metavar="FOLDER", help="use what detr-panoptic export wrote; no config"
-    )
+    """Add inputs, output and tiles."""
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="images, folders, quoted patterns or videos")
+    add("--output", type=Path, required=True, help="folder of the results")
+    add("--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)")
+    add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
+    add("--tile", type=int, metavar="PIXELS", help="segment in tiles of this side (large images)")
+    add("--overlap", type=float, default=0.2, help="part of a tile that is shared (%(default)s)")
+    add("--exported", metavar="FOLDER", help="use a model that detr-panoptic export wrote")
     add_config_options(parser, required=False)
 
 
@@ -35,18 +36,48 @@ def run(args: argparse.Namespace) -> int:
     """Predict on all inputs and return the exit status."""
     if bool(args.exported) == bool(args.config_file):
         args.parser.error("give one of --config-file and --exported")
+    if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
+        args.parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
+
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        from ..engine import launch_job
+
+        args.config_file = args.config_file or ""
+        launch_job(_predict, args)
+        return 0
+    return _predict(args)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from detectron2.utils import comm
 
     from ..apps.predict import predict
     from ..export.runtime import find_images
 
     set_up_console(args)
-    paths = find_images(args.input)
+    paths, batch_size, model = find_images(args.input), 1, args.exported
     if args.exported:
         from ..export import ExportedPredictor
 
-        predictor = ExportedPredictor(args.exported)
+        predictor = ExportedPredictor(args.exported, args.tile, args.overlap)
     else:
+        from ..apps.predict.tiled import TiledPredictor
         from ..engine import Predictor, setup_cfg
 
-        predictor = Predictor(setup_cfg(args.config_file, args.opts))
-    return int(bool(predict(predictor, paths, args.output, coco_json=args.json)))
+        cfg = setup_cfg(args.config_file, args.opts)
+        predictor, model = Predictor(cfg), cfg.MODEL.WEIGHTS
+        batch_size = cfg.MODEL.DETR.TEST.BATCH_SIZE
+        if args.tile is not None:
+            predictor = TiledPredictor(predictor, args.tile, args.overlap)
+    failed = predict(
+        predictor,
+        paths,
+        args.output,
+        coco_json=args.json,
+        resume=args.resume,
+        batch_size=batch_size,
+        model=f"{model} --tile {args.tile} --overlap {args.overlap}" if args.tile else str(model),
+    )
+    if failed and comm.get_world_size() > 1:
+        raise SystemExit(1)
+    return int(bool(failed))

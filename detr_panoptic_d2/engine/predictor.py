@@ -55,3 +55,8 @@ class Predictor(DefaultPredictor):
         image = self.aug.get_transform(image).apply_image(image)
         tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}
+
+    def predict_batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the model's outputs for inputs from :meth:`prepare`."""
+        with torch.no_grad():
+            return self.model(inputs)

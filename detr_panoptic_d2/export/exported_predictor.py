@@ -15,23 +15,25 @@ from .runtime import PanopticModel
 
 
 class ExportedPredictor:
-    """Called as ``DefaultPredictor`` is: an H x W x 3 uint8 BGR image in, ``panoptic_seg`` out.
+    """An exported model, called as ``DefaultPredictor`` is: BGR in, ``panoptic_seg`` out.
 
     Args:
         folder: of the exported model.
+        tile, overlap: see :class:`.runtime.PanopticModel`.
 
     Attributes:
-        metadata: names and colours of the classes.
+        metadata: names and colors of the classes.
 
     Raises:
-        UserError: the folder is no exported model, or its runtime is not installed.
+        UserError: the folder is not an exported model, or its runtime is not installed.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike, tile: int | None = None, overlap: float = 0.2):
         try:
             self.model = PanopticModel(folder)
         except (ValueError, ImportError) as error:
             raise UserError(str(error)) from error
+        self._tile, self._overlap = tile, overlap
         classes = self.model.classes
         self._contiguous = {c["id"]: i for i, c in enumerate(classes)}
         names = [c["name"] for c in classes]
@@ -45,10 +47,19 @@ class ExportedPredictor:
         self.metadata = Metadata(name=str(folder), **options)
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Segment one image; ``category_id`` is contiguous, as everywhere in Detectron2."""
-        ids, segments = self.model(np.ascontiguousarray(image[:, :, ::-1]))
+        """Segment an H x W x 3 uint8 image; ``category_id`` is contiguous as in Detectron2."""
+        image = np.ascontiguousarray(image[:, :, ::-1])
+        ids, segments = self.model(image, self._tile, self._overlap)
         segments = [{**s, "category_id": self._contiguous[s["category_id"]]} for s in segments]
         return {"panoptic_seg": (torch.from_numpy(ids), segments)}
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return the image: the exported model resizes it."""
+        return image
+
+    def predict_batch(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Segment images one after the other."""
+        return [self(image) for image in inputs]
 
 
 def evaluate_exported(folder: str | os.PathLike, cfg: CfgNode) -> dict[str, float]:

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,11 +12,13 @@ from detectron2.engine import DefaultPredictor
 from PIL import Image
 
 from detr_panoptic_d2.apps.predict import predict
+from detr_panoptic_d2.apps.predict.tiled import TiledPredictor
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import PanopticTrainer, Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export.runtime import find_images
 
+ROOT = Path(__file__).resolve().parents[2]
 OPTS = ["MODEL.DETR.TEST.SCORE_THRESH", "0.0", "MODEL.DEVICE", "cpu"]
 OPTS += ["MODEL.DETR.NUM_CLASSES", "133", "DATASETS.TRAIN", "()"]
 OPTS += ["DATASETS.TEST", "('coco_2017_val_panoptic',)"]
@@ -96,6 +102,82 @@ def test_command(weights, pictures, command, tmp_path):
         assert {s["id"] for s in segments} == set(np.unique(found).tolist()) - {0}
         assert {s["category_id"] for s in segments} <= ids
         assert all(s["area"] == (found == s["id"]).sum() for s in segments)
+
+
+def test_resume_keeps_results_and_adds_to_them(weights, pictures, command, tmp_path):
+    words = ["--output", tmp_path / "out", "--json", "--config-file", "shapes/tiny.yaml"]
+
+    def run(*more):
+        status, out, err = command("predict", *more, *words, *OPTS, "MODEL.WEIGHTS", weights)
+        return status, "".join([out, *err])
+
+    assert run("--input", pictures)[0] == 0
+    target = tmp_path / "out" / "predictions.json"
+    first = json.loads(target.read_text())
+    status, message = run("--input", pictures)
+    assert status == 1 and "Add --resume" in message
+    assert json.loads(target.read_text()) == first
+    # As a killed process leaves it: a part with an entry, and half of the next.
+    (tmp_path / "out" / ".predictions").mkdir()
+    part = json.dumps(first["info"]) + "\n" + json.dumps({"file_name": "gone.png"})
+    (tmp_path / "out" / ".predictions" / "0.jsonl").write_text(part[:-9])
+    Image.new("RGB", (20, 30)).save(pictures / "c.png")
+    overlay = tmp_path / "out" / "a.jpg"
+    overlay.write_bytes(b"as it was")
+    status, message = run("--input", pictures, "--resume")
+    assert status == 0 and "2 inputs have results already" in message
+    assert overlay.read_bytes() == b"as it was"
+    second = json.loads(target.read_text())
+    assert second["images"][:2] == first["images"]
+    assert second["annotations"][:2] == first["annotations"]
+    assert [i["file_name"] for i in second["images"]] == ["a.jpg", "b.png", "c.png"]
+    for more in (["--input", pictures / "more"], ["--input", pictures, "--tile", "64"]):
+        status, message = run(*more, "--resume")
+        assert status == 1 and "Choose another --output" in message
+    assert json.loads(target.read_text()) == second
+
+
+def test_processes_share_the_inputs_and_write_one_json(weights, pictures, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "detr_panoptic_d2.cli", "predict", "--config-file", "shapes/tiny.yaml"]
+    command += ["--input", pictures, pictures / "more", "--output", tmp_path / "out", "--json"]
+    command += [*OPTS, "MODEL.WEIGHTS", weights]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 of 4 inputs done") == 1
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    names = [i["file_name"] for i in results["images"]]
+    assert names == ["a.jpg", "b.png", "more/A.webp", "more/a.png"]
+    for annotation in results["annotations"]:
+        assert (tmp_path / "out" / "panoptic" / annotation["file_name"]).is_file()
+    assert not (tmp_path / "out" / ".predictions").exists()
+
+
+def test_batches_and_tiles_give_the_plain_results(make_predictor, pictures, tmp_path):
+    """Images of two sizes, one file broken; every image is one tile."""
+    for i, size in enumerate([(60, 40), (50, 50), (60, 40), (50, 50), (60, 40)]):
+        noise = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(noise).save(pictures / f"{i}.png")
+    (pictures / "3.png").write_text("no image")
+    predictor = make_predictor()
+    paths = [pictures / f"{i}.png" for i in range(5)]
+    results = {}
+    for name, batch_size, chosen in (
+        ("plain", 1, predictor),
+        ("batches", 2, predictor),
+        ("tiles", 1, TiledPredictor(predictor, 64, 0.2)),
+    ):
+        out = tmp_path / name
+        failed = predict(chosen, paths, out, coco_json=True, batch_size=batch_size)
+        assert list(failed) == [pictures / "3.png"]
+        results[name] = json.loads((out / "predictions.json").read_text())["annotations"]
+    assert len(results["plain"]) == 4
+    assert results["tiles"] == results["plain"]
+    for plain, batched in zip(results["plain"], results["batches"], strict=True):
+        assert plain["file_name"] == batched["file_name"]
+        areas, other = ([s["area"] for s in x["segments_info"]] for x in (plain, batched))
+        assert areas == pytest.approx(other, abs=20)
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b.png", "clip.mp4", "panoptic/c.png"])

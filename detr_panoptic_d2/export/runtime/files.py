@@ -88,8 +88,16 @@ def png_bytes(ids: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def predict_files(model: PanopticModel, paths: list[Path], output: Path) -> dict[Path, OSError]:
+def predict_files(
+    model: PanopticModel, paths: list[Path], output: Path, **options: Any
+) -> dict[Path, OSError]:
     """Segment image files and write ``predictions.json`` and ``panoptic/*.png`` to ``output``.
+
+    Args:
+        model: the exported model.
+        paths: image files.
+        output: folder of the results.
+        options: of the call of the model: ``tile`` and ``overlap``.
 
     Returns:
         the files that could not be read, each with its error. All others are done.
@@ -114,7 +122,7 @@ def predict_files(model: PanopticModel, paths: list[Path], output: Path) -> dict
         except OSError as error:
             failed[path] = error
             continue
-        ids, segments = model(image)
+        ids, segments = model(image, **options)
         _write(pngs[path], png_bytes(ids))
         size = {"height": ids.shape[0], "width": ids.shape[1]}
         images.append({"id": len(images) + 1, "file_name": names[path][0], **size})
@@ -158,10 +166,15 @@ def main() -> int:
     parser.add_argument("model", help="folder of the exported model")
     parser.add_argument("images", nargs="+", help="image files, folders or quoted patterns")
     parser.add_argument("--output", required=True, type=Path, help="folder of the results")
+    parser.add_argument("--tile", type=int, help="segment in tiles of this side, in pixels")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles (%(default)s)")
     args = parser.parse_args()
+    if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
+        parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
     try:
         paths = find_images(args.images)
-        failed = predict_files(PanopticModel(args.model), paths, args.output)
+        options = {"tile": args.tile, "overlap": args.overlap}
+        failed = predict_files(PanopticModel(args.model), paths, args.output, **options)
     except (OSError, ValueError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

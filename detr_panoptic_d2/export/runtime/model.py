@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .rule import Segments, assemble, select_queries
+from .rule import Segments, assemble, confidence_map, select_queries
+from .tiles import Tile, segment_tiled
 
 # File name of the description of an exported model.
 DESCRIPTION = "panoptic.json"
@@ -52,11 +53,15 @@ class PanopticModel:
             for name in ("detector", "masks")
         )
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Segments]:
+    def __call__(
+        self, image: np.ndarray, tile: int | None = None, overlap: float = 0.2
+    ) -> tuple[np.ndarray, Segments]:
         """Segment one image.
 
         Args:
             image: H x W x 3 uint8, RGB.
+            tile: segment the image in tiles of this side, in pixels; None: as a whole.
+            overlap: smallest part of a tile, from 0 up to 1, that the next tile shares.
 
         Returns:
             ids: H x W int32; 0 is void.
@@ -65,6 +70,12 @@ class PanopticModel:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"An image is H x W x 3 uint8, not {image.shape} {image.dtype}.")
+        if tile is None:
+            ids, segments, _ = self._segment(image, with_confidence=False)
+            return ids, segments
+        return segment_tiled(self._segment, image, tile, overlap)
+
+    def _segment(self, image: np.ndarray, with_confidence: bool = True) -> Tile:
         outputs = self._detector({"image": self.prepare(image)})
         logits, hs, features = outputs[0], outputs[2], outputs[3:]
         kept, scores, labels = self.select(logits)
@@ -74,7 +85,10 @@ class PanopticModel:
             inputs = {"queries": hs[kept], **dict(zip(names, features, strict=True))}
             (masks,) = self._masks(inputs)
         size = self.input_size(*image.shape[:2])
-        return assemble(masks, scores, labels, self.description, size, image.shape[:2])
+        queries = (masks, scores, labels, self.description, size)
+        ids, segments = assemble(*queries, image.shape[:2])
+        confidence = confidence_map(ids, segments, *queries) if with_confidence else None
+        return Tile(ids, segments, confidence)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (H, W) of the network's input for an image of this size."""

@@ -176,3 +176,28 @@ def _measure_masks(
     for segment in segments:
         strips = _resized_strips(masks[segment["queries"]], size, output)
         segment["own_area"] = sum(int((strip > 0).any(0).sum()) for _, strip in strips)
+
+
+def confidence_map(
+    ids: np.ndarray,
+    segments: Segments,
+    masks: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    description: dict[str, Any],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Return class probability times mask probability of the class of each pixel, as H x W uint8.
+
+    Args:
+        ids, segments: from :func:`assemble`.
+        masks, scores, labels, description, size: see :func:`assemble`.
+    """
+    label_of = {c["id"]: label for label, c in enumerate(description["classes"])}
+    table = np.array([-1, *(label_of[s["category_id"]] for s in segments)])
+    confidence = np.zeros(ids.shape, np.uint8)
+    for rows, strip in _resized_strips(masks, size, ids.shape) if len(masks) else ():
+        probabilities = _sigmoid(strip) * scores[:, None, None]
+        probabilities[labels[:, None, None] != table[ids[rows]]] = 0
+        confidence[rows] = (255 * probabilities.max(0)).round()
+    return confidence

@@ -1,0 +1,85 @@
+"""Images read ahead in a thread and segmented in batches of equal size."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from detectron2.data import Metadata
+
+from ...data.dataset_mapper import read_image
+
+# Segment ids (a tensor H x W) and Detectron2's segments_info.
+Panoptic = tuple[Any, list[dict]]
+# Images that wait for others of their size, in batches.
+_MAX_WAITING_BATCHES = 4
+
+
+class Predictor(Protocol):
+    """A predictor of this package: Detectron2's call in two steps."""
+
+    metadata: Metadata
+
+    def prepare(self, image: np.ndarray) -> Any:
+        """Prepare an H x W x 3 uint8 BGR image for :meth:`predict_batch`."""
+
+    def predict_batch(self, inputs: list[Any]) -> list[dict]:
+        """Return ``panoptic_seg`` for each prepared image."""
+
+
+def segment_images(
+    predictor: Predictor, paths: list[Path], batch_size: int
+) -> Iterator[tuple[Path, np.ndarray, Panoptic] | tuple[Path, Exception]]:
+    """Segment image files; images of one size go through the network together.
+
+    Args:
+        predictor: the model.
+        paths: image files.
+        batch_size: number of images in a batch.
+
+    Yields:
+        for each file, not always in their order, its path with the H x W x 3 uint8 RGB image and
+        the result, or with the error that it could not be read.
+    """
+
+    def read(path: Path) -> tuple[np.ndarray, Any]:
+        image = read_image(path, "RGB")
+        return image, predictor.prepare(image[:, :, ::-1])
+
+    waiting: dict[Any, list[tuple[Path, np.ndarray, Any]]] = {}
+
+    def run(key: Any) -> Iterator[tuple[Path, np.ndarray, Panoptic]]:
+        batch = waiting.pop(key)
+        results = predictor.predict_batch([inputs for _, _, inputs in batch])
+        for (path, image, _), result in zip(batch, results, strict=True):
+            yield path, image, result["panoptic_seg"]
+
+    for path, future in _read_ahead(read, paths, 2 * batch_size):
+        try:
+            image, inputs = future.result()
+        except (OSError, ValueError) as error:
+            yield path, error
+            continue
+        key = tuple(inputs["image"].shape) if isinstance(inputs, dict) else None
+        waiting.setdefault(key, []).append((path, image, inputs))
+        if len(waiting[key]) == batch_size:
+            yield from run(key)
+        elif sum(map(len, waiting.values())) >= _MAX_WAITING_BATCHES * batch_size:
+            yield from run(max(waiting, key=lambda k: len(waiting[k])))
+    for key in list(waiting):
+        yield from run(key)
+
+
+def _read_ahead(read, paths: list[Path], num_ahead: int) -> Iterator[tuple[Path, Future]]:
+    with contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(1)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        futures: list[Future] = []
+        for index, path in enumerate(paths):
+            while len(futures) < min(len(paths), index + 1 + num_ahead):
+                futures.append(pool.submit(read, paths[len(futures)]))
+            yield path, futures[index]
+            # Frees the image.
+            futures[index] = Future()

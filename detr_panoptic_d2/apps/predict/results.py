@@ -1,0 +1,183 @@
+"""The results of ``predict`` in their folder: overlays, and COCO panoptic json with PNGs."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils import comm
+from PIL import Image
+
+from ...data.metadata import dataset_ids
+from ...data.panoptic_json import complete_segments, read_panoptic_json, write_panoptic_json
+from ...data.panoptic_png import write_panoptic_png
+from ...errors import UserError
+from ...evaluation.ground_truth import categories_of
+from ...export.runtime import name_results
+from ...files import atomic_file, check_not_overwritten
+from ...visualization.draw import draw_panoptic
+from .batches import Panoptic
+from .video import is_video
+
+
+class ResultFolder:
+    """A folder of results, which several processes may fill together.
+
+    Overlays have the names of the inputs, relative to the folder that all inputs have in common.
+    JPEG images give a JPEG, other images a PNG, videos an MP4. ``predictions.json`` is written at
+    the end. Until then each process keeps a file of its entries in ``.predictions``.
+
+    Args:
+        folder: where the results go.
+        paths: the inputs.
+        model: name of the model and its options. Results of another model are not continued.
+        coco_json: write ``predictions.json`` and ``panoptic/*.png`` for the images as well.
+        resume: keep the results that are there, and leave out their inputs.
+
+    Attributes:
+        todo: the inputs without a result.
+
+    Raises:
+        UserError: a result would overwrite an input, or the folder has results that are not to be
+            continued.
+    """
+
+    def __init__(
+        self, folder: Path, paths: Sequence[Path], model: str, *, coco_json: bool, resume: bool
+    ):
+        self.folder, self._coco_json = folder, coco_json
+        self._json, self._parts = folder / "predictions.json", folder / ".predictions"
+        self._names = name_results(list(paths))
+        self._overlays = {
+            path: folder / _overlay_name(path, result) for path, (_, result) in self._names.items()
+        }
+        pngs = [self._png(path) for path in paths] if coco_json else []
+        check_not_overwritten(paths, [*self._overlays.values(), *pngs])
+        root = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+        self._info = {"images": os.path.relpath(root, folder), "model": model}
+        self._part: Path | None = None
+        self._entries = self._read_entries(resume) if coco_json else {}
+        self.todo = [path for path in paths if not (resume and self._is_done(path))]
+        # No process writes before all have read.
+        comm.synchronize()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def overlay(self, path: Path) -> Path:
+        """Return the file of an input's overlay."""
+        return self._overlays[path]
+
+    def write(self, path: Path, image: np.ndarray, panoptic: Panoptic, metadata: Metadata) -> None:
+        """Write the results of an image.
+
+        Args:
+            path: the input.
+            image: H x W x 3 uint8 RGB.
+            panoptic: ids and segments.
+            metadata: names, colors and dataset ids of the classes.
+        """
+        target = self._overlays[path]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        overlay = Image.fromarray(draw_panoptic(image, *panoptic, metadata))
+        with atomic_file(target, "wb") as file:
+            overlay.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=95)
+        if not self._coco_json:
+            return
+        ids, category_ids = panoptic[0].cpu().numpy(), dataset_ids(metadata)
+        write_panoptic_png(self._png(path), ids)
+        infos = [
+            {
+                "id": int(segment["id"]),
+                "category_id": category_ids[segment["category_id"]],
+                "score": round(float(segment["score"]), 4),
+            }
+            for segment in panoptic[1]
+        ]
+        self._add_entry(
+            {
+                "file_name": self._names[path][0],
+                "height": ids.shape[0],
+                "width": ids.shape[1],
+                "png": f"{self._names[path][1]}.png",
+                "segments_info": complete_segments(ids, infos),
+            }
+        )
+
+    def write_json(self, metadata: Metadata) -> Path | None:
+        """Write ``predictions.json`` with the entries of all processes; call it in each."""
+        if not self._coco_json:
+            return None
+        for entries in comm.all_gather(self._entries):
+            self._entries.update(entries)
+        if not comm.is_main_process():
+            return None
+        order = {name: i for i, (name, _) in enumerate(self._names.values())}
+        entries = sorted(self._entries.values(), key=lambda e: order.get(e["file_name"], -1))
+        images, annotations = [], []
+        for number, entry in enumerate(entries, start=1):
+            image = {key: entry[key] for key in ("file_name", "height", "width")}
+            images.append({"id": number, **image})
+            annotation = {"file_name": entry["png"], "segments_info": entry["segments_info"]}
+            annotations.append({"image_id": number, **annotation})
+        categories = categories_of(metadata)
+        write_panoptic_json(self._json, images, annotations, categories, info=self._info)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return self._json
+
+    def _png(self, path: Path) -> Path:
+        return self.folder / "panoptic" / f"{self._names[path][1]}.png"
+
+    def _is_done(self, path: Path) -> bool:
+        in_json = self._names[path][0] in self._entries or is_video(path) or not self._coco_json
+        return in_json and self._overlays[path].is_file()
+
+    def _add_entry(self, entry: dict[str, Any]) -> None:
+        if self._part is None:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            self._part = self._parts / f"{uuid.uuid4().hex}.jsonl"
+            self._part.write_text(json.dumps(self._info) + "\n", encoding="utf-8")
+        self._entries[entry["file_name"]] = entry
+        with open(self._part, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _read_entries(self, resume: bool) -> dict[str, dict]:
+        """Return the entries of earlier runs by the name of the image."""
+        if not resume and (self._json.exists() or self._parts.exists()):
+            raise UserError(
+                f"'{self.folder}' has results of an earlier run. Add --resume to keep them and to "
+                "predict on the other inputs, or choose another --output."
+            )
+        runs: list[tuple[dict, list[dict]]] = []
+        if self._json.exists():
+            content = read_panoptic_json(self._json)
+            annotations = {a["image_id"]: a for a in content["annotations"]}
+            entries = []
+            for image in content["images"]:
+                annotation = annotations[image["id"]]
+                values = {key: image[key] for key in ("file_name", "height", "width")}
+                values["png"] = annotation["file_name"]
+                entries.append({**values, "segments_info": annotation["segments_info"]})
+            runs.append((content.get("info", {}), entries))
+        for part in sorted(self._parts.glob("*.jsonl")):
+            # The last line is incomplete if the process was killed.
+            text = part.read_text(encoding="utf-8")
+            lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+            if lines:
+                runs.append((lines[0], lines[1:]))
+        for info, _ in runs:
+            if info != self._info:
+                raise UserError(
+                    f"'{self.folder}' has results of {info}, not of {self._info}. Choose another "
+                    "--output."
+                )
+        return {entry["file_name"]: entry for _, entries in runs for entry in entries}
+
+
+def _overlay_name(path: Path, result: str) -> str:
+    if is_video(path):
+        return f"{result}.mp4"
+    return f"{result}{path.suffix if path.suffix.lower() in ('.jpg', '.jpeg') else '.png'}"
