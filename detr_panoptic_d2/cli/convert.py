@@ -5,6 +5,7 @@ test, or as --split-names says. All files are written at the end, after everythi
 Existing files are never overwritten, but a config of this command is extended by new splits.
 
 Examples:
+  detr-panoptic convert auto folder --output mine
   detr-panoptic convert class-masks --images train val --masks trainannot valannot \\
       --labels classes.txt --things car pedestrian --output mine
   detr-panoptic convert coco --instances instances.json --images images \\
@@ -19,12 +20,14 @@ Examples:
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
+from ..errors import UserError
 from ._options import set_up_console
 
 # Options that may have a value per split, and the other options of formats.
-_INPUTS = ("images", "masks", "objects", "instances", "semantic", "annotations")
+_INPUTS = ("images", "masks", "objects", "instances", "semantic", "annotations", "subset")
 _OPTIONS = ("labels", "mask_suffix", "void_value", "connectivity", "category")
 
 
@@ -39,11 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add_input(sub: argparse.ArgumentParser, name: str, text: str, required: bool = True):
         sub.add_argument(name, type=Path, nargs="+", required=required, metavar="PATH", help=text)
 
+    sub = add("auto", "find out the format of a folder; lists the commands if there are several")
+    sub.add_argument("folder", type=Path, help="folder of the data set")
+
     sub = add("coco", "COCO instances json, with or without semantic annotations")
     add_input(sub, "--instances", "the json")
     add_input(sub, "--images", "folder of the images")
     add_input(sub, "--semantic", "stuff: a COCO json, or a folder of class masks", required=False)
     _add_mask_options(sub, labels_required=False)
+    _add_boxes_only(sub)
 
     sub = add("instance-masks", "a mask per image, pixel = number of the object, 0 = none")
     add_input(sub, "--images", "folder of the images")
@@ -72,6 +79,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sub = add("cvat", "CVAT for images 1.1")
     add_input(sub, "--annotations", "the XML file")
     add_input(sub, "--images", "folder of the images")
+    sub.add_argument("--subset", nargs="+", metavar="NAME", help="subset of a project (all)")
+
+    sub = add("yolo", "YOLO segmentation: a text file with polygons per image")
+    add_input(sub, "--images", "folder of the images")
+    text = "folder of the text files (default: 'labels' in the place of 'images')"
+    add_input(sub, "--annotations", text, required=False)
+    sub.add_argument("--labels", type=Path, required=True, help="data.yaml, or list of the classes")
+    _add_boxes_only(sub)
+
+    sub = add("label-studio", "Label Studio's export 'JSON': polygons, brushes, other shapes")
+    add_input(sub, "--annotations", "the json")
+    add_input(sub, "--images", "folder of the images")
+
+    sub = add("cityscapes", "Cityscapes' leftImg8bit and gtFine")
+    add_input(sub, "--images", "leftImg8bit/<split>")
+    add_input(sub, "--masks", "gtFine/<split>")
 
 
 def _common_options() -> argparse.ArgumentParser:
@@ -113,6 +136,11 @@ def _add_mask_options(parser: argparse.ArgumentParser, *, labels_required: bool)
     _add_mask_suffix(parser)
 
 
+def _add_boxes_only(parser: argparse.ArgumentParser) -> None:
+    text = "for annotations that are boxes alone: write a data set to train without masks"
+    parser.add_argument("--boxes-only", action="store_true", help=text)
+
+
 def _add_mask_suffix(parser: argparse.ArgumentParser) -> None:
     text = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
     parser.add_argument("--mask-suffix", help=text)
@@ -120,6 +148,8 @@ def _add_mask_suffix(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and print the next commands."""
+    if args.format == "auto":
+        return _run_auto(args)
     from ..prepare.convert.categories import ClassOptions
     from ..prepare.convert.program import run_conversion
 
@@ -143,4 +173,24 @@ def run(args: argparse.Namespace) -> int:
         stuff_model=(*model, args.stuff_threshold, args.stuff_opts) if model else None,
         min_area=args.min_area,
         workers=args.workers,
+        boxes_only=values.get("boxes_only", False),
     )
+
+
+def _run_auto(args: argparse.Namespace) -> int:
+    """Run the command for the format of a folder, with the options of this call."""
+    from ..prepare.convert.detect import detect
+
+    set_up_console()
+    candidates = detect(args.folder)
+    own = ["--output", str(args.output)]
+    for description, arguments in candidates:
+        print(f"{description}:\n  detr-panoptic convert {shlex.join([*arguments, *own])}\n")
+    if len(candidates) > 1:
+        raise UserError(f"'{args.folder}' may have several formats. Choose one of the commands.")
+    detected = vars(args.parser.parse_args([*candidates[0].arguments, *own]))
+    common = vars(args.parser.parse_args(["auto", ".", *own]))
+    # What this call sets replaces what was found.
+    changed = {key: value for key, value in vars(args).items() if value != common.get(key)}
+    changed = {key: value for key, value in changed.items() if key in detected}
+    return run(argparse.Namespace(**{**detected, **changed, "parser": args.parser}))

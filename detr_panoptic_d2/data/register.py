@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
@@ -56,7 +57,8 @@ def register_panoptic(
 def register_from_config(cfg: CfgNode) -> None:
     """Register every item of ``cfg.DATASETS.REGISTER``.
 
-    An item is a mapping with the arguments of :func:`register_panoptic`. Relative paths in a config
+    An item is a mapping with the arguments of :func:`register_panoptic`, or for boxes alone with
+    name, image_root and instances_json (a COCO instances json). Relative paths in a config
     file are relative to its folder::
 
         DATASETS:
@@ -68,19 +70,40 @@ def register_from_config(cfg: CfgNode) -> None:
     Raises as :func:`registered_items` and :func:`register_panoptic`.
     """
     for item in registered_items(cfg):
-        register_panoptic(**item)
+        if "instances_json" in item:
+            _register_instances(**item)
+        else:
+            register_panoptic(**item)
+
+
+def _register_instances(name: str, image_root: str, instances_json: str) -> None:
+    """Register a COCO instances json, whose boxes train a model without masks.
+
+    Raises:
+        FileNotFoundError: the json is missing.
+        UserError: another set has this name.
+    """
+    if not PathManager.isfile(instances_json):
+        raise FileNotFoundError(f"'{instances_json}' does not exist.")
+    if name not in DatasetCatalog.list():
+        register_coco_instances(name, {}, instances_json, image_root)
+    elif MetadataCatalog.get(name).get("json_file") != instances_json:
+        raise UserError(f"Data set name '{name}' is already registered. Choose another name.")
 
 
 def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
-    """Return ``cfg.DATASETS.REGISTER``, checked: arguments of :func:`register_panoptic`.
+    """Return the items of ``cfg.DATASETS.REGISTER``; see :func:`register_from_config`.
 
     Raises:
         UserError: an item is not such a mapping.
     """
-    required = {"name", "image_root", "panoptic_root", "panoptic_json"}
+    panoptic_keys = {"name", "image_root", "panoptic_root", "panoptic_json"}
     for index, item in enumerate(cfg.DATASETS.REGISTER):
         where = f"DATASETS.REGISTER[{index}]"
-        if not isinstance(item, dict):
+        is_mapping = isinstance(item, dict)
+        has_boxes = is_mapping and "instances_json" in item
+        required = {"name", "image_root", "instances_json"} if has_boxes else panoptic_keys
+        if not is_mapping:
             raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
         if item.keys() != required:
             unknown, missing = item.keys() - required, required - item.keys()

@@ -26,7 +26,7 @@ def convert_and_check(tmp_path: Path) -> Callable[..., Result]:
         keys = ("file", "things", "stuff", "ignore", "background")
         classes = ClassOptions(**{key: options.pop(key) for key in keys if key in options})
         (split,) = convert({"train": source}, tmp_path / output, classes, **options)
-        paths = [split.image_root, split.panoptic_root, split.panoptic_json]
+        paths = split.paths.values()
         report = check_dataset(DatasetPaths("converted", *map(str, paths)))
         assert not [f for f in report.findings if f.is_error]
         assert not [f for f in report.findings if f.kind in ("wrong-box", "split-stuff")]

@@ -181,7 +181,7 @@ def test_a_class_without_a_segment_is_said(convert, tmp_path):
     Image.fromarray(np.full((24, 32), 1, np.uint8)).save(tmp_path / "masks/0000.png")
     status, printed = convert(*arguments)
     assert status == 0 and "train: 1 images with segments: 0 ground, 1 cell." in printed
-    assert "Classes without a segment: ground." in printed
+    assert "Classes without segments: ground." in printed
 
 
 def test_the_corrected_command_after_a_wrong_one(convert, tmp_path):
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_said(convert, tmp_path):
         status, printed = convert(*arguments, "--output", tmp_path / "coco/x", *background)
         assert status == 1 and "the 1 annotations are boxes without a segmentation" in printed
         assert not (tmp_path / "coco").exists()
-    assert "Left out: 1 annotations without a segmentation" in printed
+    assert "Left out: 1 boxes without a segmentation" in printed
     assert "2 images without an annotation:" in printed and "0002.jpg" in printed
 
 

@@ -95,7 +95,7 @@ def as_instance_masks(folder, case):
 def converted(folder, source, **classes):
     """Convert in a folder; return (class, mask) of each segment. The check must find no error."""
     (split,) = convert({"train": source}, folder / "out", ClassOptions(**classes))
-    paths = (split.image_root, split.panoptic_root, split.panoptic_json)
+    paths = split.paths.values()
     report = check_dataset(DatasetPaths("fuzz", *map(str, paths)))
     kinds = {f.kind for f in report.findings if f.is_error or f.kind == "wrong-box"}
     assert kinds <= {"no-labels"}

@@ -36,10 +36,12 @@ def check_config(config_file: str, opts: list[str], **options) -> int:
     """
     cfg = merged_cfg(config_file, opts)
     # Registration would stop at the first error.
-    sets = {
-        item["name"]: DatasetPaths(item["name"], *(os.path.expanduser(item[k]) for k in PATH_KEYS))
-        for item in registered_items(cfg)
-    }
+    sets = {}
+    for item in registered_items(cfg):
+        if "instances_json" in item:
+            raise UserError(f"'{item['name']}' has boxes alone. The check is for panoptic sets.")
+        paths = (os.path.expanduser(item[key]) for key in PATH_KEYS)
+        sets[item["name"]] = DatasetPaths(item["name"], *paths)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name not in sets:
             metadata = MetadataCatalog.get(name)

@@ -72,6 +72,8 @@ def choose_categories(
         if name in (*options.things, *options.stuff):
             is_thing = name in options.things
         chosen.append({**category, "isthing": 1 if is_thing is None else int(is_thing)})
+    if chosen and not any(category["isthing"] for category in chosen):
+        logger.info("All classes are stuff. --things names the classes with countable objects.")
     if options.background is not None:
         if any(c["name"] == options.background and c["isthing"] for c in chosen):
             raise UserError(

@@ -132,20 +132,21 @@ def _read_annotations(
             is_crowd = to_flag(annotation.get("iscrowd", 0), "'iscrowd'")
         used_ids.add(category["id"])
         segmentation = annotation.get("segmentation")
-        if segmentation in _EMPTY:
+        box = annotation.get("bbox")
+        if segmentation in _EMPTY and boxes is not None and box not in _EMPTY:
+            with errors_in(where):
+                x, y, width, height = numbers(box, "'bbox'", 4).tolist()
+            xywh = (x, y, width, height)
+            boxes[image].append(Box(where, category["name"], xywh, is_crowd))
+        elif segmentation in _EMPTY:
             without_mask.append(where)
-            box = annotation.get("bbox")
-            if boxes is not None and box not in _EMPTY:
-                with errors_in(where):
-                    x, y, width, height = numbers(box, "'bbox'", 4).tolist()
-                boxes[image].append(Box(category["name"], (x, y, width, height), is_crowd))
         elif image not in shapes:
             other_images.append(f"{where} ('{image}')")
         else:
             shapes[image].append(
                 Shape(where, category["name"], segmentation, None, is_crowd, is_semantic)
             )
-    log_left_out("annotations without a segmentation (a box is no mask)", without_mask)
+    log_left_out("annotations without a segmentation", without_mask)
     log_left_out("annotations of images that the json of the instances does not list", other_images)
     classes = drop_unused_parents(classes, used_ids, path)
     return [{**c, "isthing": 0} for c in classes] if is_semantic else classes

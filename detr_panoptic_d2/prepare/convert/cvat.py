@@ -15,7 +15,7 @@ from .values import errors_in, numbers, polygon, read_size, resolve_inside, to_i
 _DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
-def cvat(annotations: Path, images: Path) -> Source:
+def cvat(annotations: Path, images: Path, subset: str | None = None) -> Source:
     """Read an ``annotations.xml`` of CVAT, of a task, a job or a project with subsets.
 
     Polygons, boxes, ellipses and masks are drawn, in the order of their ``z_order``. Polylines,
@@ -26,6 +26,7 @@ def cvat(annotations: Path, images: Path) -> Source:
         annotations: the XML file.
         images: folder of the images. An image of a subset is ``<subset>/<name>`` in it or in its
             subfolder ``images``, as CVAT exports them, or ``<name>``.
+        subset: of a project; None: all.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -36,6 +37,8 @@ def cvat(annotations: Path, images: Path) -> Source:
     items: dict[str, Item] = {}
     not_drawn: list[str] = []
     for image in root.iter("image"):
+        if subset is not None and image.get("subset") != subset:
+            continue
         place = f"'{annotations}': image {image.get('id')}"
         shapes = []
         with errors_in(place):

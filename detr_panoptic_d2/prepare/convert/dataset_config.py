@@ -21,8 +21,10 @@ _EVALUATION_NAMES = ("val", "valid", "validation", "dev", "test")
 _NUM_QUERIES = "NUM_OBJECT_QUERIES"
 
 
-def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> Path | None:
-    """Write a config beside the jsons, or add the splits to an existing one.
+def write_dataset_config(
+    splits: Sequence[Converted], output: Path, name: str, base: str
+) -> Path | None:
+    """Write a config into the folder of the jsons, or add the splits to an existing one.
 
     Paths in the config are relative to its folder, so the folder can be moved.
 
@@ -31,7 +33,8 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
     function writes, or if it has comments, which would be lost. Then a warning shows what to add.
 
     Args:
-        splits: as :func:`.writer.convert` returns them.
+        splits: as :func:`.writer.convert` or :func:`.boxes.convert_boxes` return them.
+        output: folder of their jsons.
         name: prefix of the names of the data sets.
         base: path or name of the config that a new one builds on.
 
@@ -39,10 +42,13 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
         Path | None: the config; None if it was not changed.
     """
     name = re.sub(r"\W+", "_", name).strip("_") or "mine"
-    path = splits[0].panoptic_json.parent / f"{name}.yaml"
-    entries = [_entry(split, f"{name}_{split.name}", path.parent) for split in splits]
+    path = output / f"{name}.yaml"
+    entries = [
+        {"name": f"{name}_{s.name}"} | {key: _relative(p, output) for key, p in s.paths.items()}
+        for s in splits
+    ]
     is_packaged = base in list_config_files() and not Path(base).is_file()
-    config: dict[str, Any] = {"_BASE_": base if is_packaged else _relative(base, path.parent)}
+    config: dict[str, Any] = {"_BASE_": base if is_packaged else _relative(base, output)}
     if path.exists():
         old = _read_if_unchanged(path, name)
         if old is None:
@@ -59,13 +65,17 @@ def write_dataset_config(splits: Sequence[Converted], name: str, base: str) -> P
         kept = [
             entry
             for entry in config["DATASETS"]["REGISTER"]
-            if entry["name"] not in names and (path.parent / entry["panoptic_json"]).is_file()
+            if entry["name"] not in names and (output / _json_of(entry)).is_file()
         ]
         entries = kept + entries
     detr = config.setdefault("MODEL", {}).setdefault("DETR", {})
     detr["NUM_CLASSES"] = len(splits[0].num_segments)
     default = merged_cfg(base).MODEL.DETR[_NUM_QUERIES]
     detr[_NUM_QUERIES] = max(detr.get(_NUM_QUERIES, default), num_queries(splits))
+    if "instances_json" in splits[0].paths:
+        # There are no masks to train on. Evaluation is box AP.
+        config["MODEL"]["MASK_ON"] = False
+        detr["TEST"] = {"INSTANCE_ON": True, "PANOPTIC_ON": False}
     config["DATASETS"] = _datasets(entries, name)
     with atomic_file(path) as f:
         yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True)
@@ -84,13 +94,8 @@ def num_queries(splits: Sequence[Converted]) -> int:
     return 10 * math.ceil(1.5 * max(split.max_segments for split in splits) / 10)
 
 
-def _entry(split: Converted, name: str, folder: Path) -> dict[str, str]:
-    paths = {
-        "image_root": split.image_root,
-        "panoptic_root": split.panoptic_root,
-        "panoptic_json": split.panoptic_json,
-    }
-    return {"name": name, **{key: _relative(value, folder) for key, value in paths.items()}}
+def _json_of(entry: dict[str, str]) -> str:
+    return entry.get("panoptic_json") or entry["instances_json"]
 
 
 def _relative(path: str | os.PathLike, folder: Path) -> str:

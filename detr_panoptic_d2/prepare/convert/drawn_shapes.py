@@ -109,7 +109,7 @@ def from_rectangle(corners: Any, size: Size, degrees: float = 0.0) -> dict:
     x0, y0, x1, y1 = numbers(corners, "the corners", 4)
     half = np.array([x1 - x0, y1 - y0]) / 2
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    return from_polygons([_rotate(signs * half, (x0 + x1) / 2, (y0 + y1) / 2, degrees)], size)
+    return from_polygons([rotate(signs * half, (x0 + x1) / 2, (y0 + y1) / 2, degrees)], size)
 
 
 def from_ellipse(center_and_radii: Any, size: Size, degrees: float = 0.0) -> dict:
@@ -119,10 +119,11 @@ def from_ellipse(center_and_radii: Any, size: Size, degrees: float = 0.0) -> dic
     num_corners = int(np.clip(math.pi * max(abs(rx), abs(ry)), 12, 720))
     angles = 2 * math.pi * np.arange(num_corners) / num_corners
     offsets = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
-    return from_polygons([_rotate(offsets, cx, cy, degrees)], size)
+    return from_polygons([rotate(offsets, cx, cy, degrees)], size)
 
 
-def _rotate(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndarray:
+def rotate(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndarray:
+    """Return points at offsets (N, 2) from a center, turned clockwise around it."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     # y points down, so this turns clockwise on the screen.
     return offsets @ [[cos, sin], [-sin, cos]] + [cx, cy]

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
+from .cityscapes import cityscapes
 from .coco import coco_instances
 from .cvat import cvat
+from .label_studio import label_studio
 from .labelme import labelme
 from .mask_folders import class_masks, instance_masks
 from .source import Source, find_images, log_left_out
+from .yolo import yolo
 
 FORMATS = {
     "coco": coco_instances,
@@ -21,13 +24,16 @@ FORMATS = {
     "class-masks": class_masks,
     "labelme": labelme,
     "cvat": cvat,
+    "yolo": yolo,
+    "label-studio": label_studio,
+    "cityscapes": cityscapes,
 }
 _SPLIT_NAMES = ("train", "val", "test")
 
 
 def open_splits(
     format_name: str,
-    inputs: Mapping[str, Sequence[Path]],
+    inputs: Mapping[str, Sequence[Any]],
     options: Mapping[str, Any],
     *,
     names: Sequence[str] | None = None,

@@ -210,6 +210,16 @@ def class_regions(
             )
 
 
+def read_mask_numbers(mask: Path, size: Size) -> np.ndarray:
+    """Return the numbers of a mask as int32 (H, W).
+
+    Raises:
+        OSError: the mask is missing or broken.
+        UserError: it has another size than its image, or no numbers.
+    """
+    return _numbers(_read(mask, size), mask)
+
+
 def _read(mask: Path, size: Size) -> Image.Image:
     with open_image(mask) as image, errors_in(f"Mask '{mask}'"):
         check_size(image.size[::-1], size)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import get_config_file
+from .boxes import convert_boxes
 from .categories import ClassOptions
 from .dataset_config import write_dataset_config
 from .inputs import open_splits
@@ -25,6 +26,7 @@ def run_conversion(
     stuff_model: tuple[str, str, float, list[str]] | None,
     min_area: int,
     workers: int,
+    boxes_only: bool,
 ) -> int:
     """Convert a data set, print a summary and the next commands, and return the exit status.
 
@@ -37,6 +39,7 @@ def run_conversion(
         stuff_model: arguments of :class:`.model_stuff.ModelStuff`, to fill unlabelled pixels.
         min_area: segments of fewer pixels become unlabelled.
         workers: number of processes. A model runs in this process alone.
+        boxes_only: write boxes, to train without masks.
     """
     get_config_file(base)
     splits = open_splits(format_name, inputs, options, **split_options)
@@ -47,26 +50,34 @@ def run_conversion(
         splits = {split: model.under(source) for split, source in splits.items()}
         workers = 1
     try:
-        converted = convert(splits, output, classes, min_area=min_area, workers=workers)
+        if boxes_only:
+            converted = convert_boxes(splits, output, classes)
+        else:
+            converted = convert(splits, output, classes, min_area=min_area, workers=workers)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted. Nothing was written.") from None
-    _print_summary(converted, min_area)
-    config = write_dataset_config(converted, name or output.resolve().name, base)
+    _print_summary(converted, "boxes" if boxes_only else "segments", min_area)
+    config = write_dataset_config(converted, output, name or output.resolve().name, base)
     if config is None:
         return 1
     path = shlex.quote(str(config))
-    print("\nCheck the result, then train:\n")
-    print(f"detr-panoptic check --config-file {path} --output {shlex.quote(str(output))}/checked")
+    if boxes_only:
+        print("\nBoxes alone: the config trains without masks (MODEL.MASK_ON False). Train:\n")
+    else:
+        print("\nCheck the result, then train:\n")
+        print(
+            f"detr-panoptic check --config-file {path} --output {shlex.quote(str(output))}/checked"
+        )
     print(f"detr-panoptic train --config-file {path} OUTPUT_DIR output/{config.stem}")
     return 0
 
 
-def _print_summary(converted: Sequence[Converted], min_area: int) -> None:
+def _print_summary(converted: Sequence[Converted], what: str, min_area: int) -> None:
     for split in converted:
         counts = ", ".join(f"{number} {name}" for name, number in split.num_segments.items())
         crowds = f", and {split.num_crowds} crowds" if split.num_crowds else ""
-        print(f"\n{split.name}: {split.num_images} images with segments: {counts}{crowds}.")
-        print(f"At most {split.max_segments} segments in an image.")
+        print(f"\n{split.name}: {split.num_images} images with {what}: {counts}{crowds}.")
+        print(f"At most {split.max_segments} {what} in an image.")
         if split.num_covered:
             print(f"{split.num_covered} objects lie completely under others and are left out.")
         if split.num_small:
@@ -75,4 +86,4 @@ def _print_summary(converted: Sequence[Converted], min_area: int) -> None:
             )
     names = converted[0].num_segments
     if unused := [name for name in names if not any(s.num_segments[name] for s in converted)]:
-        print(f"\nClasses without a segment: {', '.join(unused)}.")
+        print(f"\nClasses without {what}: {', '.join(unused)}.")

@@ -44,8 +44,9 @@ class Labels:
 
 
 class Box(NamedTuple):
-    """A box annotation: x, y, width, height in pixels."""
+    """An annotation that is a box alone: x, y, width, height in pixels; ``where`` names it."""
 
+    where: str
     name: str
     xywh: tuple[float, float, float, float]
     iscrowd: int = 0

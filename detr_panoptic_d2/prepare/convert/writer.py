@@ -33,18 +33,16 @@ from .values import errors_in
 
 @dataclass(frozen=True)
 class Converted:
-    """A split that was written. The paths are arguments of ``register_panoptic``."""
+    """A split that was written. ``paths`` are those of an item of ``DATASETS.REGISTER``."""
 
     name: str
-    image_root: Path
-    panoptic_root: Path
-    panoptic_json: Path
+    paths: dict[str, Path]
     num_images: int
     num_segments: dict[str, int]  # by class name, of all classes, without crowds
     num_crowds: int
     max_segments: int  # of one image, without crowds
-    num_covered: int  # objects that lie completely under others
-    num_small: int  # segments of fewer pixels than --min-area
+    num_covered: int = 0  # objects that lie completely under others
+    num_small: int = 0  # segments of fewer pixels than --min-area
 
 
 class _WrittenImage(NamedTuple):
@@ -87,7 +85,7 @@ def convert(
     # The jsons are last: a split that has one is complete.
     parts = [f"panoptic_{name}{end}" for end in ("", ".json") for name in splits]
     check_new(output, parts)
-    _compare_with_other_splits(categories, output)
+    compare_with_other_splits(categories, output, "panoptic_*.json")
     convert_image = partial(
         _convert_image, categories=categories, background=classes.background, min_area=min_area
     )
@@ -104,6 +102,8 @@ def convert(
             )
             _write_json(source, pngs, written, categories, work / f"panoptic_{name}.json")
             lost = [place for image in written for place in image.lost]
+            boxes = [box.where for item in source.items for box in item.boxes]
+            log_left_out("boxes without a segmentation", boxes)
             log_left_out("annotations without a single pixel in their image", lost)
             converted.append(_summarize(name, source, written, categories, output))
         _check_segments(splits, converted, classes.background)
@@ -202,10 +202,10 @@ def _check_segments(
     )
 
 
-def _compare_with_other_splits(categories: list[dict], output: Path) -> None:
+def compare_with_other_splits(categories: list[dict], output: Path, pattern: str) -> None:
     """Check that the splits of a folder, which are used together, have the same classes."""
-    new = [(c["id"], c["name"], c["isthing"]) for c in categories]
-    for path in sorted(output.glob("panoptic_*.json")):
+    new = [(c["id"], c["name"], c.get("isthing")) for c in categories]
+    for path in sorted(output.glob(pattern)):
         listed = read_panoptic_json(path).get("categories") or []
         old = [(c.get("id"), c.get("name"), c.get("isthing")) for c in listed]
         if old != new:
@@ -262,9 +262,11 @@ def _summarize(
     counts = Counter(s["category_id"] for s in segments if is_target(s))
     return Converted(
         name=name,
-        image_root=source.image_root,
-        panoptic_root=output / f"panoptic_{name}",
-        panoptic_json=output / f"panoptic_{name}.json",
+        paths={
+            "image_root": source.image_root,
+            "panoptic_root": output / f"panoptic_{name}",
+            "panoptic_json": output / f"panoptic_{name}.json",
+        },
         num_images=len(written),
         num_segments={c["name"]: counts[c["id"]] for c in categories},
         num_crowds=len(segments) - counts.total(),

@@ -1,0 +1,112 @@
+"""Read YOLO segmentation labels: a text file per image, each line a class and a polygon."""
+
+from functools import partial
+from pathlib import Path, PurePath
+
+import numpy as np
+import yaml
+
+from ...errors import UserError
+from .class_files import parse_classes, read_class_file
+from .drawn_shapes import Shape, draw_shapes, from_polygons
+from .source import Box, Item, Size, Source, find_images, upright_size
+from .values import errors_in, numbers, to_int
+
+
+def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
+    """Read images with YOLO labels.
+
+    A line is the number of a class and a polygon (x y x y ..., relative to the size of the image),
+    or a box (center x, center y, width, height). An image with an empty text file has no objects;
+    an image without a text file is not annotated.
+
+    Args:
+        images: folder of the images.
+        labels: ``data.yaml`` with ``names``, or a list of classes.
+        annotations: folder of the text files. Default: the folder whose path has ``labels`` in the
+            place of the last ``images``, or ``images`` itself.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        UserError: a line or the list of classes is invalid.
+    """
+    classes = read_yolo_classes(labels)
+    names = {c["id"]: c["name"] for c in classes}
+    root = annotations or labels_folder(images)
+    items: list[Item] = []
+    num_shapes = 0
+    for name in find_images(images):
+        path = (root / name).with_suffix(".txt")
+        if not path.is_file():
+            continue
+        shapes: list[Shape] = []
+        boxes: list[Box] = []
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            where = f"'{path}': line {number}"
+            with errors_in(where):
+                class_name, values = _parse_line(line, names)
+            if values is None:
+                continue
+            if len(values) == 2:
+                height, width = upright_size(images / name)
+                x, y, w, h = (values * [width, height]).ravel().tolist()
+                boxes.append(Box(where, class_name, (x - w / 2, y - h / 2, w, h)))
+            else:
+                shapes.append(Shape(where, class_name, values))
+        num_shapes += len(shapes)
+        items.append(Item(name, partial(draw_shapes, _encode, shapes), boxes=boxes))
+    if not items:
+        raise FileNotFoundError(f"No image of '{images}' has a text file in '{root}'.")
+    return Source(images, classes, items, num_shapes)
+
+
+def labels_folder(images: Path) -> Path:
+    """Return the folder of the text files of a folder of images."""
+    parts = list(PurePath(images).parts)
+    for index in reversed(range(len(parts))):
+        if parts[index] == "images":
+            folder = Path(*parts[:index], "labels", *parts[index + 1 :])
+            return folder if folder.is_dir() else images
+    return images
+
+
+def read_yolo_classes(path: Path) -> list[dict]:
+    """Return the classes of a ``data.yaml``, or of another list of classes."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return read_class_file(path)
+    names = read_yaml(path).get("names")
+    entries = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"'{path}' has no 'names' of classes.")
+    return parse_classes([{"id": key, "name": name} for key, name in entries.items()], path)
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a yaml file without Python tags whose top level is a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not a yaml file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is not a mapping.")
+    return content
+
+
+def _parse_line(line: str, names: dict[int, str]) -> tuple[str, np.ndarray | None]:
+    """Return the class name and points (N, 2); (center, size) for a box; None for an empty line."""
+    if not line.strip():
+        return "", None
+    number, *values = line.split()
+    class_id = to_int(number, "the class")
+    if class_id not in names:
+        raise UserError(f"the class is {class_id}, but the classes are {sorted(names)}")
+    points = numbers(values, "the coordinates")
+    if len(points) % 2 or len(points) < 4:
+        raise UserError(f"{len(points)} coordinates are neither a polygon nor a box")
+    if np.abs(points - 0.5).max() > 1:
+        raise UserError("coordinates must be relative to the image, from 0 to 1")
+    return names[class_id], points.reshape(-1, 2)
+
+
+def _encode(points: np.ndarray, size: Size) -> dict:
+    return from_polygons([points * size[::-1]], size)
