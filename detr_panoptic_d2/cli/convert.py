@@ -122,11 +122,6 @@ def _common_options() -> argparse.ArgumentParser:
     add("--ignore", nargs="+", default=[], metavar="NAME", help="classes that become void")
     add("--background", metavar="NAME", help="stuff class of unlabelled pixels (default: void)")
     add("--min-area", type=int, default=1, help="smaller segments become unlabelled (pixels)")
-    add = common.add_argument_group("stuff from a model").add_argument
-    text = "fills unlabelled pixels with the stuff that a model predicts"
-    add("--stuff-from-model", nargs=2, metavar=("CONFIG", "WEIGHTS"), help=text)
-    add("--stuff-threshold", type=float, default=0.7, help="minimum class score (%(default)s)")
-    add("--stuff-opts", nargs="+", default=[], metavar="KEY VALUE", help="change its config")
     return common
 
 
@@ -155,7 +150,6 @@ def run(args: argparse.Namespace) -> int:
 
     set_up_console(args)
     values = vars(args)
-    model = args.stuff_from_model
     return run_conversion(
         args.format,
         {key: values[key] for key in _INPUTS if values.get(key)},
@@ -170,7 +164,6 @@ def run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "image_lists": args.image_lists,
         },
-        stuff_model=(*model, args.stuff_threshold, args.stuff_opts) if model else None,
         min_area=args.min_area,
         workers=args.workers,
         boxes_only=values.get("boxes_only", False),
@@ -181,7 +174,7 @@ def _run_auto(args: argparse.Namespace) -> int:
     """Run the command for the format of a folder, with the options of this call."""
     from ..prepare.convert.detect import detect
 
-    set_up_console()
+    set_up_console(args)
     candidates = detect(args.folder)
     own = ["--output", str(args.output)]
     for description, arguments in candidates:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
-from detr_panoptic_d2.engine import Predictor, setup_cfg
+from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.prepare.convert import writer
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions, choose_categories
 from detr_panoptic_d2.prepare.convert.class_files import read_class_file
@@ -31,7 +29,6 @@ from detr_panoptic_d2.prepare.convert.values import resolve_inside
 from detr_panoptic_d2.prepare.convert.writer import convert as write
 from detr_panoptic_d2.prepare.convert.writer import png_names
 from detr_panoptic_d2.prepare.parallel import map_images
-from tests.prepare.folders import Result
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -240,7 +237,6 @@ ERRORS = {
     "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be unique"),
     "path as name": (["--split-names", "../x"], "part of file names"),
     "unknown class": (["--things", "dog"], "--things names 'dog'"),
-    "no such model": (["--stuff-from-model", "none.yaml", "none.pth"], "none.yaml"),
     "no such base": (["--base", "none.yaml"], "No config 'none.yaml'"),
     "background is a thing": (["--background", "object"], "'object' is stuff, but"),
     "paths that do not pair": (
@@ -468,6 +464,7 @@ FILES = {
     "classes.json": CLASSES,
     "coco.json": f'{{"categories": {CLASSES}}}',
     "list.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6, 9, 1\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nsky:1,2,3::\na cow:4,5,6::\n",
     "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
     "names.txt": "\ufeffsky\n\na cow\n",
     "labelme.txt": "__ignore__\nsky\na cow\n",
@@ -480,7 +477,7 @@ def test_forms_of_class_lists(tmp_path, name):
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
     sky, cow = read_class_file(tmp_path / name)
     assert (sky["name"], cow["name"]) == ("sky", "a cow")
-    assert (sky["id"], cow["id"]) == ((0, 1) if "id" not in FILES[name] + name else (8, 9))
+    assert (sky["id"], cow["id"]) == ((8, 9) if "8" in FILES[name] else (0, 1))
     if not name.endswith("txt"):
         assert cow["isthing"] == 1
     if name not in ("names.txt", "ids.txt", "labelme.txt"):
@@ -493,9 +490,9 @@ BAD_LISTS = {
     "id.json": '[{"name": "a", "id": "x"}]',
     "color.json": '[{"name": "a", "color": "red"}]',
     "some.json": '[{"name": "a", "id": 1}, {"name": "b"}]',
-    "twice.json": '[{"name": "a"}, {"name": "a"}]',
     "cut.csv": "name, r, g, b\nsky, 1, 2\n",
     "text.csv": "name, id\nsky, x\n",
+    "twice.json": '[{"name": "a"}, {"name": "a"}]',
     "empty.txt": "\n",
 }
 
@@ -521,48 +518,3 @@ def test_a_list_sets_ids_order_and_what_may_occur(tmp_path):
     assert short(chosen) == [(5, "b", 0), (2, "new", 1), (9, "a", 0)]
     with pytest.raises(ValueError, match="class 'bb', which is not in .*--ignore"):
         choose_categories([{"name": "bb"}], options)
-
-
-# ---- stuff from a model
-
-
-@pytest.fixture
-def weights(tiny_model, tmp_path):
-    model = tiny_model()
-    with torch.no_grad():
-        # So that stuff, the last two classes, wins somewhere.
-        model.class_embed.bias[3:5] += 5
-    path = tmp_path / "model.pth"
-    torch.save({"model": model.state_dict()}, path)
-    return path
-
-
-@pytest.mark.parametrize("category, threshold", [("own", 0.0), ("sky", 0.0), ("own", 1.0)])
-def test_stuff_of_a_model_lies_under_what_is_labelled(
-    convert, weights, tmp_path, save_image, save_mask, category, threshold
-):
-    """An image whose left third is an object, with a void strip."""
-    save_image(tmp_path / "images/a.jpg", 48, 64)
-    mask = np.zeros((48, 64), np.uint8)
-    mask[:, :20], mask[:4] = 1, 9
-    save_mask(tmp_path / "masks/a_mask.png", mask)
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
-    arguments = ["instance-masks", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
-    arguments += ["--category", category, "--void-value", "9", "--output", tmp_path / "out"]
-    arguments += ["--stuff-from-model", "shapes/tiny.yaml", weights, "--background", "rest"]
-    arguments += ["--stuff-threshold", threshold, "--stuff-opts", *opts]
-    assert convert(*arguments)[0] == 0
-    opts += ["MODEL.WEIGHTS", str(weights), "MODEL.DETR.TEST.SCORE_THRESH", str(threshold)]
-    predictor = Predictor(setup_cfg("shapes/tiny.yaml", opts))
-    ids, segments = predictor(read_image(tmp_path / "images/a.jpg", "BGR"))["panoptic_seg"]
-    names = predictor.metadata.stuff_classes
-    expected = np.full((48, 64), "rest", object)
-    for segment in segments:
-        if not segment["isthing"] and names[segment["category_id"]] != category:
-            expected[(ids == segment["id"]).numpy()] = names[segment["category_id"]]
-    expected[:, :20], expected[:4] = category, ""
-    result = Result(tmp_path / "out")
-    assert np.array_equal(result.classes("a.jpg"), expected)
-    assert len(np.unique(expected)) > 2
-    kinds = {c["name"]: c["isthing"] for c in result.content["categories"]}
-    assert kinds.pop(category) == 1 and not any(kinds.values()) and len(kinds) > 1

@@ -18,6 +18,7 @@ from .source import log_left_out
 from .values import errors_in, numbers, read_json, to_flag, to_int, to_text
 
 _RGB_NAME = re.compile(r"(\d+)\s+(\d+)\s+(\d+)\s+(.+)")
+_NAME_RGB = re.compile(r"([^:]+):(\d+),(\d+),(\d+):.*")
 _NAME_ID = re.compile(r"(.*[^\s,])\s*,\s*(\d+)")
 _VOC = """
     background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse
@@ -31,7 +32,8 @@ def read_class_file(path: Path) -> list[dict]:
     - ``.json``: classes as the ``categories`` of COCO (the list, or a mapping that has it under
       ``categories``);
     - a table (csv) with the columns ``name`` and, optionally, ``r, g, b``, ``id``, ``isthing``;
-    - lines ``R G B name`` (CamVid's ``label_colors.txt``), ``name,id``, or one name per line;
+    - lines ``R G B name`` (CamVid's ``label_colors.txt``), ``name:R,G,B::`` (CVAT's
+      ``labelmap.txt``), ``name,id``, or one name per line;
     - no file but the name ``voc``: the 21 classes of Pascal VOC with their colours.
 
     In a form without ids the id is the position in the file, from 0. A first line ``__ignore__``
@@ -60,7 +62,7 @@ def _read_class_lines(path: Path) -> list[dict]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(f"List of classes '{path}' is not a text file: {error}") from error
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if line and not line.startswith("# ")]
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "name" in header:
         rows = csv.DictReader(lines[1:], header, skipinitialspace=True)
@@ -78,6 +80,8 @@ def _class_of_row(row: dict[str, str]) -> dict:
 def _class_of_line(line: str) -> dict:
     if match := _RGB_NAME.fullmatch(line):
         return {"name": match[4], "color": [match[1], match[2], match[3]]}
+    if match := _NAME_RGB.fullmatch(line):
+        return {"name": match[1], "color": [match[2], match[3], match[4]]}
     if match := _NAME_ID.fullmatch(line):
         return {"name": match[1], "id": match[2]}
     return {"name": line}

@@ -23,7 +23,6 @@ def run_conversion(
     base: str,
     classes: ClassOptions,
     split_options: Mapping[str, Any],
-    stuff_model: tuple[str, str, float, list[str]] | None,
     min_area: int,
     workers: int,
     boxes_only: bool,
@@ -36,19 +35,12 @@ def run_conversion(
         name: of the data set; default: the name of ``output``.
         base: config that the written config builds on.
         classes: options about classes.
-        stuff_model: arguments of :class:`.model_stuff.ModelStuff`, to fill unlabelled pixels.
         min_area: segments of fewer pixels become unlabelled.
-        workers: number of processes. A model runs in this process alone.
+        workers: number of processes.
         boxes_only: write boxes, to train without masks.
     """
     get_config_file(base)
     splits = open_splits(format_name, inputs, options, **split_options)
-    if stuff_model is not None:
-        from .model_stuff import ModelStuff
-
-        model = ModelStuff(*stuff_model)
-        splits = {split: model.under(source) for split, source in splits.items()}
-        workers = 1
     try:
         if boxes_only:
             converted = convert_boxes(splits, output, classes)
