@@ -1,4 +1,5 @@
-"""What a training does with each kind of fault in a data set, as docs/training.md says."""
+"""Faults of a data set: where they are found, and what the error names. Entries of the json:
+tests/data/test_register.py."""
 
 import logging
 import re
@@ -11,16 +12,13 @@ from detectron2.utils import logger as d2_logger
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.evaluation import PanopticEvaluator
 
 
-def segments(spoilt, number=1):
-    return spoilt.content["annotations"][number]["segments_info"]
-
-
 def rotate(spoilt):
-    """The EXIF tag of a camera that was held upright."""
+    """Add the EXIF tag of a camera that was held upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     with Image.open(spoilt.image(1)) as image:
@@ -31,76 +29,59 @@ def save_as(path, mode, size=(40, 32)):
     Image.new(mode, size).save(path)
 
 
-def outside(spoilt):
-    spoilt.content["annotations"][1].update(file_name="a/../../x.png")
-    spoilt.save()
+def cut(path, size):
+    path.write_bytes(path.read_bytes()[:size])
 
 
-# Found when the data set is set up: nothing is built. More cases: tests/data/test_register.py.
-AT_REGISTRATION = {
-    "no json": (lambda s: s.json.unlink(), "panoptic.json' does not exist"),
-    "broken json": (lambda s: s.json.write_text('{"images": ['), "panoptic.json' is not a json"),
-    "list": (lambda s: s.json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
-    "no image folder": (lambda s: s.images.rename(s.root / "i"), "image_root .*is not a folder"),
-    "out of the PNG folder": (
-        outside,
-        "panoptic.json': annotations: entry 1, image_id 1.*'a/../../x.png' leads out of",
-    ),
-}
-
-# Found when the image is read: the training stops there, what was saved before it stays.
-IN_TRAINING = {
-    "missing image": (lambda s: s.image(1).unlink(), "img1.png' does not exist.*image root"),
-    "unreadable image": (
-        lambda s: s.image(1).write_bytes(b"<html>"),
-        "images/img1.png' cannot be read",
-    ),
-    "truncated image": (
-        lambda s: s.image(1).write_bytes(s.image(1).read_bytes()[:900]),
-        "images/img1.png' cannot be read.*truncated",
-    ),
-    "another image size": (
-        lambda s: save_as(s.image(1), "RGB", (20, 32)),
-        "img1.png' is 20 wide and 32 high, but its annotation is 40 wide and 32 high",
-    ),
-    "EXIF rotation": (rotate, "img1.png' is 32 wide and 40 high.*rotated.*EXIF"),
-    "missing PNG": (lambda s: s.png(1).unlink(), "img1.png' does not exist.*panoptic_root"),
-    "unreadable PNG": (
-        lambda s: s.png(1).write_bytes(s.png(1).read_bytes()[:50]),
-        "Panoptic PNG '.*img1.png' cannot be read",
-    ),
-    "another PNG size": (
+AT_REGISTRATION = [
+    (lambda s: s.json.unlink(), "panoptic.json' does not exist"),
+    (lambda s: s.json.write_text('{"images": ['), "panoptic.json' is not a json"),
+    (lambda s: s.json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
+    (lambda s: s.images.rename(s.root / "i"), "image_root .*is not a folder"),
+]
+IN_THE_MAPPER = [
+    (lambda s: s.image(1).unlink(), "img1.png' does not exist.*image root"),
+    (lambda s: s.image(1).write_bytes(b"<html>"), "images/img1.png' cannot be read"),
+    (lambda s: cut(s.image(1), 900), "images/img1.png' cannot be read.*truncated"),
+    (rotate, "img1.png' is 32 wide and 40 high.*rotated.*EXIF"),
+    (lambda s: s.png(1).unlink(), "img1.png' does not exist.*panoptic_root"),
+    (lambda s: cut(s.png(1), 50), "Panoptic PNG '.*img1.png' cannot be read"),
+    (
         lambda s: save_as(s.png(1), "RGB", (40, 30)),
         "Panoptic PNG '.*img1.png' is 40 wide and 30 high, but its image .* 32 high",
     ),
-    "class mask": (
+    (
         lambda s: save_as(s.png(1), "L"),
         "Panoptic PNG '.*img1.png' has mode L.*COCO panoptic format",
     ),
-    "photograph": (
+    (
         lambda s: s.png(1).write_bytes(s.image(1).read_bytes()),
         "img1.png' is not a panoptic PNG.*photograph",
     ),
-}
+]
 
 
-@pytest.mark.parametrize("case", AT_REGISTRATION)
-def test_found_at_registration(spoilt, error_line, case):
-    spoil, message = AT_REGISTRATION[case]
+@pytest.mark.parametrize(("spoil", "message"), AT_REGISTRATION)
+def test_found_at_registration(spoilt, error_line, spoil, message):
     spoil(spoilt)
     assert re.search(message, error_line(setup_cfg, "shapes/tiny.yaml", spoilt.opts()))
     assert spoilt.name not in DatasetCatalog.list()
 
 
-# With a worker the error comes out of another process.
-@pytest.mark.parametrize(
-    ("case", "workers"), [*((c, 0) for c in IN_TRAINING), ("another image size", 1)]
-)
-def test_found_in_training(spoilt, train, error_line, no_leftovers, case, workers):
-    spoil, message = IN_TRAINING[case]
+@pytest.mark.parametrize(("spoil", "message"), IN_THE_MAPPER)
+def test_found_in_the_mapper(spoilt, error_line, spoil, message):
+    mapper = PanopticDatasetMapper(setup_cfg("shapes/tiny.yaml", spoilt.opts()))
+    item = DatasetCatalog.get(spoilt.name)[1]
     spoil(spoilt)
-    line = error_line(train, spoilt.opts("DATALOADER.NUM_WORKERS", workers))
+    line = error_line(mapper, item)
     assert re.search(message, line) and str(spoilt.root) in line
+
+
+def test_training_stops_with_the_error_of_a_worker(spoilt, train, error_line, no_leftovers):
+    save_as(spoilt.image(1), "RGB", (20, 32))
+    line = error_line(train, spoilt.opts("DATALOADER.NUM_WORKERS", 1))
+    message = "img1.png' is 20 wide and 32 high, but its annotation is 40 wide and 32 high"
+    assert message in line
     no_leftovers(spoilt.root / "output")
 
 
@@ -108,14 +89,15 @@ def test_faulty_but_usable_images_train(spoilt, train, caplog, monkeypatch):
     """Ids without an entry, entries without pixels, one pixel, wrong boxes and areas, all void."""
     # Detectron2 remembers which warnings it gave, for the whole process.
     monkeypatch.setattr(d2_logger, "_LOG_COUNTER", type(d2_logger._LOG_COUNTER)())
-    segments(spoilt, 0)[1].update(id=3)
+    segments = [annotation["segments_info"] for annotation in spoilt.content["annotations"]]
+    segments[0][1].update(id=3)
     ids = np.full((32, 40), 1)
     ids[3, 7] = 2
     spoilt.save_ids(1, ids)
-    for segment in segments(spoilt, 1):
+    for segment in segments[1]:
         segment.update(area=-5, bbox=[90, 90, 0, 0])
     spoilt.save_ids(2, np.zeros((32, 40), dtype=np.int64))
-    segments(spoilt, 2).clear()
+    segments[2].clear()
     spoilt.save()
     caplog.set_level(logging.WARNING)
     trainer = train(spoilt.opts("SOLVER.MAX_ITER", 2, "MODEL.DETR.TEST.SCORE_THRESH", 0.0))

@@ -22,7 +22,6 @@ from detr_panoptic_d2.data.augmentation import (
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.label_maps import LabelMasks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
-from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export.runtime import PanopticModel
 from tests.data_fixtures import masks_boxes_and_areas
@@ -215,8 +214,7 @@ def test_label_masks_are_bit_masks():
 
 
 def test_16_bit_is_scaled_and_exif_applied(tmp_path):
-    values = np.array([[0, 256, 32768, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", "RGB")[0, :, 1].tolist() == [0, 1, 128, 255]
     exif = Image.Exif()
     exif[274] = 6
@@ -285,24 +283,3 @@ def test_instance_annotations(first):
                 PanopticDatasetMapper(_cfg())(incomplete)
             if boxes_train:
                 assert len(PanopticDatasetMapper(cfg)(incomplete)["instances"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("sample", "parts"),
-    [
-        ("coco_panoptic_sample", ("val2017", "panoptic_val2017", "panoptic_val2017.json")),
-        ("pennfudan_panoptic", ("val", "panoptic_val", "panoptic_val.json")),
-    ],
-)
-def test_real_data(sample_data, sample, parts):
-    root = sample_data(sample)
-    dicts = load_panoptic_json(*(str(root / part) for part in parts))
-    plain = PanopticDatasetMapper(
-        augmentations=[], image_format="BGR", with_targets=True, with_masks=True
-    )(dicts[0])["instances"]
-    infos = [s for s in dicts[0]["segments_info"] if not s["iscrowd"]]
-    ids = read_panoptic_png(dicts[0]["pan_seg_file_name"])
-    masks, boxes, _ = masks_boxes_and_areas(ids, np.array([s["id"] for s in infos]))
-    np.testing.assert_array_equal(plain.gt_masks.tensor.numpy(), masks)
-    np.testing.assert_array_equal(plain.gt_boxes.tensor.numpy(), boxes)
-    assert plain.gt_classes.tolist() == [s["category_id"] for s in infos]
