@@ -23,11 +23,24 @@ with warnings.catch_warnings():
     from .config import add_detr_panoptic_config, get_config_file
     from .modeling.meta_arch import PanopticDETR
 
+
+def load(path: str, *opts: object):
+    """Build a predictor from a checkpoint alone, see :func:`.engine.load`.
+
+    ``load("model_best.pth")(image)`` returns the model's outputs for a BGR image.
+    """
+    # Imported late: detectron2.engine is needed by programs only.
+    from .engine import load as load_predictor
+
+    return load_predictor(path, *opts)
+
+
 __all__ = [
     "PanopticDETR",
     "__version__",
     "add_detr_panoptic_config",
     "data",
     "get_config_file",
+    "load",
     "modeling",
 ]

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ..checkpoint import PanopticCheckpointer
+from ..checkpoint.description import describe
 from ..checkpoint.names import (
     HUGGINGFACE_BACKBONE,
     OFFICIAL_BACKBONE,
@@ -75,8 +76,9 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
             with atomic_file(Path(target, name)) as f:
                 json.dump(content, f, indent=2)
     else:
-        official = target_format == "official"
-        content = official_checkpoint(model) if official else {"model": model.state_dict()}
+        content = {"model": model.state_dict(), **describe(cfg)}
+        if target_format == "official":
+            content = official_checkpoint(model)
         with atomic_file(target, "wb") as f:
             torch.save(content, f)
     logger.info("Written: %s (%s)", target, target_format)

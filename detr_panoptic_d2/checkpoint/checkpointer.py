@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_file, remove_unfinished
-from .read import local_file, read_checkpoint
+from .read import local_file, read_checkpoint, split_weights_key
 from .translate import ATTENTION_SCALE, COUNTER, Translation, first_nonfinite, translate
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,22 @@ class PanopticCheckpointer(DetectionCheckpointer):
 
     _complete = False
     _weights_key: str | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        description: Mapping[str, Any] | None = None,
+        **options: Any,
+    ):
+        """
+        Args:
+            model, save_dir, options: see Detectron2's class.
+            description: entries that each checkpoint gets, see :func:`.description.describe`.
+        """
+        super().__init__(model, save_dir, **options)
+        self._description = dict(description or {})
 
     def load(
         self,
@@ -69,12 +86,10 @@ class PanopticCheckpointer(DetectionCheckpointer):
                     "checkpoint, such as model_final.pth of a training or a published one"
                 )
             return super().load(path, checkpointables)
-        path = str(path)
-        if "#" in path and not os.path.exists(path):
-            path, _, weights_key = path.rpartition("#")
-        self._complete, self._weights_key = complete, weights_key
+        path, key = split_weights_key(str(path))
+        self._complete, self._weights_key = complete, key or weights_key
         try:
-            return super().load(local_file(path.partition("?")[0]), checkpointables)
+            return super().load(local_file(path), checkpointables)
         finally:
             self._complete, self._weights_key = False, None
             # Detectron2 does not reset this if loading fails, and then refuses to load again.
@@ -129,7 +144,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
         """Write ``{name}.pth`` as :meth:`save` does. Resuming does not start from it."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict()}
+        data = {"model": self.model.state_dict(), **self._description}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir, f"{name}.pth")

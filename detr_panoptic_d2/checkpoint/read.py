@@ -44,6 +44,14 @@ _ARRAY_PARTS = {
 }
 
 
+def split_weights_key(path: str) -> tuple[str, str | None]:
+    """Split a value of ``MODEL.WEIGHTS`` such as ``both.pth#ema`` into path and key."""
+    if "#" not in path or os.path.exists(path):
+        return path, None
+    path, _, key = path.rpartition("#")
+    return path, key
+
+
 def local_file(path: str) -> str:
     """Return the local file for a value of ``MODEL.WEIGHTS``. URLs are downloaded.
 
@@ -53,6 +61,7 @@ def local_file(path: str) -> str:
     Raises:
         FileNotFoundError: there is no such file.
     """
+    path = path.partition("?")[0]
     for name in _FOLDER_FILES:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)

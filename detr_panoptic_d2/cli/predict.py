@@ -5,8 +5,8 @@ network together if MODEL.DETR.TEST.BATCH_SIZE is more than 1. Under torchrun th
 the inputs; on several machines --output must be a shared folder.
 
 Examples:
-  detr-panoptic predict --config-file output/demo/config.yaml --input a.jpg folder 'more/*.png' \\
-      --output predicted MODEL.WEIGHTS output/demo/model_final.pth
+  detr-panoptic predict --weights output/demo/model_final.pth --input a.jpg folder 'more/*.png' \\
+      --output predicted
   detr-panoptic predict --config-file detr_panoptic_R50.yaml --input clip.mp4 --output predicted \\
       MODEL.WEIGHTS detr-r50-panoptic-00ce5173.pth
   detr-panoptic predict --exported exported --input photos --output predicted --tile 1024
@@ -28,14 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
     add("--tile", type=int, metavar="PIXELS", help="segment in tiles of this side (large images)")
     add("--overlap", type=float, default=0.2, help="part of a tile that is shared (%(default)s)")
+    add("--weights", metavar="FILE", help="a checkpoint of a training; it holds its config")
     add("--exported", metavar="FOLDER", help="use a model that detr-panoptic export wrote")
     add_config_options(parser, required=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict on all inputs and return the exit status."""
-    if bool(args.exported) == bool(args.config_file):
-        args.parser.error("give one of --config-file and --exported")
+    if sum(map(bool, (args.weights, args.config_file, args.exported))) != 1:
+        args.parser.error("give one of --weights, --config-file and --exported")
     if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
         args.parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
 
@@ -62,9 +63,13 @@ def _predict(args: argparse.Namespace) -> int:
         predictor = ExportedPredictor(args.exported, args.tile, args.overlap)
     else:
         from ..apps.predict.tiled import TiledPredictor
+        from ..checkpoint.description import cfg_from_checkpoint
         from ..engine import Predictor, setup_cfg
 
-        cfg = setup_cfg(args.config_file, args.opts)
+        if args.weights:
+            cfg = cfg_from_checkpoint(args.weights, args.opts)
+        else:
+            cfg = setup_cfg(args.config_file, args.opts)
         predictor, model = Predictor(cfg), cfg.MODEL.WEIGHTS
         batch_size = cfg.MODEL.DETR.TEST.BATCH_SIZE
         if args.tile is not None:

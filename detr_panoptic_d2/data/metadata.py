@@ -7,6 +7,8 @@ of a set may define the classes (``register_coco_instances`` with empty metadata
 loaded first.
 """
 
+from typing import Any
+
 from detectron2.data import DatasetCatalog, Metadata
 
 from ..errors import UserError
@@ -55,6 +57,24 @@ def class_names(metadata: Metadata) -> list[str] | None:
     count = len(dataset_ids(metadata))
     lists = (metadata.get("stuff_classes"), metadata.get("thing_classes"))
     return next((list(names) for names in lists if names and len(names) == count), None)
+
+
+def categories_of(metadata: Metadata) -> list[dict[str, Any]]:
+    """Return the ``categories`` of a COCO panoptic json, in order of the contiguous ids.
+
+    Each has ``id``, ``name``, ``isthing`` and, if the metadata has one per class, ``color``.
+    """
+    ids, things = dataset_ids(metadata), set(thing_class_ids(metadata))
+    names = class_names(metadata) or [str(i) for i in ids]
+    categories: list[dict[str, Any]] = [
+        {"id": dataset_id, "name": name, "isthing": int(c in things)}
+        for c, (dataset_id, name) in enumerate(zip(ids, names, strict=True))
+    ]
+    for colors in (metadata.get("stuff_colors"), metadata.get("thing_colors")):
+        if colors and len(colors) == len(ids):
+            for category, color in zip(categories, colors, strict=True):
+                category["color"] = [int(channel) for channel in color]
+    return categories
 
 
 def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:

@@ -10,7 +10,25 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from ..checkpoint import PanopticCheckpointer
+from ..checkpoint.description import cfg_from_checkpoint
 from ..data.augmentation import build_test_resize
+
+
+def load(path: str, *opts: Any) -> "Predictor":
+    """Build a predictor from a checkpoint alone: ``load("model_best.pth")(image)``.
+
+    Args:
+        path: a checkpoint that a training of this project wrote.
+        opts: keys and values that change its config, such as ``"MODEL.DEVICE", "cpu"``.
+
+    Returns:
+        a predictor for BGR images. Its ``metadata`` has the names and colors of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file does not hold its config, or a key is not known.
+    """
+    return Predictor(cfg_from_checkpoint(path, opts))
 
 
 class Predictor(DefaultPredictor):

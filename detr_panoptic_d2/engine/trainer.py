@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint.checkpointer import PanopticCheckpointer
+from ..checkpoint.description import describe
 from ..config import merged_cfg
 from ..data.dataset_mapper import PanopticDatasetMapper
 from ..errors import UserError, check_value
@@ -82,7 +83,10 @@ class PanopticTrainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, **checkpointables
     ) -> PanopticCheckpointer:
         """Build the checkpointer, which saves to ``OUTPUT_DIR``."""
-        return PanopticCheckpointer(model, cfg.OUTPUT_DIR, **checkpointables)
+        description = describe(cfg)
+        return PanopticCheckpointer(
+            model, cfg.OUTPUT_DIR, description=description, **checkpointables
+        )
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

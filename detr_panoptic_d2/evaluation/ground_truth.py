@@ -5,11 +5,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..data.metadata import class_names, dataset_ids, thing_class_ids
 from ..errors import UserError
 
 
@@ -31,16 +30,6 @@ def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iter
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-def categories_of(metadata: Metadata) -> list[dict[str, Any]]:
-    """Return the ``categories`` of a COCO panoptic json, in order of the contiguous ids."""
-    ids, things = dataset_ids(metadata), set(thing_class_ids(metadata))
-    names = class_names(metadata) or [str(i) for i in ids]
-    return [
-        {"id": dataset_id, "name": name, "isthing": int(c in things)}
-        for c, (dataset_id, name) in enumerate(zip(ids, names, strict=True))
-    ]
 
 
 def check_prediction_size(image: dict, size: tuple[int, int], png: str) -> None:

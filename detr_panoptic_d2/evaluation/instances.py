@@ -11,9 +11,9 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import BoxMode, Instances
 from pycocotools import mask as mask_api
 
-from ..data.metadata import thing_class_ids
+from ..data.metadata import categories_of, thing_class_ids
 from ..data.panoptic_png import read_panoptic_png
-from .ground_truth import categories_of, temporary_dataset
+from .ground_truth import temporary_dataset
 
 
 class PanopticInstanceEvaluator(COCOEvaluator):

@@ -13,12 +13,12 @@ from detectron2.utils import comm
 from panopticapi.evaluation import PQStat
 from tabulate import tabulate
 
-from ..data.metadata import dataset_ids
+from ..data.metadata import categories_of, dataset_ids
 from ..data.panoptic_json import write_panoptic_json
 from ..data.panoptic_png import read_panoptic_png, write_panoptic_png
 from ..errors import UserError
 from ..files import atomic_file, inside_root
-from .ground_truth import categories_of, check_prediction_size
+from .ground_truth import check_prediction_size
 from .pq import QUALITIES, add_rows, average, count_matches, to_rows
 
 logger = logging.getLogger(__name__)

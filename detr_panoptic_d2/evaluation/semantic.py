@@ -5,8 +5,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
 from ..data.label_maps import ids_to_labels
+from ..data.metadata import categories_of
 from ..data.panoptic_png import read_panoptic_png
-from .ground_truth import categories_of, check_prediction_size, temporary_dataset
+from .ground_truth import check_prediction_size, temporary_dataset
 
 
 class PanopticSemanticEvaluator(SemSegEvaluator):

@@ -104,7 +104,7 @@ def test_unreadable_images_are_named_and_the_others_are_done(spoilt, error_line,
     torch.save({"model": model.state_dict()}, tmp_path / "random.pth")
     opts += ["MODEL.WEIGHTS", str(tmp_path / "random.pth")]
     predictor = Predictor(setup_cfg("shapes/tiny.yaml", opts))
-    paths = [tmp_path / f"{number}.png" for number in range(len(UNREADABLE))]
+    paths = [spoilt.images / f"{number}.png" for number in range(len(UNREADABLE))]
     for path, make in zip(paths, UNREADABLE, strict=True):
         make(path)
     broken = predict(predictor, [*paths, spoilt.image(2)], tmp_path / "out", coco_json=True)

@@ -226,26 +226,26 @@ def job(tmp_path):
         nn.init.constant_(model.weight, value)
         checkpointer.save(f"model_{value:07d}", iteration=value)
     optimizer.param_groups[0]["lr"] = 9
-    return checkpointer, optimizer.param_groups[0]
+    return checkpointer, lambda: optimizer.param_groups[0]["lr"]
 
 
 def test_resumes_from_the_last_that_is_not_the_best(job, tmp_path):
-    checkpointer, group = job
+    checkpointer, rate = job
     killed = tmp_path / f".model_0000004.pth.{'0' * 32}.tmp"
     killed.write_bytes(b"of a process that was killed")
     checkpointer.save_untagged("model_best")
     path = str(tmp_path / "model_0000001.pth")
     assert checkpointer.resume_or_load(path, resume=False)["iteration"] == 1
-    assert group["lr"] == 9 and checkpointer.model.weight.unique().tolist() == [1]
+    assert rate() == 9 and checkpointer.model.weight.unique().tolist() == [1]
     assert checkpointer.resume_or_load(path, resume=True)["iteration"] == 3
-    assert group["lr"] == 3 and checkpointer.model.weight.unique().tolist() == [3]
+    assert rate() == 3 and checkpointer.model.weight.unique().tolist() == [3]
     assert not killed.exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_last_checkpoint_that_cannot_be_loaded(job, tmp_path, damage):
     """The error tells how to resume from an earlier one."""
-    checkpointer, group = job
+    checkpointer, rate = job
     last = tmp_path / "model_0000003.pth"
     content = last.read_bytes()
     last.unlink()
@@ -255,7 +255,7 @@ def test_last_checkpoint_that_cannot_be_loaded(job, tmp_path, damage):
         checkpointer.resume_or_load("", resume=True)
     (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
     checkpointer.resume_or_load("", resume=True)
-    assert group["lr"] == 2
+    assert rate() == 2
 
 
 def test_resuming_loads_the_model_and_not_the_ema(job):

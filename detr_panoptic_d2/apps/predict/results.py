@@ -13,11 +13,10 @@ from detectron2.data import Metadata
 from detectron2.utils import comm
 from PIL import Image
 
-from ...data.metadata import dataset_ids
+from ...data.metadata import categories_of, dataset_ids
 from ...data.panoptic_json import complete_segments, read_panoptic_json, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
-from ...evaluation.ground_truth import categories_of
 from ...export.runtime import name_results
 from ...files import atomic_file, check_not_overwritten
 from ...visualization.draw import draw_panoptic
