@@ -45,8 +45,8 @@ def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
     text, categories = entries.get("config"), entries.get("categories")
     if not isinstance(text, str):
         raise UserError(
-            f"{path} does not hold its config, as checkpoints of this project do since version "
-            "0.3. Give a config file, and the checkpoint as MODEL.WEIGHTS"
+            f"{path} does not hold its config. Give a config file, and the checkpoint as "
+            "MODEL.WEIGHTS"
         )
     metadata = panoptic_metadata(categories, path)
     name = f"classes_{zlib.crc32(repr(metadata).encode()):08x}"
