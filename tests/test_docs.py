@@ -17,7 +17,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from detr_panoptic_d2 import add_detr_panoptic_config, get_config_file
+from detr_panoptic_d2.checkpoint.description import describe
 from detr_panoptic_d2.cli import build_parser
+from detr_panoptic_d2.engine import setup_cfg
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
@@ -207,8 +209,10 @@ def names_of_the_docs(tmp_path, monkeypatch, panoptic_set, tiny_model, make_inpu
         (folder / "panoptic_train.json").symlink_to(root / "panoptic.json")
     Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(tmp_path / "photo.jpg")
     model = tiny_model()
-    for name in ("model.pth", "detr-r50-panoptic-00ce5173.pth"):
-        torch.save({"model": model.state_dict()}, tmp_path / name)
+    described = describe(setup_cfg("shapes/tiny.yaml"))
+    (tmp_path / "output" / "mine").mkdir(parents=True)
+    for name in ("model.pth", "detr-r50-panoptic-00ce5173.pth", "output/mine/model_best.pth"):
+        torch.save({"model": model.state_dict(), **described}, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
