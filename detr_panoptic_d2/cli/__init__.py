@@ -17,8 +17,8 @@ from ._options import add_verbosity
 
 # Each is a module here, with "_" for "-".
 COMMANDS = (
-    *("train", "convert", "check", "predict", "explain", "report", "web", "export", "demo"),
-    "convert-checkpoint",
+    *("train", "convert", "check", "predict", "tune", "explain", "report", "web"),
+    *("export", "demo", "convert-checkpoint"),
 )
 
 _EPILOG = """\

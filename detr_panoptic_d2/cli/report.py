@@ -1,6 +1,6 @@
-"""Write the report of a run, OUTPUT_DIR/report.html: one page with all pictures inside.
+"""Write the report of a run: OUTPUT_DIR/report.html, one page with everything in it.
 
-The run may be finished, still running or failed.
+Works on a run that is going on and on one that failed as well.
 
 Examples:
   detr-panoptic report output/demo
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and print its path."""
+    """Write the report and say where it is."""
     from ..apps.report import write_report
 
     set_up_console(args)

@@ -73,7 +73,18 @@ def count_matches(
     Raises:
         ValueError: a predicted id has pixels and no entry, or an entry and no pixels.
     """
-    rows, columns, pixels = intersections(annotated_ids, predicted_ids)
+    return count_pairs(*intersections(annotated_ids, predicted_ids), annotated, predicted)
+
+
+def count_pairs(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    pixels: np.ndarray,
+    annotated: Segments,
+    predicted: Segments,
+) -> PQStat:
+    """Match the segments of an image by the results of :func:`intersections`; see
+    :func:`count_matches`."""
     annotated_by_id = {s["id"]: s for s in annotated}
     predicted_by_id = {s["id"]: s for s in predicted}
     if ids := (predicted_by_id.keys() ^ set(columns.tolist())) - {VOID}:

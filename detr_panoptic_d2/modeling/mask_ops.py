@@ -66,6 +66,30 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
         yield part, torch.lerp(upper, lower, weight[part, None])
 
 
+def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tensor) -> torch.Tensor:
+    """Mask logits at some pixels of the output: those that :func:`resize_strips` gives there.
+
+    Args:
+        mask_logits: Q x h x w.
+        frame: sizes of canvas, image and output.
+        pixels: P indices into the flat H x W output.
+
+    Returns:
+        Q x P float32.
+    """
+    grid, device = mask_logits.shape[-2:], mask_logits.device
+    rows, columns = pixels // frame.output[1], pixels % frame.output[1]
+    top, bottom, weight = (x.to(device)[rows] for x in _taps(frame, grid, 0))
+    left, right, weight_x = (x.to(device)[columns] for x in _taps(frame, grid, 1))
+    cells = mask_logits.float().flatten(1)
+
+    def at_row(row: torch.Tensor) -> torch.Tensor:
+        first = row * grid[1]
+        return torch.lerp(cells[:, first + left], cells[:, first + right], weight_x)
+
+    return torch.lerp(at_row(top), at_row(bottom), weight)
+
+
 def argmax_at_output(
     mask_logits: torch.Tensor, frame: Frame, queries: list[int] | None = None
 ) -> torch.Tensor:

@@ -136,7 +136,8 @@ class DETRPanopticInference(nn.Module):
         segments: list[dict] = []
         if len(labels):
             assigner = PixelAssigner(self.pixel_values(mask_logits, scores), mask_logits, frame)
-            queries = self.remove_duplicates(mask_logits, scores, frame)
+            ranking = self.rank_masks(mask_logits, scores, frame)
+            queries = self.remove_duplicates(ranking, list(range(len(labels))))
             owner, segments = self.find_segments(
                 assigner, scores.tolist(), labels.tolist(), queries
             )
@@ -159,11 +160,13 @@ class DETRPanopticInference(nn.Module):
         """Return the Q x h x w values whose argmax decides to which query a pixel goes."""
         return mask_logits
 
-    def remove_duplicates(
-        self, mask_logits: torch.Tensor, scores: torch.Tensor, frame: Frame
-    ) -> list[int]:
-        """Return the indices, ascending, of the queries that compete for pixels. Here: all."""
-        return list(range(len(mask_logits)))
+    def rank_masks(self, mask_logits: torch.Tensor, scores: torch.Tensor, frame: Frame) -> Any:
+        """Return what :meth:`remove_duplicates` needs to know about the masks. Here: nothing."""
+        return None
+
+    def remove_duplicates(self, ranking: Any, queries: list[int]) -> list[int]:
+        """Return those of the queries that compete for pixels, ascending. Here: all of them."""
+        return queries
 
     def find_segments(
         self, assigner: PixelAssigner, scores: list[float], labels: list[int], queries: list[int]
@@ -263,9 +266,9 @@ class MaskNMSPanopticInference(DETRPanopticInference):
         # The logarithm of the product: it has the same argmax and its resizing is more accurate.
         return F.logsigmoid(mask_logits.float()) + scores.log()[:, None, None]
 
-    def remove_duplicates(
-        self, mask_logits: torch.Tensor, scores: torch.Tensor, frame: Frame
-    ) -> list[int]:
+    def rank_masks(self, mask_logits, scores, frame):
+        """Return the order of the Q queries, and in this order their masks on the grid (Q x cells)
+        and the areas of these."""
         height, width = (
             -(-image * grid // canvas)
             for image, grid, canvas in zip(
@@ -274,18 +277,25 @@ class MaskNMSPanopticInference(DETRPanopticInference):
         )
         logits = mask_logits[:, :height, :width].float().flatten(1)
         masks = logits > 0
-        areas = masks.sum(1)
+        areas = masks.count_nonzero(1)
         mean_probability = (logits.sigmoid() * masks).sum(1) / areas.clamp(min=1)
         scores = scores.to(logits.device, non_blocking=True)
         order = (scores * mean_probability**2).argsort(descending=True, stable=True)
-        min_free = self.overlap_thresh * areas[order]
-        masks_in_order, covered = masks[order], torch.zeros_like(masks[0])
-        remains = areas > 0
-        for i, query in enumerate(order.split(1)):
-            free = masks_in_order[i] & ~covered
-            remains[query] &= free.sum() >= min_free[i]
-            covered |= free & remains[query]
-        return remains.cpu().nonzero()[:, 0].tolist()
+        return order, masks[order], areas[order]
+
+    def remove_duplicates(self, ranking, queries):
+        order, masks, areas = ranking
+        if len(queries) < len(order):
+            among = torch.isin(order, order.new_tensor(queries))
+            order, masks, areas = order[among], masks[among], areas[among]
+        min_free, remains = self.overlap_thresh * areas, areas > 0
+        covered = masks.new_zeros(masks.shape[1])
+        for i, mask in enumerate(masks):
+            free = mask & ~covered
+            remains[i] &= free.count_nonzero() >= min_free[i]
+            covered |= free & remains[i]
+        # One transfer.
+        return sorted(query for query in torch.where(remains, order, -1).tolist() if query >= 0)
 
     def _segments_to_drop(self, assigner, segments):
         return [s for s in segments if s["area"] <= self.min_segment_area]

@@ -372,4 +372,6 @@ def test_nms_removes_the_second_of_two_copies_and_leaves_no_holes():
     assert [s["category_id"] for s in info] == [2, 0, 3] and ids.min() == 1
     assert (ids[2:7, 2:8] == 2).all() and (ids[:2] == 3).all()
     both = MaskNMSPanopticInference(thing_ids=THINGS, score_thresh=0.2)
-    assert len(both.remove_duplicates(logits, torch.tensor(scores), Frame(*[(10, 10)] * 3))) == 4
+    ranking = both.rank_masks(logits, torch.tensor(scores), Frame(*[(10, 10)] * 3))
+    assert both.remove_duplicates(ranking, [0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert rule.remove_duplicates(ranking, [0, 2, 3]) == [0, 2, 3]

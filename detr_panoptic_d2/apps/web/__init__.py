@@ -1,4 +1,4 @@
-"""A web page for one image: show its segments and change the thresholds.
+"""A page in the browser: drop an image, look at its segments, change the thresholds.
 
-Only :mod:`.app` needs Gradio (the extra ``web``).
+:mod:`.app` needs Gradio (the extra ``web``); :mod:`.analysis` does not.
 """

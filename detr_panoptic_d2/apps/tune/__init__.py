@@ -1,0 +1,5 @@
+"""Tuning of the panoptic inference: rule and thresholds that give the best PQ on a data set."""
+
+from .run import tune
+
+__all__ = ["tune"]
