@@ -254,3 +254,26 @@ def scene():
     ids[18:28, 6:14] = 4
     ids[18:28, 20:34] = 5
     return ids, {1: 3, 2: 21, 70000: 10, 4: 30, 5: 30}
+
+
+@pytest.fixture
+def image():
+    """An image of 60 x 80."""
+    return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def panoptic():
+    """Sky over ground, two balls, and void in a corner, 60 x 80."""
+    ids = np.full((60, 80), 1)
+    ids[30:] = 2
+    ids[5:25, 5:25] = 3
+    ids[5:25, 25:45] = 4
+    ids[50:, 70:] = 0
+    segments = [
+        {"id": 1, "category_id": 0, "isthing": False},
+        {"id": 2, "category_id": 2, "isthing": False},
+        {"id": 3, "category_id": 1, "isthing": True, "score": 0.97},
+        {"id": 4, "category_id": 1, "isthing": True, "score": 0.91},
+    ]
+    return ids, segments

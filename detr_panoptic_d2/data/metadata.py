@@ -13,26 +13,6 @@ from detectron2.data import DatasetCatalog, Metadata
 
 from ..errors import UserError
 
-# Each color is far from all earlier ones in CIELAB, so the classes of a small set look different.
-# The first six are from Okabe and Ito, "Color Universal Design" (2008). People with every common
-# kind of color vision can distinguish them.
-_HEX = """
-0072b2 e69f00 009e73 d55e00 cc79a7 f0e442 7030a0 96dce6 6e461e
-a0c83c c81446 808080 1e285a ffb4a5 145028 be96ff 827d14 00c8be
-"""
-COLORS = [tuple(bytes.fromhex(color)) for color in _HEX.split()]
-
-
-def default_color(index: int) -> list[int]:
-    """Return the color of class ``index`` (from 0), three integers from 0 to 255.
-
-    After the last color of the list, the colors repeat, lighter and darker in turn.
-    """
-    round_index, place = divmod(index, len(COLORS))
-    target = 255 if round_index % 2 else 0
-    share = 0 if round_index == 0 else 1 - 0.6 / (1 + 0.25 * (round_index - 1))
-    return [round(channel + share * (target - channel)) for channel in COLORS[place]]
-
 
 def dataset_ids(metadata: Metadata) -> list[int]:
     """Return the id in the annotation file of each contiguous class, in order of contiguous ids.

@@ -16,8 +16,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from ..files import atomic_file
+from .colors import choose_colors
 from .label_maps import ids_to_labels, label_boxes_and_areas
-from .metadata import default_color
 from .panoptic_check import EntryError, check_categories, check_panoptic_json
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:
     for contiguous_id, (dataset_id, category) in enumerate(checked.items()):
         ids[bool(category["isthing"])][dataset_id] = contiguous_id
     names = [category["name"] for category in checked.values()]
-    colors = [list(c.get("color") or default_color(i)) for i, c in enumerate(checked.values())]
+    isthing = [bool(c["isthing"]) for c in checked.values()]
+    given = [c.get("color") and tuple(c["color"]) for c in checked.values()]
+    colors = [list(color) for color in choose_colors(isthing, given)]
     return {
         "thing_dataset_id_to_contiguous_id": ids[True],
         "stuff_dataset_id_to_contiguous_id": ids[False],

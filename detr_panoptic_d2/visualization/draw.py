@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.panoptic_png import read_panoptic_png
 from ..errors import UserError
-from .panels import enlarge, side_by_side, with_caption
+from .panels import enlarge, side_by_side, with_caption, with_legend
 from .visualizer import PanopticVisualizer, Segments, as_array
 
 # Ids and segments of one image.
@@ -28,29 +28,34 @@ def draw_panoptic(
     *,
     alpha: float = 0.55,
     min_size: int = 0,
+    labels: str = "auto",
+    legend: bool = False,
 ) -> np.ndarray:
-    """Draw segments over an image, each with its name and, for things, its score.
+    """Draw segments over an image.
 
     Args:
         image: H x W x 3 uint8 RGB.
         panoptic_seg: H x W segment ids.
         segments_info: with ``id``, contiguous ``category_id``, ``isthing``; perhaps ``score``.
-        metadata: names and colours of the classes.
-        alpha: share of the colour in a segment, 0 to 1.
-        min_size: small images are enlarged by a whole factor to about this shorter side, in
-            pixels, so that labels can be read. 0: the picture has the size of the image.
+        metadata: names and colors of the classes.
+        alpha: share of the color in a segment, 0 to 1.
+        min_size: pixels. Small images are enlarged by a whole factor to about this shorter side, so
+            that labels are readable. 0: the picture has the size of the image.
+        labels: "auto", "all" or "none"; see :class:`PanopticVisualizer`.
+        legend: list the classes without a label below the picture, which makes it higher.
 
     Returns:
-        ndarray: H' x W' x 3 uint8 RGB, H' and W' multiples of H and W.
+        ndarray: H' x W' x 3 uint8 RGB. Without legend, H' and W' are multiples of H and W.
 
     Raises:
         UserError: image and ids have different sizes.
     """
     check_sizes(image, panoptic_seg)
-    visualizer = PanopticVisualizer(enlarge(image, min_size), metadata)
+    visualizer = PanopticVisualizer(enlarge(image, min_size), metadata, labels)
     ids = enlarge(as_array(panoptic_seg), min_size)
     visualizer.draw_panoptic_seg(ids, segments_info, alpha=alpha)
-    return visualizer.get_picture()
+    picture = visualizer.get_picture()
+    return with_legend(picture, visualizer.unlabelled) if legend else picture
 
 
 def draw_beside_ground_truth(
@@ -65,9 +70,9 @@ def draw_beside_ground_truth(
 
     Args:
         image: H x W x 3 uint8 RGB.
-        ground_truth: ids and segments; None where there is none, which leaves its picture out.
+        ground_truth: ids and segments. If None, its picture is left out.
         prediction: ids and segments.
-        metadata: names and colours of the classes.
+        metadata: names and colors of the classes.
         min_size: see :func:`draw_panoptic`.
 
     Raises:
@@ -76,7 +81,7 @@ def draw_beside_ground_truth(
     pictures = [with_caption(enlarge(image, min_size), "Image")]
     for panoptic, caption in ((ground_truth, "Ground truth"), (prediction, "Prediction")):
         if panoptic is not None:
-            picture = draw_panoptic(image, *panoptic, metadata, min_size=min_size)
+            picture = draw_panoptic(image, *panoptic, metadata, min_size=min_size, legend=True)
             pictures.append(with_caption(picture, caption))
     return side_by_side(pictures)
 

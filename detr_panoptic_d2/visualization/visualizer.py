@@ -1,23 +1,24 @@
-"""Detectron2's ``Visualizer`` with repeatable colours and labels that can be read."""
+"""Detectron2's ``Visualizer`` with repeatable colors and readable labels."""
 
 from typing import Any
 
+import cv2
 import matplotlib.colors as mplc
 import numpy as np
 import torch
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.patches import Polygon
 from matplotlib.transforms import Bbox
 
-from ..data.metadata import default_color
-from .panels import Color, text_size
+from ..data.colors import Color, choose_colors, shades, to_oklab
+from .panels import text_size
 
 Segments = list[dict[str, Any]]
 
-# Share of white (above 0) or black in the first, second, third ... object of a class.
-_SHADES = (0, -0.4, 0.45, -0.2, 0.25)
-_EDGE = (1.0, 1.0, 240.0 / 255)
+# With more labels than this, labels "auto" writes none.
+_MAX_LABELS = 15
+# Pictures with a larger shorter side get edges of two pixels.
+_WIDE_EDGES = 300
 
 
 def as_array(ids: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -26,100 +27,172 @@ def as_array(ids: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def class_colors(metadata: Metadata, count: int) -> list[Color]:
-    """Return the colours of the first ``count`` classes: the metadata's, else the palette's."""
-    given = max(metadata.get("thing_colors") or [], metadata.get("stuff_colors") or [], key=len)
-    return [tuple(given[i] if i < len(given) else default_color(i)) for i in range(count)]
+    """Return the colors of the first ``count`` classes: the metadata's, else chosen ones."""
+    colors = max(metadata.get("thing_colors") or [], metadata.get("stuff_colors") or [], key=len)
+    given = [tuple(color) for color in colors[:count]]
+    things = metadata.get("thing_dataset_id_to_contiguous_id")
+    isthing = [things is None or i in things.values() for i in range(count)]
+    return choose_colors(isthing, [*given, *[None] * (count - len(given))])
 
 
 def class_name(category: int, metadata: Metadata) -> str:
-    """Return the name of a contiguous class, "class 7" where the metadata has none."""
+    """Return the name of a contiguous class, "class 7" if the metadata has none."""
     names = metadata.get("thing_classes") or metadata.get("stuff_classes") or []
     return names[category] if category < len(names) else f"class {category}"
 
 
-class PanopticVisualizer(Visualizer):
-    """A ``Visualizer`` that draws the same picture every time, and no random numbers.
+def draw_edges(picture: np.ndarray, labels: np.ndarray) -> None:
+    """Draw white lines between pixels of different labels H x W into a picture H x W x 3."""
+    horizontal, vertical = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+    picture[:, 1:][horizontal] = 255
+    picture[1:][vertical] = 255
+    if min(labels.shape) > _WIDE_EDGES:
+        picture[:, :-1][horizontal] = 255
+        picture[:-1][vertical] = 255
 
-    Detectron2 changes the colours of things at random; here the objects of a class have its
-    colour in different shades. Letters have one size that can be read; a label whose place is
-    taken moves up or down, and is left out where there is no room.
+
+def _inner_point(mask: np.ndarray) -> tuple[float, float]:
+    """Return x and y of a pixel far from the edges of a mask H x W, the most central one."""
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    places = np.argwhere(distance >= 0.9 * distance.max()) - 1
+    y, x = places[np.abs(places - places.mean(axis=0)).sum(axis=1).argmin()]
+    return float(x) + 0.5, float(y) + 0.5
+
+
+class PanopticVisualizer(Visualizer):
+    """A ``Visualizer`` that gives the same picture for the same input.
+
+    Detectron2 changes the colors of things randomly. Here the objects of a class have shades of its
+    color. Each label lies inside its segment, in a box of the segment's color.
 
     Args:
         image: H x W x 3 uint8 RGB.
-        metadata: names and colours of the classes; what it lacks is made up.
+        metadata: names and colors of the classes. Missing ones are made up.
+        labels: "all"; "none"; or "auto": labels that have room in their segment and hide no other
+            one, and none at all if there are many.
+
+    Attributes:
+        unlabelled: the classes that were drawn without a label, in order, with their colors: the
+            entries of a legend.
     """
 
-    def __init__(self, image: np.ndarray, metadata: Metadata):
+    def __init__(self, image: np.ndarray, metadata: Metadata, labels: str = "auto"):
         super().__init__(image, metadata)
         self.metadata: Metadata = metadata
+        self.labels = labels
+        self.unlabelled: dict[str, Color] = {}
         self._text_points = text_size(*image.shape[:2]) * 72 / self.output.dpi
-        self._seen: dict[Color, int] = {}
-        self._labels: list[Bbox] = []
+        self._label_boxes: list[Bbox] = []
 
     def draw_panoptic_seg(
         self,
         panoptic_seg: torch.Tensor | np.ndarray,
         segments_info: Segments,
-        area_threshold: int | None = None,
+        area_threshold: int = 0,
         alpha: float = 0.55,
     ):
-        """As in Detectron2, for arrays too; segments without ``isthing`` are things."""
-        # Both kinds of all classes: segments have contiguous ids of one space.
-        count = 1 + max((s["category_id"] for s in segments_info), default=0)
-        names = [class_name(i, self.metadata) for i in range(count)]
-        colors = class_colors(self.metadata, count)
-        self.metadata = Metadata(
-            thing_classes=names, stuff_classes=names, thing_colors=colors, stuff_colors=colors
-        )
-        segments = [{"isthing": True, **s} for s in segments_info]
-        ids = torch.as_tensor(as_array(panoptic_seg).astype(np.int64))
-        return super().draw_panoptic_seg(ids, segments, area_threshold, alpha)
+        """Draw segments and their labels. Unlike Detectron2's, edges are those of the pixels.
 
-    def draw_text(self, text, position, *, color="g", horizontal_alignment="center", **_):
-        """Write a label where it hides no other one; see ``Visualizer.draw_text``."""
-        super().draw_text(
+        Args:
+            panoptic_seg: H x W segment ids.
+            segments_info: with ``id``, contiguous ``category_id``; ``isthing`` (default: True);
+                perhaps ``score``.
+            area_threshold: pixels; smaller segments are not drawn.
+            alpha: share of the color in a segment, 0 to 1.
+        """
+        ids = as_array(panoptic_seg)
+        count = 1 + max((s["category_id"] for s in segments_info), default=0)
+        colors = class_colors(self.metadata, count)
+        objects_of_class = dict.fromkeys(range(count), 0)
+        picture, drawn = self.img.copy(), []
+        labels = np.zeros(ids.shape, dtype=np.int32)
+        for segment in segments_info:
+            mask, category = ids == segment["id"], segment["category_id"]
+            if np.count_nonzero(mask) <= area_threshold:
+                continue
+            color = colors[category]
+            if segment.get("isthing", True):
+                variants = shades(color)
+                color = variants[objects_of_class[category] % len(variants)]
+                objects_of_class[category] += 1
+            drawn.append((segment, mask, color))
+            labels[mask] = len(drawn)
+            picture[mask] = (1 - alpha) * picture[mask] + alpha * np.array(color)
+        draw_edges(picture, labels)
+        self.output.reset_image(picture.round().clip(0, 255).astype(np.uint8))
+        labelled = self._draw_labels(drawn)
+        for segment, _, _ in drawn:
+            category = segment["category_id"]
+            if self.labels != "none" and category not in labelled:
+                self.unlabelled[class_name(category, self.metadata)] = colors[category]
+        return self.output
+
+    def _draw_labels(self, drawn: list[tuple[dict, np.ndarray, Color]]) -> set[int]:
+        """Write names and scores, largest segments first; return the classes that have a label."""
+        labelled: set[int] = set()
+        too_many = self.labels == "auto" and len(drawn) > _MAX_LABELS
+        if self.labels == "none" or too_many:
+            return labelled
+        for segment, mask, color in sorted(drawn, key=lambda d: -np.count_nonzero(d[1])):
+            name = class_name(segment["category_id"], self.metadata)
+            score = f" {segment['score']:.0%}" if "score" in segment else ""
+            room = None if self.labels == "all" else mask
+            if self._write(f"{name}{score}", _inner_point(mask), np.divide(color, 255), room):
+                labelled.add(segment["category_id"])
+        return labelled
+
+    def draw_text(self, text, position, *, color="g", **_):
+        """Write a label in a box of its color; see ``Visualizer.draw_text``."""
+        self._write(str(text), position, mplc.to_rgb(color), None)
+        return self.output
+
+    def _write(
+        self,
+        text: str,
+        position: tuple[float, float],
+        color: np.ndarray | tuple[float, ...],
+        room: np.ndarray | None,
+    ) -> bool:
+        """Write a label around a position, inside the picture.
+
+        Args:
+            text: of the label.
+            position: x and y of its middle, in pixels.
+            color: of the box, from 0 to 1. Letters are black or white.
+            room: H x W bool mask. The label is left out if it hides another label, or if it is
+                larger than the mask. None: it is always written.
+
+        Returns:
+            bool: whether it was written.
+        """
+        light = to_oklab(255 * np.array([color]))[0, 0] > 0.62
+        label = self.output.ax.text(
+            *position,
             # "$" would start a formula.
-            str(text).replace("$", r"\$"),
-            position,
-            font_size=self._text_points,
-            # Half white: it has to be read on black.
-            color=np.divide(np.add(mplc.to_rgb(color), 1), 2),
-            horizontal_alignment=horizontal_alignment,
+            text.replace("$", r"\$"),
+            size=self._text_points,
+            color="black" if light else "white",
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5, "alpha": 0.85},
+            ha="center",
+            va="center",
+            zorder=10,
         )
-        label = self.output.ax.texts[-1]
-        # In pixels, y upwards.
         box = label.get_window_extent(self.output.canvas.get_renderer()).padded(2)
         canvas = self.output.fig.bbox
-        x0 = min(max(box.x0, 1), max(canvas.x1 - box.width - 1, 1))
-        for lines in (0, 1, -1, 2, -2, 3, -3):
-            y0 = min(max(box.y0 - lines * box.height, 1), max(canvas.y1 - box.height - 1, 1))
-            place = Bbox.from_bounds(x0, y0, box.width, box.height)
-            if not any(Bbox.intersection(place, other) for other in self._labels):
-                self._labels.append(place)
-                x, y = label.get_position()
-                label.set_position((x + x0 - box.x0, y - y0 + box.y0))
-                return self.output
-        label.remove()
-        return self.output
-
-    def draw_polygon(self, segment, color, edge_color=None, alpha=0.5):
-        """As in Detectron2, in less than half the time; all edges are light.
-
-        ``Axes.add_patch``, which is used there, looks for the extremes of every edge; the axes are
-        those of the image anyway.
-        """
-        width, face = max(self._default_font_size // 15, 1), (*mplc.to_rgb(color), alpha)
-        edge = edge_color or _EDGE
-        patch = Polygon(segment, facecolor=face, edgecolor=edge, linewidth=width)
-        self.output.ax.add_artist(patch)
-        return self.output
+        x0 = min(max(box.x0, 0), max(canvas.x1 - box.width, 0))
+        y0 = min(max(box.y0, 0), max(canvas.y1 - box.height, 0))
+        place = Bbox.from_bounds(x0, y0, box.width, box.height)
+        if room is not None:
+            hides = any(Bbox.intersection(place, other) for other in self._label_boxes)
+            if hides or box.width * box.height > np.count_nonzero(room):
+                label.remove()
+                return False
+        self._label_boxes.append(place)
+        # y of the box is upwards.
+        x, y = label.get_position()
+        label.set_position((x + x0 - box.x0, y - y0 + box.y0))
+        return True
 
     def get_picture(self) -> np.ndarray:
         """Return the picture, H x W x 3 uint8 RGB."""
         return np.ascontiguousarray(self.output.get_image())
-
-    def _jitter(self, color):
-        color = tuple(color)
-        number = self._seen[color] = self._seen.get(color, -1) + 1
-        shade = _SHADES[number % len(_SHADES)]
-        return tuple(c + abs(shade) * ((shade > 0) - c) for c in color)

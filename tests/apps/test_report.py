@@ -17,6 +17,7 @@ from detr_panoptic_d2.apps.report import write_report
 from detr_panoptic_d2.apps.report.chart import line_chart
 from detr_panoptic_d2.apps.report.results import read_evaluation
 from detr_panoptic_d2.apps.report.run_report import read_run
+from detr_panoptic_d2.apps.report.segment_errors import ERROR_COLORS
 from detr_panoptic_d2.evaluation import PanopticEvaluator
 
 LONG_NAME = "a class with a name much longer than the screen of a phone"
@@ -139,13 +140,22 @@ def test_same_numbers_as_the_evaluator(panoptic_set, scene, tmp_path):
     groups, by_class = (b["table"]["rows"] for b in (blocks[1], *blocks[2]["blocks"]))
     for (_, _, numbers), suffix in zip(groups, ("", "_th", "_st"), strict=True):
         assert numbers[:3] == [f"{results[f'{key}{suffix}']:.1f}" for key in ("PQ", "SQ", "RQ")]
-    assert [row[2][3] for row in groups] == ["4", "2", "2"]
+    assert [(row[1], *row[2][3:]) for row in groups] == [
+        ("4 classes", "9", "0", "1"),
+        ("2 classes", "5", "0", "1"),
+        ("2 classes", "4", "0", "0"),
+    ]
     assert [row[2][0] for row in by_class] == [f"{results[f'PQ-{r[0]}']:.1f}" for r in by_class]
-    assert [(name, kind, numbers[3]) for name, kind, numbers in by_class] == [
-        ("sky", "stuff", "2"),
-        ("ball", "thing", "2"),
-        ("ground", "stuff", "2"),
-        ("box", "thing", "4"),
+    assert [(name, kind, *numbers[3:]) for name, kind, numbers in by_class] == [
+        ("sky", "stuff", "2", "0", "0"),
+        ("ball", "thing", "2", "0", "0"),
+        ("ground", "stuff", "2", "0", "0"),
+        ("box", "thing", "3", "0", "1"),
+    ]
+    # One legend of the classes, one of the errors.
+    assert [list(b["legend"]) for b in blocks if "legend" in b] == [
+        ["sky", "ball", "ground", "box"],
+        list(ERROR_COLORS),
     ]
     # In the second image four of five segments are matched whole, one is missed: 4 / (4 + 1 / 2).
     assert [(b["heading"], b["quiet"]) for b in blocks if "heading" in b] == [

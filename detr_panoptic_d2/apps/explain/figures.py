@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...data.metadata import default_color
+from ...data.colors import Color, choose_colors
 from ...modeling.mask_ops import argmax_at_output
 from ...visualization.draw import draw_panoptic
 from ...visualization.panels import enlarge, side_by_side, with_caption
@@ -58,6 +58,11 @@ class Look(NamedTuple):
         return canvas
 
     @property
+    def colors(self) -> list[Color]:
+        """A color for each query."""
+        return choose_colors([True] * len(self.image.queries))
+
+    @property
     def titles(self) -> list[str]:
         """For example "q12 circle 0.98" for each query."""
         rows = zip(self.image.queries, self.image.labels, self.image.scores, strict=True)
@@ -80,7 +85,7 @@ class Map(NamedTuple):
     title: str = ""
     most: float | None = None
     signed: bool = False
-    box: tuple[torch.Tensor, list[int]] | None = None
+    box: tuple[torch.Tensor, Color] | None = None
     point: tuple[float, float] | None = None
 
 
@@ -136,9 +141,9 @@ def draw_queries(look: Look) -> np.ndarray:
     canvas = enlarge(look.canvas, _SIDE)
     factor = canvas.shape[0] / look.canvas.shape[0]
     visualizer = PanopticVisualizer(canvas, look.metadata)
-    colors = [np.divide(default_color(k), 255) for k in range(len(look.titles))]
-    for box, title, color in zip(look.image.boxes.numpy(), look.titles, colors, strict=True):
+    for box, title, color in zip(look.image.boxes.numpy(), look.titles, look.colors, strict=True):
         x0, y0, x1, y1 = box * factor
+        color = np.divide(color, 255)
         visualizer.draw_box((x0, y0, x1, y1), alpha=1, edge_color=color)
         visualizer.draw_text(title, ((x0 + x1) / 2, y0), color=color)
     return visualizer.get_picture()
@@ -150,7 +155,7 @@ def draw_attention(look: Look) -> np.ndarray:
     cross = call.weights(look.index, image.queries).mean(0)
     rows = []
     for k, maps in enumerate(image.box_attention):
-        box = image.boxes[k], default_color(k)
+        box = image.boxes[k], look.colors[k]
         row = [Map(cross[k].view(maps.shape[-2:]), "" if k else "cross-attention", box=box)]
         # One scale per query; the square root shows small weights too.
         row += [
@@ -177,9 +182,8 @@ def draw_mask_head(look: Look) -> np.ndarray:
 def draw_result(look: Look) -> np.ndarray:
     """The query that wins each pixel, and the panoptic result."""
     owner = argmax_at_output(look.image.mask_logits, look.image.frame)
-    colors = [default_color(k) for k in range(len(look.titles))]
     names = [title.rpartition(" ")[0] for title in look.titles]
-    queries = Metadata(stuff_classes=names, stuff_colors=colors)
+    queries = Metadata(stuff_classes=names, stuff_colors=look.colors)
     winners = [{"id": k, "category_id": k, "isthing": False} for k in range(len(names))]
     grey = look.picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
     pictures = {

@@ -1,8 +1,8 @@
-"""The HTML page that report and explain share: one template, one style, nothing from elsewhere.
+"""The HTML page of report and explain: one template and one style, without external files.
 
-A page is data: sections of blocks. A block is a mapping whose key says what it is (``text``,
-``note``, ``heading``, ``tiles``, ``pairs``, ``table``, ``pictures``, ``charts``, ``pre`` or
-``details``); ``page.html.jinja`` shows what each holds, and escapes texts.
+A page consists of sections, a section of blocks. The first key of a block is its kind: ``text``,
+``note``, ``heading``, ``tiles``, ``pairs``, ``table``, ``legend``, ``pictures``, ``charts``,
+``pre`` or ``details``. ``page.html.jinja`` shows the content of each kind, and escapes texts.
 """
 
 import base64
@@ -22,8 +22,8 @@ class Section(NamedTuple):
     """A part of the page.
 
     Attributes:
-        identity: anchor of the heading.
-        title: the heading.
+        identity: HTML id.
+        title: heading.
         blocks: in order.
     """
 
@@ -35,14 +35,14 @@ class Section(NamedTuple):
 def write_page(
     path: Path, title: str, kind: str, top: list[Block], sections: list[Section]
 ) -> None:
-    """Write a page; it appears whole or not at all.
+    """Write a page atomically.
 
     Args:
-        path: of the HTML file.
+        path: the HTML file.
         title: heading.
-        kind: what sort of page it is, in a few words.
+        kind: the kind of page, in a few words.
         top: blocks before the first section.
-        sections: in order; those without blocks are left out.
+        sections: in order. Sections without blocks are left out.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
@@ -62,10 +62,10 @@ def write_page(
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Return an image as an address that holds it, for ``pictures``.
+    """Return an image as a data URI, for ``pictures``.
 
     Args:
-        data: the file.
+        data: content of the image file.
         kind: ``png`` or ``jpeg``.
     """
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Curves over the iterations, drawn by matplotlib as SVG for the inside of a page."""
+"""Curves over the iterations, drawn by matplotlib as SVG for a page."""
 
 import io
 from collections.abc import Mapping
@@ -8,21 +8,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ...data.metadata import default_color
+from ...data.colors import choose_colors
 
-# From this ratio of the largest to the smallest value on the scale is logarithmic.
+# With a larger ratio of the largest to the smallest value, the scale is logarithmic.
 _LOG_RATIO = 12
-# More points than can be told apart are averaged.
+# Longer curves are averaged to about this number of points.
 _MAX_POINTS = 240
-# Legible on light and dark ground; the page gives its own colour to texts.
+# Visible on light and dark ground. The page sets the color of texts.
 _FRAME = "#80868e"
 
 
 def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = False) -> str:
     """Draw curves over the iterations.
 
-    The scale is logarithmic where values are positive and differ by an order of magnitude. What
-    is not finite leaves a gap.
+    The scale is logarithmic if all values are positive and they differ by an order of magnitude.
+    Values that are not finite leave a gap.
 
     Args:
         series: values by iteration of each curve, by name.
@@ -38,6 +38,7 @@ def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = F
     figure = Figure(figsize=(4, 2.3), layout="constrained")
     axes = figure.add_subplot()
     values = np.concatenate([p[np.isfinite(p[:, 1]), 1] for p in curves.values()])
+    colors = choose_colors([True] * len(curves))
     for i, (name, points) in enumerate(curves.items()):
         last = points[np.isfinite(points[:, 1]), 1][-1]
         size = 1 + len(points) // _MAX_POINTS
@@ -45,7 +46,7 @@ def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = F
         axes.plot(
             *points.T,
             label=f"{name} {last:.4g}",
-            color=np.divide(default_color(i), 255),
+            color=np.divide(colors[i], 255),
             linestyle=("-", "--", ":", "-.")[i % 4],
             marker="o" if len(points) == 1 else "",
         )

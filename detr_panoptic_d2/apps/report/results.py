@@ -16,83 +16,101 @@ from ...data.dataset_mapper import read_image
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
-from ...evaluation.panoptic import GROUPS, PER_IMAGE_FILE
-from ...evaluation.pq import add_rows, average
+from ...evaluation.panoptic import PER_IMAGE_FILE
+from ...evaluation.pq import QUALITIES, add_rows, average
 from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
-from ...visualization.segment_errors import draw_errors
+from ...visualization.visualizer import class_colors, class_name
 from ..page import Block, data_uri
+from .segment_errors import ERROR_COLORS, draw_errors
 
 logger = logging.getLogger(__name__)
 
-# Images shown at each end, and classes up to which their table is open.
+_HEADS = ["PQ", "SQ", "RQ", "TP", "FP", "FN"]
+# Number of best and of worst images. The table of more classes than this is closed at first.
 _EXAMPLES, _OPEN_CLASSES = 3, 24
-# Sides of the pictures in pixels: longer one at most, shorter one at least about.
+# Largest longer side and approximate smallest shorter side of the pictures, in pixels.
 _MAX_SIZE, _MIN_SIZE = 720, 320
 
 
 def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
-    """Read what :class:`PanopticEvaluator` left; the numbers are its own.
+    """Read the files of :class:`PanopticEvaluator`. The numbers are the evaluator's.
 
     Args:
         folder: ``OUTPUT_DIR/inference/<dataset>``.
 
     Returns:
-        PQ in percent, and the blocks of the page: tables of PQ, SQ and RQ, and the best and the
-        worst images by the PQ of an image, sum of IoU / (TP + FP / 2 + FN / 2) over the segments
-        of all classes; or why there are none.
+        PQ in percent, and the blocks of the page: tables of PQ, SQ, RQ and counts, and the best and
+        worst images by PQ over the segments of all classes, or why there are none.
     """
     per_image = json.loads((folder / PER_IMAGE_FILE).read_text(encoding="utf-8"))
     predictions = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
     categories = {c["id"]: c for c in predictions["categories"]}
-    stat, qualities = PQStat(), {}
+    stat = PQStat()
     for entry in per_image:
         add_rows(stat, entry["counts"])
-        of_image = PQStat()
-        add_rows(of_image, ([0, *numbers] for _, *numbers in entry["counts"]))
-        pq, total = 100 * average(of_image, {0: {}})["pq"], of_image[0]
-        if not math.isnan(pq):
-            text = f"{total.tp} segments matched, {total.fn} missed, {total.fp} wrong"
-            qualities[entry["image_id"]] = pq, text
-    groups = []
-    for name, suffix in (("All", ""), ("Things", "_th"), ("Stuff", "_st")):
-        mean = average(stat, categories, GROUPS[suffix])
-        groups.append((name, "", _numbers(mean, mean["n"])))
-    classes = []
-    for i, c in categories.items():
-        kind = "thing" if c["isthing"] else "stuff"
-        classes.append((c["name"], kind, _numbers(average(stat, {i: c}), stat[i].tp + stat[i].fn)))
-    whole: Block = {"table": {"heads": ["PQ", "SQ", "RQ", "segments"], "rows": classes}}
+    groups = [
+        (name, "{n} classes".format(**average(stat, categories, isthing)), _numbers(stat, members))
+        for name, isthing in (("All", None), ("Things", True), ("Stuff", False))
+        for members in [_select(categories, isthing)]
+    ]
+    classes = [
+        (c["name"], "thing" if c["isthing"] else "stuff", _numbers(stat, {i: c}))
+        for i, c in categories.items()
+    ]
     blocks: list[Block] = [
         {"text": f"{len(per_image)} images", "class": "quiet"},
-        {"table": {"heads": ["PQ", "SQ", "RQ", "classes"], "rows": groups}},
+        {"table": {"heads": _HEADS, "rows": groups}},
         {
             "details": f"All {len(classes)} classes",
-            "blocks": [whole],
+            "blocks": [{"table": {"heads": _HEADS, "rows": classes}}],
             "open": len(classes) <= _OPEN_CLASSES,
         },
     ]
-    order = sorted(qualities, key=lambda i: qualities[i][0])
-    shown = min(_EXAMPLES, math.ceil(len(order) / 2))
     try:
         annotations = {a["image_id"]: a for a in predictions["annotations"]}
-        # Best first; of few images none twice.
-        chosen = dict.fromkeys([*order[::-1][:shown], *order[:shown]])
-        headings = ["PQ {:.1f}; {}".format(*qualities[i]) for i in chosen]
-        drawn = draw_examples(folder, [annotations[i] for i in chosen], headings)
-        blocks += [{"text": "Best and worst images, by PQ over all their segments."}, *drawn]
+        headings = _choose_images(per_image)
+        blocks += draw_examples(folder, [annotations[i] for i in headings], [*headings.values()])
     except (KeyError, OSError, ValueError) as error:
-        # A report of numbers is better than none: data may have moved since.
+        # The tables do not need the images, which may have been moved.
         reason = f"image or class {error}" if isinstance(error, KeyError) else error
         logger.warning("No pictures of %s: %s", folder.name, reason)
         blocks.append({"note": f"There are no pictures: {reason}"})
     return 100 * average(stat, categories)["pq"], blocks
 
 
+def _select(categories: dict[int, dict], isthing: bool | None) -> dict[int, dict]:
+    return {i: c for i, c in categories.items() if isthing in (None, bool(c["isthing"]))}
+
+
+def _numbers(stat: PQStat, categories: dict[int, dict]) -> list[str]:
+    """Return PQ, SQ, RQ, TP, FP and FN of some classes."""
+    mean = average(stat, categories)
+    qualities = [100 * mean[key] for key in QUALITIES]
+    counts = [sum(getattr(stat[i], key) for i in categories) for key in ("tp", "fp", "fn")]
+    return [*("–" if math.isnan(q) else f"{q:.1f}" for q in qualities), *map(str, counts)]
+
+
+def _choose_images(per_image: list[dict]) -> dict[int | str, str]:
+    """Return headings by id of the best and the worst images, best first, each image once."""
+    headings, qualities = {}, {}
+    for entry in per_image:
+        # One class of all segments.
+        stat = PQStat()
+        add_rows(stat, ([0, *numbers] for _, *numbers in entry["counts"]))
+        pq, total, image_id = 100 * average(stat, {0: {}})["pq"], stat[0], entry["image_id"]
+        if not math.isnan(pq):
+            counts = f"{total.tp} segments matched, {total.fn} missed, {total.fp} wrong"
+            qualities[image_id], headings[image_id] = pq, f"PQ {pq:.1f}; {counts}"
+    order = sorted(qualities, key=qualities.__getitem__)
+    count = min(_EXAMPLES, math.ceil(len(order) / 2))
+    return {i: headings[i] for i in dict.fromkeys([*order[::-1][:count], *order[:count]])}
+
+
 def draw_examples(
     folder: Path, annotations: list[dict[str, Any]], headings: list[str]
 ) -> list[Block]:
-    """Draw images of an evaluation: a heading and four pictures each.
+    """Draw images of an evaluation: legends, then for each image a heading and four pictures.
 
     Args:
         folder: of the evaluation.
@@ -100,7 +118,7 @@ def draw_examples(
         headings: text beside the name of each image.
 
     Raises:
-        UserError: the data set is not registered, or has no such annotation.
+        UserError: the data set is not registered, or has no panoptic annotation.
         KeyError, OSError, ValueError: a file is missing, broken, or of another size.
     """
     if folder.name not in DatasetCatalog.list():
@@ -110,6 +128,7 @@ def draw_examples(
     things = set(thing_class_ids(metadata))
     items = {item["image_id"]: item for item in DatasetCatalog.get(folder.name)}
     blocks: list[Block] = []
+    categories: set[int] = set()
     for annotation, heading in zip(annotations, headings, strict=True):
         item = items[annotation["image_id"]]
         ground_truth = read_ground_truth(item)
@@ -121,6 +140,7 @@ def draw_examples(
             for s in annotation["segments_info"]
             for c in [contiguous[s["category_id"]]]
         ]
+        categories |= {s["category_id"] for s in [*segments, *ground_truth[1]]}
         image, ground_truth, prediction = limit_size(
             _MAX_SIZE, read_image(item["file_name"], "RGB"), ground_truth, (ids, segments)
         )
@@ -128,17 +148,19 @@ def draw_examples(
             "Image": enlarge(image, _MIN_SIZE),
             "Ground truth": draw_panoptic(image, *ground_truth, metadata, min_size=_MIN_SIZE),
             "Prediction": draw_panoptic(image, *prediction, metadata, min_size=_MIN_SIZE),
-            "Errors": draw_errors(image, ground_truth, prediction, metadata, min_size=_MIN_SIZE),
+            "Errors": draw_errors(image, ground_truth, prediction, min_size=_MIN_SIZE),
         }
         encoded = [(caption, data_uri(_jpeg(p), "jpeg")) for caption, p in pictures.items()]
         blocks.append({"heading": Path(item["file_name"]).name, "quiet": heading})
         blocks.append({"pictures": encoded, "class": "row"})
-    return blocks
-
-
-def _numbers(values: dict[str, float], count: float) -> list[str]:
-    numbers = [100 * values[key] for key in ("pq", "sq", "rq")]
-    return [*("–" if math.isnan(v) else f"{v:.1f}" for v in numbers), str(count)]
+    colors = class_colors(metadata, len(contiguous))
+    return [
+        {"text": "Best and worst images, by PQ over all their segments. Classes:"},
+        {"legend": {class_name(c, metadata): colors[c] for c in sorted(categories)}},
+        {"text": "Errors:"},
+        {"legend": ERROR_COLORS},
+        *blocks,
+    ]
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
