@@ -1,7 +1,7 @@
-"""Look inside: how an image becomes a panoptic map, as seven figures and one HTML page.
+"""Show how an image becomes a panoptic map, with seven figures and one HTML page.
 
-Two images go through as one padded batch. --points 40,20 70,60 asks the encoder where these pixels
-look.
+Two images are processed as one padded batch. --points 40,20 70,60 selects pixels whose encoder
+attention is shown.
 
 Examples:
   detr-panoptic explain --config-file output/demo/config.yaml --input a.png --output explained \\
@@ -17,26 +17,28 @@ from ._options import add_config_options, set_up_console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add images, points and output."""
     add = parser.add_argument
-    add("--input", nargs="+", type=Path, required=True, help="one image or two")
-    add("--output", type=Path, required=True, help="folder for page and figures")
+    add("--input", nargs="+", type=Path, required=True, help="one or two images")
+    add("--output", type=Path, required=True, help="folder of the page and the figures")
     add(
         "--points",
         nargs="+",
         type=_point,
         default=[],
         metavar="X,Y",
-        help="pixels whose encoder attention is shown; default: on the best segments",
+        help="pixels whose encoder attention is shown (default: centers of the best boxes)",
     )
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and say where it is."""
-    from ..apps.explain import explain
+    """Write the page and print its path."""
+    from ..apps.explain import explain, output_files
     from ..data.dataset_mapper import read_image
     from ..engine import setup_cfg
+    from ..files import check_not_overwritten
 
     set_up_console(args)
+    check_not_overwritten(args.input, output_files(args.output, len(args.input)))
     page = explain(
         setup_cfg(args.config_file, args.opts),
         [read_image(path, "RGB") for path in args.input],

@@ -1,6 +1,6 @@
-"""Write the report of a run: OUTPUT_DIR/report.html, one page with everything in it.
+"""Write the report of a run, OUTPUT_DIR/report.html: one page with all pictures inside.
 
-Works on a run that is going on and on one that failed as well.
+The run may be finished, still running or failed.
 
 Examples:
   detr-panoptic report output/demo
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and say where it is."""
+    """Write the report and print its path."""
     from ..apps.report import write_report
 
     set_up_console(args)

@@ -14,7 +14,7 @@ OPTS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_OBJECT_QUERIES", "2"]
 
 
 def images(make_input):
-    """Two images of different sizes, with results wanted in a third."""
+    """Two images of different sizes, with results in a third size."""
     return [make_input(64, 64, seed=1, height=48, width=48), make_input(48, 80, seed=2)]
 
 
@@ -26,7 +26,7 @@ def test_recorded_is_what_the_model_does(tiny_model, make_input):
     model = tiny_model("MODEL.DETR.TEST.PAD_MIXED_SIZES", True)
     batch = images(make_input)
     recording = record(model, batch)
-    pairs = sum(len(one.queries) for one in recording.per_image)
+    pairs = sum(len(r.queries) for r in recording.per_image)
     for one, result in zip(recording.per_image, model(batch), strict=True):
         ids, segments = result["panoptic_seg"]
         assert one.kept and segments
@@ -122,7 +122,7 @@ def test_the_best_are_shown_where_none_is_kept(weights, pictures, tmp_path):
     image = np.asarray(Image.open(pictures[1]))
     page = explain(setup_cfg("shapes/tiny.yaml", opts), [image], tmp_path / "out")
     text = page.read_text()
-    assert "no query is kept (MODEL.DETR.TEST.SCORE_THRESH 1); the 2 queries of best" in text
+    assert "no query is kept (MODEL.DETR.TEST.SCORE_THRESH 1)" in text
     assert "<td>none</td>" in text
     assert len(list(page.parent.glob("*.png"))) == 7
 
@@ -142,3 +142,11 @@ def test_mistakes(pictures, tiny_model, make_input, command, tmp_path):
     status, _, log = command("explain", *words)
     assert status == 2
     assert "'10,b' is not X,Y in pixels" in log[-1]
+    # A figure of an earlier explanation, as input of the next one.
+    figure = pictures[0].rename(tmp_path / "01_input.png")
+    before = figure.read_bytes()
+    status, _, log = command(
+        *("explain", "--input", figure, "--output", tmp_path, "--config-file", "shapes/tiny.yaml")
+    )
+    assert status == 1 and "would overwrite the input" in log[-1]
+    assert figure.read_bytes() == before

@@ -150,7 +150,7 @@ def test_colors_are_far_apart():
     assert chroma[::2].min() > 1.5 * chroma[1::2].max()
     for color in colors[4::2]:
         lab = to_oklab(np.array(shades(color)[:8]))
-        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 0.04
+        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 0.03
 
 
 def test_panels():

@@ -1,10 +1,10 @@
-"""The figures: each takes a :class:`Look` at one image and returns a picture H x W x 3 uint8.
+"""The figures. Each function draws one image of a recording as a picture H x W x 3 uint8.
 
-A query has one colour in all of them. Maps of any resolution are drawn over the padded canvas:
-viridis for amounts, PuOr for signed values, which can be told apart by colour-blind people.
+A query has the same color in all figures. Maps of any resolution cover the padded canvas. Their
+color maps, viridis for amounts and PuOr for signed values, are readable for color-blind people.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,21 +20,21 @@ from ...visualization.panels import enlarge, side_by_side, with_caption
 from ...visualization.visualizer import PanopticVisualizer, class_name
 from .record import ImageRecord, Recording
 
-# Shorter side of a picture with labels, width of one with maps at most, in pixels.
+# Pixels: approximate smallest shorter side of pictures with labels, largest width of maps.
 _SIDE, _WIDTH = 400, 1000
 _PADDING_GREY = 220
 
 
-class Look(NamedTuple):
+class ImageView(NamedTuple):
     """One image of a recording.
 
     Attributes:
         recording: of the batch.
-        index: of the image in it.
+        index: position of the image in the batch.
         picture: H x W x 3 uint8 RGB, in the size of the result.
-        network_input: the same in the size that the network gets.
-        points: (x, y) in pixels of the network input, where the encoder is asked.
-        metadata: of the classes.
+        network_input: the image in the size of the network input.
+        points: (x, y) in pixels of the network input. The encoder attention there is shown.
+        metadata: names and colors of the classes.
     """
 
     recording: Recording
@@ -46,12 +46,12 @@ class Look(NamedTuple):
 
     @property
     def image(self) -> ImageRecord:
-        """The image's part of the recording."""
+        """Record of the image."""
         return self.recording.per_image[self.index]
 
     @property
     def canvas(self) -> np.ndarray:
-        """The image on its canvas; padding is grey."""
+        """The image on the padded canvas, with grey padding."""
         canvas = np.full((*self.image.frame.canvas, 3), _PADDING_GREY, dtype=np.uint8)
         height, width = self.image.frame.image
         canvas[:height, :width] = self.network_input
@@ -64,84 +64,85 @@ class Look(NamedTuple):
 
     @property
     def titles(self) -> list[str]:
-        """For example "q12 circle 0.98" for each query."""
+        """Number, class and score of each query, such as "q12 circle 0.98"."""
         rows = zip(self.image.queries, self.image.labels, self.image.scores, strict=True)
         return [f"q{int(q)} {class_name(int(c), self.metadata)} {s:.2f}" for q, c, s in rows]
 
 
 class Map(NamedTuple):
-    """A panel.
+    """A panel of a figure.
 
     Attributes:
         values: H x W, or H x W x 3 uint8, over the whole canvas.
-        title: above it.
-        most: value of the last colour; None: the largest, or what best shows the insides of masks.
-        signed: 0 is in the middle of the colours.
-        box: (x0, y0, x1, y1) in pixels of the canvas, and its RGB colour.
+        title: text above the panel.
+        max_value: value of the last color. None: the largest value, or for signed values one that
+            shows the inside of masks.
+        signed: 0 is in the middle of the colors.
+        box: (x0, y0, x1, y1) in pixels of the canvas, and its RGB color.
         point: (x, y) in pixels of the canvas.
     """
 
     values: np.ndarray | torch.Tensor
     title: str = ""
-    most: float | None = None
+    max_value: float | None = None
     signed: bool = False
     box: tuple[torch.Tensor, Color] | None = None
     point: tuple[float, float] | None = None
 
 
-def draw_input(look: Look) -> np.ndarray:
-    """The canvas, and the padding mask where there is one."""
-    height, width = look.image.frame.image
-    row = [Map(look.canvas, f"{height} x {width} pixels")]
-    padding = look.recording.detections.padding
+def draw_input(view: ImageView) -> np.ndarray:
+    """Draw the canvas and, if there is one, the padding mask."""
+    height, width = view.image.frame.image
+    row = [Map(view.canvas, f"{height} x {width} pixels")]
+    padding = view.recording.detections.padding
     if padding is not None:
-        count = f"{int(padding[look.index].sum())} of {padding[look.index].numel()}"
-        row.append(Map(padding[look.index], f"padding mask: {count} cells of res5", most=1))
-    return _draw([row], look)
+        count = f"{int(padding[view.index].sum())} of {padding[view.index].numel()}"
+        row.append(Map(padding[view.index], f"padding mask: {count} cells of res5", max_value=1))
+    return _draw([row], view)
 
 
-def draw_features(look: Look) -> np.ndarray:
-    """Channel means of res2 to res5, and two channels of the position encoding."""
-    features, position = look.recording.detections.features, look.recording.position
+def draw_features(view: ImageView) -> np.ndarray:
+    """Draw channel means of res2 to res5, and two channels of the position encoding."""
+    features, position = view.recording.detections.features, view.recording.position
     row = []
     for name in ("res2", "res3", "res4", "res5"):
-        x = features[name][look.index]
+        x = features[name][view.index]
         row.append(Map(x.mean(0), f"{name}: {x.shape[1]} x {x.shape[2]}"))
-    position = position[look.index % len(position)]
+    position = position[view.index % len(position)]
     for axis, channel in (("row", 0), ("column", len(position) // 2)):
-        row.append(Map(position[channel], f"position: {axis}", most=1, signed=True))
-    return _draw([row], look)
+        row.append(Map(position[channel], f"position: {axis}", max_value=1, signed=True))
+    return _draw([row], view)
 
 
-def draw_encoder(look: Look) -> np.ndarray:
-    """Where the cell at each point looks, and how alike the memory's cells are to it."""
-    memory = look.recording.detections.memory[look.index]
+def draw_encoder(view: ImageView) -> np.ndarray:
+    """Draw the attention of the cell at each point, and its similarity to the cells of memory."""
+    memory = view.recording.detections.memory[view.index]
     height, width = memory.shape[-2:]
-    padding = look.recording.detections.padding
+    padding = view.recording.detections.padding
     memory = memory.flatten(1)
     if padding is not None:
-        memory = memory.masked_fill(padding[look.index].flatten(), torch.nan)
-    centred = memory - memory.nanmean(1, keepdim=True)
+        memory = memory.masked_fill(padding[view.index].flatten(), torch.nan)
+    centered = memory - memory.nanmean(1, keepdim=True)
     rows = []
-    for x, y in look.points:
-        column = int(x * width / look.image.frame.canvas[1])
-        cell = torch.tensor([int(y * height / look.image.frame.canvas[0]) * width + column])
-        row = [Map(look.canvas, "the point", point=(x, y))]
-        for number, call in enumerate(look.recording.encoder, 1):
-            weights = call.weights(look.index, cell).mean(0).view(height, width)
-            row.append(Map(weights, f"looks at, layer {number}", point=(x, y)))
-        alike = torch.cosine_similarity(centred, centred[:, cell], dim=0).view(height, width)
-        row.append(Map(alike, "memory like it", most=1, signed=True, point=(x, y)))
+    for x, y in view.points:
+        column = int(x * width / view.image.frame.canvas[1])
+        cell = torch.tensor([int(y * height / view.image.frame.canvas[0]) * width + column])
+        row = [Map(view.canvas, "the point", point=(x, y))]
+        for number, call in enumerate(view.recording.encoder, 1):
+            weights = call.weights(view.index, cell).mean(0).view(height, width)
+            row.append(Map(weights, f"attention, layer {number}", point=(x, y)))
+        similarity = torch.cosine_similarity(centered, centered[:, cell], dim=0).view(height, width)
+        row.append(Map(similarity, "similarity in memory", max_value=1, signed=True, point=(x, y)))
         rows.append(row)
-    return _draw(rows, look)
+    return _draw(rows, view)
 
 
-def draw_queries(look: Look) -> np.ndarray:
-    """Class, score and box of each query."""
-    canvas = enlarge(look.canvas, _SIDE)
-    factor = canvas.shape[0] / look.canvas.shape[0]
-    visualizer = PanopticVisualizer(canvas, look.metadata)
-    for box, title, color in zip(look.image.boxes.numpy(), look.titles, look.colors, strict=True):
+def draw_queries(view: ImageView) -> np.ndarray:
+    """Draw class, score and box of each query."""
+    canvas = enlarge(view.canvas, _SIDE)
+    factor = canvas.shape[0] / view.canvas.shape[0]
+    visualizer = PanopticVisualizer(canvas, view.metadata)
+    for box, title, color in zip(view.image.boxes.numpy(), view.titles, view.colors, strict=True):
         x0, y0, x1, y1 = box * factor
         color = np.divide(color, 255)
         visualizer.draw_box((x0, y0, x1, y1), alpha=1, edge_color=color)
@@ -149,26 +150,26 @@ def draw_queries(look: Look) -> np.ndarray:
     return visualizer.get_picture()
 
 
-def draw_attention(look: Look) -> np.ndarray:
-    """A row per query: its cross-attention, then its box-attention maps, one per head."""
-    image, call = look.image, look.recording.decoder[-1]
-    cross = call.weights(look.index, image.queries).mean(0)
+def draw_attention(view: ImageView) -> np.ndarray:
+    """Draw a row per query: its cross-attention, then its box-attention maps, one per head."""
+    image, call = view.image, view.recording.decoder[-1]
+    cross = call.weights(view.index, image.queries).mean(0)
     rows = []
     for k, maps in enumerate(image.box_attention):
-        box = image.boxes[k], look.colors[k]
+        box = image.boxes[k], view.colors[k]
         row = [Map(cross[k].view(maps.shape[-2:]), "" if k else "cross-attention", box=box)]
-        # One scale per query; the square root shows small weights too.
+        # One scale per query. The square root makes small weights visible.
         row += [
-            Map((m / maps.max()).sqrt(), "" if k else f"head {n}", most=1)
+            Map((m / maps.max()).sqrt(), "" if k else f"head {n}", max_value=1)
             for n, m in enumerate(maps, 1)
         ]
         rows.append(row)
-    return _draw(rows, look, look.titles)
+    return _draw(rows, view, view.titles)
 
 
-def draw_mask_head(look: Look) -> np.ndarray:
-    """A row per query: the channel mean after each step of the mask head, then the logits."""
-    image, rows = look.image, []
+def draw_mask_head(view: ImageView) -> np.ndarray:
+    """Draw a row per query: channel means after each step of the mask head, then the logits."""
+    image, rows = view.image, []
     for k, logits in enumerate(image.mask_logits):
         row = [
             Map(maps[k], "" if k else f"{name}: {maps.shape[1]} x {maps.shape[2]}")
@@ -176,34 +177,35 @@ def draw_mask_head(look: Look) -> np.ndarray:
         ]
         size = f"logits: {logits.shape[0]} x {logits.shape[1]}"
         rows.append([*row, Map(logits, "" if k else size, signed=True)])
-    return _draw(rows, look, look.titles)
+    return _draw(rows, view, view.titles)
 
 
-def draw_result(look: Look) -> np.ndarray:
-    """The query that wins each pixel, and the panoptic result."""
-    owner = argmax_at_output(look.image.mask_logits, look.image.frame)
-    names = [title.rpartition(" ")[0] for title in look.titles]
-    queries = Metadata(stuff_classes=names, stuff_colors=look.colors)
-    winners = [{"id": k, "category_id": k, "isthing": False} for k in range(len(names))]
-    grey = look.picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+def draw_result(view: ImageView) -> np.ndarray:
+    """Draw the query with the largest logit of each pixel, and the panoptic result."""
+    best_query = argmax_at_output(view.image.mask_logits, view.image.frame)
+    names = [title.rpartition(" ")[0] for title in view.titles]
+    queries = Metadata(stuff_classes=names, stuff_colors=view.colors)
+    segments = [{"id": k, "category_id": k, "isthing": False} for k in range(len(names))]
+    grey = view.picture.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+    options: dict[str, Any] = {"min_size": _SIDE, "legend": True}
     pictures = {
-        "Argmax: one colour per query": draw_panoptic(
-            grey, owner, winners, queries, min_size=_SIDE, alpha=0.8
+        "Argmax: one color per query": draw_panoptic(
+            grey, best_query, segments, queries, alpha=0.8, **options
         ),
         "Panoptic result": draw_panoptic(
-            look.picture, *look.image.panoptic, look.metadata, min_size=_SIDE
+            view.picture, *view.image.panoptic, view.metadata, **options
         ),
     }
     return side_by_side([with_caption(picture, text) for text, picture in pictures.items()])
 
 
-def _draw(rows: list[list[Map]], look: Look, labels: list[str] | None = None) -> np.ndarray:
-    """Draw panels in rows, each row with its label on the left."""
-    height, width = look.image.frame.canvas
+def _draw(rows: list[list[Map]], view: ImageView, labels: list[str] | None = None) -> np.ndarray:
+    """Draw panels in rows, each with a label on the left."""
+    height, width = view.image.frame.canvas
     columns = len(rows[0])
-    room = 1.3 if labels else 0
-    panel = min((_WIDTH / 100 - room) / columns, 3.5)
-    size = room + panel * columns, len(rows) * panel * height / width + 0.3
+    label_width = 1.3 if labels else 0
+    panel = min((_WIDTH / 100 - label_width) / columns, 3.5)
+    size = label_width + panel * columns, len(rows) * panel * height / width + 0.3
     figure = Figure(figsize=size, dpi=100, layout="compressed")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, panels in enumerate(rows):
@@ -225,16 +227,20 @@ def _draw_map(axis, item: Map, extent: tuple[int, int, int, int]) -> None:
     if values.ndim == 3:
         axis.imshow(values, extent=extent)
     else:
-        most = item.most
-        if most is None and item.signed:
-            # The insides of masks; their outsides may go far beyond.
+        max_value = item.max_value
+        if max_value is None and item.signed:
+            # The inside of masks. Values outside of masks can be much larger.
             inside = values[values > 0]
-            most = 1.5 * float(np.percentile(inside if inside.size else -values, 98))
-        elif most is None:
-            most = float(values.max())
-        least = -most if item.signed else 0 if item.most else float(values.min())
+            max_value = 1.5 * float(np.percentile(inside if inside.size else -values, 98))
+        elif max_value is None:
+            max_value = float(values.max())
+        min_value = 0.0 if item.max_value else float(values.min())
+        if item.signed:
+            min_value = -max_value
         cmap = "PuOr" if item.signed else "viridis"
-        axis.imshow(values, cmap, extent=extent, vmin=least, vmax=most, interpolation="nearest")
+        axis.imshow(
+            values, cmap, extent=extent, vmin=min_value, vmax=max_value, interpolation="nearest"
+        )
     axis.set_title(item.title, fontsize=8, pad=3)
     axis.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
     if item.box is not None:

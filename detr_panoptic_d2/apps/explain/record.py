@@ -1,9 +1,9 @@
-"""What happens on the way from images to the panoptic result, kept for a look at it.
+"""Record all intermediate results between images and the panoptic result.
 
-The model is entered at its steps; forward hooks add what stays inside of them.
+The steps of the model return most of them. Forward hooks collect the others.
 
-Shapes: B images, N queries, C channels, M heads, h x w the size of res5, H2 x W2 that of res2,
-S = h * w; Q queries of an image that are looked at, P of all images together.
+Shapes: B images, N queries, C channels, M heads, h x w is the size of res5, H2 x W2 that of res2,
+S = h * w, Q is the number of recorded queries of an image.
 """
 
 from collections import defaultdict
@@ -21,8 +21,8 @@ from ...errors import UserError
 from ...modeling.meta_arch import PanopticDETR
 from ...modeling.structures import Detections, Frame
 
-# Queries that are looked at where none of an image is kept: those of best score.
-_BEST = 5
+# If no query of an image is kept, this number of queries with the best scores is recorded.
+_NUM_BEST_QUERIES = 5
 
 
 class AttentionCall(NamedTuple):
@@ -34,22 +34,22 @@ class AttentionCall(NamedTuple):
     padding: torch.Tensor | None
 
     def weights(self, image: int, rows: torch.Tensor) -> torch.Tensor:
-        """Attention weights M x len(rows) x S of some queries of one image."""
-        one = slice(image, image + 1)
-        padding = None if self.padding is None else self.padding[one]
+        """Return the attention weights M x len(rows) x S of some queries of one image."""
+        index = slice(image, image + 1)
+        padding = None if self.padding is None else self.padding[index]
         rows = rows.to(self.query.device)
-        query, key = self.query[one, rows], self.key[one]
+        query, key = self.query[index, rows], self.key[index]
         return self.module(query, key, key, padding, average_attn_weights=False)[1][0]
 
 
 class ImageRecord(NamedTuple):
-    """What belongs to one image of the batch.
+    """The record of one image of the batch.
 
     Attributes:
         frame: sizes of canvas, image and output.
         queries: Q query indices, best score first.
-        kept: the queries are those that the panoptic inference keeps. False: it keeps none, and
-            these are the ones of best score.
+        kept: whether these are the queries that the panoptic inference keeps. False: it keeps none,
+            and these have the best scores.
         scores, labels: Q, best class and its probability.
         boxes: Q x 4, (x0, y0, x1, y1) in pixels of the canvas.
         box_attention: Q x M x h x w.
@@ -71,7 +71,7 @@ class ImageRecord(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """One batch on its way through the model.
+    """The record of one batch.
 
     Attributes:
         images: the padded batch, normalised.
@@ -90,11 +90,11 @@ class Recording(NamedTuple):
     per_image: list[ImageRecord]
 
     def shapes(self) -> list[tuple[str, str]]:
-        """Names of the tensors in order, each with its shape, such as "2 x 128 x 6 x 8"."""
+        """Return names of the tensors, in order, with shapes such as "2 x 128 x 6 x 8"."""
         d, first = self.detections, self.per_image[0]
         batch, queries = len(self.images), d.hs.shape[2]
         heads, *grid = first.box_attention.shape[1:]
-        cells, pairs = grid[0] * grid[1], sum(len(one.queries) for one in self.per_image)
+        cells, pairs = grid[0] * grid[1], sum(len(image.queries) for image in self.per_image)
         table = {
             "padded input": self.images.tensor.shape,
             "padding mask": () if d.padding is None else d.padding.shape,
@@ -110,18 +110,18 @@ class Recording(NamedTuple):
             "box-attention maps": (pairs, heads, *grid),
             "mask logits": (pairs, *first.mask_logits.shape[1:]),
         }
-        for i, one in enumerate(self.per_image):
-            table[f"panoptic map of image {i + 1}"] = one.frame.output
+        for i, image in enumerate(self.per_image):
+            table[f"panoptic map of image {i + 1}"] = image.frame.output
         return [(name, " x ".join(map(str, size)) or "none") for name, size in table.items()]
 
 
 @torch.no_grad()
 def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recording:
-    """Run a batch, padded to one canvas, and keep what happens on the way.
+    """Run a batch, padded to one canvas, and record the intermediate results.
 
     Args:
-        model: in eval mode, with a mask head; not compiled, since hooks do not see inside then.
-        batched_inputs: as for the model.
+        model: in eval mode, with a mask head. Not compiled, because then hooks do not run.
+        batched_inputs: inputs of the model.
 
     Raises:
         UserError: the model has no mask head.
@@ -129,29 +129,29 @@ def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recordi
     if model.mask_head is None:
         raise UserError("MODEL.MASK_ON is False: without masks there is no panoptic result.")
     rule = model.panoptic_inference
-    with _watched(model) as seen:
+    with _collect_outputs(model) as outputs:
         images = model.preprocess(batched_inputs)
         detections = model.detect(images)
         selection = model.select(detections)
         keep = rule.keep(detections.pred_logits[-1]).cpu()
-        best = selection.scores.topk(min(_BEST, keep.shape[1]), dim=1).indices
+        best = selection.scores.topk(min(_NUM_BEST_QUERIES, keep.shape[1]), dim=1).indices
         best = torch.zeros_like(keep).scatter_(1, best, True)
-        wanted = torch.where(keep.any(1, keepdim=True), keep, best)
-        masks = model.predict_masks(detections, *wanted.nonzero(as_tuple=True))
-    position, encoder, decoder = (seen.pop(key) for key in ("position", "encoder", "decoder"))
-    of_pairs = {"masks": masks, **{name: torch.cat(parts) for name, parts in seen.items()}}
-    counts = wanted.sum(1).tolist()
-    parts = {name: values.split(counts) for name, values in of_pairs.items()}
+        recorded = torch.where(keep.any(1, keepdim=True), keep, best)
+        masks = model.predict_masks(detections, *recorded.nonzero(as_tuple=True))
+    position, encoder, decoder = (outputs.pop(key) for key in ("position", "encoder", "decoder"))
+    per_query = {"masks": masks, **{name: torch.cat(parts) for name, parts in outputs.items()}}
+    counts = recorded.sum(1).tolist()
+    parts = {name: values.split(counts) for name, values in per_query.items()}
     per_image = []
     for i, x in enumerate(batched_inputs):
         height, width = (int(v) for v in images.image_sizes[i])
         output = x.get("height", height), x.get("width", width)
         frame = Frame(tuple(images.tensor.shape[-2:]), (height, width), output)
-        scores, labels = selection.scores[i, wanted[i]], selection.labels[i, wanted[i]]
+        scores, labels = selection.scores[i, recorded[i]], selection.labels[i, recorded[i]]
         kept = bool(keep[i].any())
-        number = len(scores) if kept else 0
-        panoptic = rule(parts["masks"][i][:number], scores[:number], labels[:number], frame)
-        queries = wanted[i].nonzero()[:, 0]
+        num_kept = len(scores) if kept else 0
+        panoptic = rule(parts["masks"][i][:num_kept], scores[:num_kept], labels[:num_kept], frame)
+        queries = recorded[i].nonzero()[:, 0]
         boxes = box_convert(detections.pred_boxes[-1, i].cpu()[queries], "cxcywh", "xyxy")
         boxes = boxes.clamp(0, 1) * torch.tensor([width, height, width, height])
         order = scores.argsort(descending=True)
@@ -174,30 +174,30 @@ def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recordi
 
 
 @contextmanager
-def _watched(model: PanopticDETR) -> Iterator[dict[str, list]]:
-    """Collect what the steps do not return, by forward hooks, as long as the context lasts."""
-    seen: dict[str, list] = defaultdict(list, encoder=[], decoder=[])
+def _collect_outputs(model: PanopticDETR) -> Iterator[dict[str, list]]:
+    """Collect, within the context, what the steps do not return."""
+    outputs: dict[str, list] = defaultdict(list, encoder=[], decoder=[])
 
-    def see_attention(part, module, args, output):
+    def add_attention(part, module, args, output):
         query, key, _, *padding = args
-        seen[part].append(AttentionCall(module, query, key, *(padding or [None])))
+        outputs[part].append(AttentionCall(module, query, key, *(padding or [None])))
 
-    def see_step(name, module, args, output):
-        # Reduced at once: the mask head goes on in the same memory. It applies the ReLU itself.
-        seen[name].append(output.relu().mean(1).float())
+    def add_step(name, module, args, output):
+        # The mean is taken now, because the mask head applies the ReLU later, in place.
+        outputs[name].append(output.relu().mean(1).float())
 
     with ExitStack() as stack:
 
-        def watch(module, see):
-            stack.callback(module.register_forward_hook(see).remove)
+        def add_hook(module, hook):
+            stack.callback(module.register_forward_hook(hook).remove)
 
-        watch(model.position_embedding, lambda _, args, out: seen["position"].append(out))
-        watch(model.mask_head, lambda _, args, out: seen["box_attention"].append(args[1]))
+        add_hook(model.position_embedding, lambda _, args, out: outputs["position"].append(out))
+        add_hook(model.mask_head, lambda _, args, out: outputs["box_attention"].append(args[1]))
         for layer in model.transformer.encoder.layers:
-            watch(layer.self_attn, partial(see_attention, "encoder"))
+            add_hook(layer.self_attn, partial(add_attention, "encoder"))
         for layer in model.transformer.decoder.layers:
-            watch(layer.multihead_attn, partial(see_attention, "decoder"))
+            add_hook(layer.multihead_attn, partial(add_attention, "decoder"))
         for name, module in model.mask_head.named_children():
             if isinstance(module, nn.GroupNorm):
-                watch(module, partial(see_step, name))
-        yield seen
+                add_hook(module, partial(add_step, name))
+        yield outputs

@@ -1,4 +1,4 @@
-"""From images to a folder with the figures and the page."""
+"""Write the figures and the page for one or two images."""
 
 import io
 import logging
@@ -23,78 +23,85 @@ logger = logging.getLogger(__name__)
 
 
 class Stage(NamedTuple):
-    """A part of the way: name of its files, heading, explanation, and its figure of an image."""
+    """A stage of the model: name of its files, heading, explanation, and its figure of an image."""
 
     name: str
     title: str
     text: str
-    draw: Callable[[figures.Look], np.ndarray]
+    draw: Callable[[figures.ImageView], np.ndarray]
 
 
 STAGES = (
     Stage(
         "01_input",
         "Padded input",
-        "The images, resized and normalised, on one canvas. Padding (grey) lies to the right and "
-        "below. Its cells (yellow in the mask of res5) are not counted by the position "
-        "encoding, and no attention looks at them.",
+        "The resized and normalized images on one canvas, with padding (grey) at the right and at "
+        "the bottom. The position encoding does not count its cells (yellow in the mask of res5), "
+        "and all attention ignores them.",
         figures.draw_input,
     ),
     Stage(
         "02_features",
         "Backbone features and position encoding",
-        "What the backbone makes of the image at four resolutions, mean over the channels. Only "
-        "res5 goes into the transformer, through a 1x1 convolution; res4 to res2 wait for the mask "
-        "head. Sines and cosines of row and column, of which two channels are shown, tell a cell's "
-        "place.",
+        "The output of the backbone at four resolutions, mean over the channels. Only res5 is the "
+        "input of the transformer, through a 1x1 convolution. The mask head uses res4 to res2. The "
+        "position encoding consists of sines and cosines of row and column; two of its channels "
+        "are shown.",
         figures.draw_features,
     ),
     Stage(
         "03_encoder",
         "Encoder self-attention and memory",
-        "Where the cell at a point (ring) looks in each layer, mean over the heads, each map with "
-        "its own scale. What comes out is the memory, one vector per cell; the last map shows "
-        "which cells have a vector like that of the point (purple) or unlike it (orange): cells of "
-        "one object become alike.",
+        "The attention of the cell at a point (ring) in each layer, mean over the heads. Each map "
+        "has its own scale. The output is the memory, one vector per cell. The last map shows "
+        "which cells have a vector similar (purple) or opposite (orange) to that of the point: "
+        "cells of one object become similar.",
         figures.draw_encoder,
     ),
     Stage(
         "04_queries",
         "Decoder: queries, classes and boxes",
-        "Each query comes out of the decoder as a vector; two small heads read its class (or "
-        "no-object) and box from it. Only queries whose best class is an object of more than "
-        "SCORE_THRESH go on. q is the query's number, then its class and score; its colour is the "
-        "same in all figures.",
+        "The decoder returns one vector per query. Two small heads predict its class (or "
+        "no-object) and box. Queries are kept if their best class is not no-object and has a score "
+        "above SCORE_THRESH. Labels are the number of the query, class and score. A query has the "
+        "same color in all figures.",
         figures.draw_queries,
     ),
     Stage(
         "05_attention",
         "Cross-attention and box attention",
-        "One row per query. First where it looks in the memory: last decoder layer, mean over the "
+        "One row per query. First its cross-attention in the last decoder layer, mean over the "
         "heads, with its box. Then its box-attention maps, one per head: the softmax runs over "
-        "heads and cells together, so they sum to 1 and share one scale (square root). These maps, "
-        "next to the projected res5, are the mask head's input.",
+        "heads and cells together, so they sum to 1 and share one scale (square root). These maps "
+        "and the projected res5 are the input of the mask head.",
         figures.draw_attention,
     ),
     Stage(
         "06_mask_head",
         "Mask head, step by step",
-        "Convolutions, each with group norm and ReLU, grow the maps from the grid of res5 to that "
-        "of res2; res4, res3 and res2 come in on the way. Mean over the channels after each step, "
-        "each map with its own scale; then the mask logits: above 0 (purple) the query takes a "
-        "pixel for its own.",
+        "Convolutions, each with group norm and ReLU, enlarge the maps from the size of res5 to "
+        "that of res2, and res4, res3 and res2 are added. Shown is the mean over the channels "
+        "after each step, each map with its own scale, then the mask logits. Pixels with a logit "
+        "above 0 (purple) belong to the mask.",
         figures.draw_mask_head,
     ),
     Stage(
         "07_panoptic",
         "Argmax and panoptic result",
-        "Padding is cut off, the logits are resized to the output, and every pixel goes to the "
-        "query of greatest logit. Queries of one stuff class become one segment. Segments of "
-        "MIN_SEGMENT_AREA pixels and less are dropped, and those that win less than OVERLAP_THRESH "
-        "of their own mask; their pixels go to the best of the rest.",
+        "Padding is removed, the logits are resized to the output, and each pixel is assigned to "
+        "the query with the largest logit. Queries of one stuff class become one segment. Segments "
+        "of at most MIN_SEGMENT_AREA pixels are dropped. So are those that are assigned less than "
+        "OVERLAP_THRESH of their own mask. Their pixels are assigned to the remaining queries.",
         figures.draw_result,
     ),
 )
+
+
+def output_files(output_dir: Path, num_images: int) -> list[Path]:
+    """Return the files that :func:`explain` writes."""
+    numbers = ["", "_2"][:num_images]
+    figure_names = [f"{stage.name}{number}.png" for stage in STAGES for number in numbers]
+    return [output_dir / name for name in (*figure_names, "index.html")]
 
 
 def explain(
@@ -112,17 +119,17 @@ def explain(
 
     Args:
         cfg: a frozen config with ``MODEL.WEIGHTS``.
-        images: one image or two, H x W x 3 uint8 RGB; two are padded to one canvas.
-        output_dir: is made if it does not exist.
-        names: what to call the images.
-        points: (x, y) pixels of the images at which the encoder's attention is shown. None: the
-            middles of the boxes of the three best queries.
+        images: one or two images, H x W x 3 uint8 RGB. Two are padded to one canvas.
+        output_dir: it is made if it does not exist.
+        names: names of the images on the page.
+        points: (x, y) in pixels of the images, at which the encoder attention is shown. Default:
+            the centers of the boxes of the three best queries.
 
     Returns:
-        the path of the page.
+        Path: the page.
 
     Raises:
-        UserError: there are more images, or a point lies outside of one.
+        UserError: there are more than two images, or a point lies outside of an image.
     """
     if not 1 <= len(images) <= 2:
         raise UserError(f"--input takes one or two images, got {len(images)}")
@@ -132,24 +139,24 @@ def explain(
                 raise UserError(f"--points {x},{y} lies outside of an image of {width} x {height}")
     cfg = cfg.clone()
     cfg.defrost()
-    # Forward hooks do not see into compiled modules.
+    # Forward hooks do not run in compiled modules.
     cfg.MODEL.DETR.COMPILE = False
     predictor = Predictor(cfg)
     batch = [predictor.prepare(image[:, :, ::-1]) for image in images]
     recording = record(predictor.model, batch)
-    looks = []
+    views = []
     for i, (picture, x) in enumerate(zip(images, batch, strict=True)):
         pixels = x["image"].permute(1, 2, 0).numpy()
         pixels = pixels[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
         where = _points(points, recording, i)
-        looks.append(figures.Look(recording, i, picture, pixels, where, predictor.metadata))
+        views.append(figures.ImageView(recording, i, picture, pixels, where, predictor.metadata))
     output_dir.mkdir(parents=True, exist_ok=True)
     sections = []
     for stage in STAGES:
         pictures = []
-        for look in looks:
-            data = _png(stage.draw(look))
-            number = f"_{look.index + 1}" if look.index else ""
+        for view in views:
+            data = _png(stage.draw(view))
+            number = f"_{view.index + 1}" if view.index else ""
             with atomic_file(output_dir / f"{stage.name}{number}.png", "wb") as f:
                 f.write(data)
             pictures.append(("", data_uri(data, "png")))
@@ -165,13 +172,13 @@ def explain(
 def _points(
     points: Sequence[tuple[int, int]], recording: Recording, index: int
 ) -> list[tuple[float, float]]:
-    """Points in pixels of an image's network input."""
+    """Return points in pixels of the network input of an image."""
     image = recording.per_image[index]
     (height, width), (out_height, out_width) = image.frame.image, image.frame.output
     if points:
         return [((x + 0.5) * width / out_width, (y + 0.5) * height / out_height) for x, y in points]
-    middles = (image.boxes[:3, :2] + image.boxes[:3, 2:]) / 2
-    return [(min(x, width - 1), min(y, height - 1)) for x, y in middles.tolist()]
+    centers = (image.boxes[:3, :2] + image.boxes[:3, 2:]) / 2
+    return [(min(x, width - 1), min(y, height - 1)) for x, y in centers.tolist()]
 
 
 def _top(cfg: CfgNode, recording: Recording, names: Sequence[str]) -> list[Block]:
@@ -185,8 +192,8 @@ def _top(cfg: CfgNode, recording: Recording, names: Sequence[str]) -> list[Block
         if not image.kept:
             note = (
                 f"Image {i + 1}: no query is kept (MODEL.DETR.TEST.SCORE_THRESH "
-                f"{cfg.MODEL.DETR.TEST.SCORE_THRESH:g}); the {len(image.queries)} queries of best "
-                "score are shown instead."
+                f"{cfg.MODEL.DETR.TEST.SCORE_THRESH:g}). The {len(image.queries)} queries with the "
+                "best scores are shown instead."
             )
             logger.warning(note)
             blocks.append({"note": note})
@@ -197,7 +204,7 @@ def _top(cfg: CfgNode, recording: Recording, names: Sequence[str]) -> list[Block
 
 
 def _png(picture: np.ndarray) -> bytes:
-    """With a palette of 256 colours, a third of the size."""
+    """Encode a picture with a palette of 256 colors, in a third of the usual size."""
     buffer = io.BytesIO()
     Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A page in the browser: drop an image, look at its segments, change the thresholds.
+"""A web page for one image: show its segments and change the thresholds.
 
-:mod:`.app` needs Gradio (the extra ``web``); :mod:`.analysis` does not.
+Only :mod:`.app` needs Gradio (the extra ``web``).
 """

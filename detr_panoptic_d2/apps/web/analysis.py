@@ -1,6 +1,6 @@
-"""One image after the network: everything that the page can ask without running it again.
+"""The outputs of the network for one image, and what the page computes from them.
 
-Shapes: H x W the image, Q the queries whose class is an object, M attention heads.
+Shapes: H x W is the image, Q the number of queries whose class is an object, M that of the heads.
 """
 
 import logging
@@ -28,8 +28,8 @@ from ...visualization.panels import enlarge
 logger = logging.getLogger(__name__)
 
 # Largest upload, in millions of bytes and of pixels.
-MOST_MEGABYTES, MOST_MEGAPIXELS = 20, 16
-# Small images are enlarged to about this shorter side, so that names can be read; maps to this.
+MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 16
+# Approximate smallest shorter side in pixels, of the picture with labels and of the maps.
 _SIDE, _MAP_SIDE = 480, 240
 
 
@@ -40,8 +40,8 @@ class View(NamedTuple):
         analysis: of the image.
         ids: H x W int32 segment ids.
         segments: as the model returns them.
-        queries: the query of each segment; of stuff, the one that wins most of its pixels.
-        picture: segments over the image, H and W times a whole number.
+        queries: the query of each segment. For stuff, the one with most of the pixels.
+        picture: segments over the image, enlarged by a whole factor.
     """
 
     analysis: "Analysis"
@@ -53,12 +53,12 @@ class View(NamedTuple):
     def at(self, x: int, y: int) -> int | None:
         """Index of the segment at a pixel of the picture; None on void."""
         factor = self.picture.shape[0] // self.ids.shape[0]
-        found = int(self.ids[y // factor, x // factor])
-        return next((k for k, s in enumerate(self.segments) if s["id"] == found), None)
+        segment_id = int(self.ids[y // factor, x // factor])
+        return next((k for k, s in enumerate(self.segments) if s["id"] == segment_id), None)
 
     def details(self, index: int) -> list[tuple[np.ndarray, str]]:
-        """Pictures of a segment, with captions: its pixels, the others faded, and the mask logits
-        and the M box-attention maps of its query."""
+        """Return pictures of a segment with captions: its pixels, and the mask logits and the M
+        box-attention maps of its query."""
         analysis = self.analysis
         inside = self.ids == self.segments[index]["id"]
         faded = 255 - (255 - analysis.image.astype(np.float32)) * 0.25
@@ -68,7 +68,7 @@ class View(NamedTuple):
         attention = analysis.box_attention[query].float().cpu().numpy()
         half = 2 * max(float(np.abs(logits).max()), 1e-3)
         maps = {"mask logits": colormaps["PuOr"](logits / half + 0.5)}
-        # One scale for all heads; the square root shows small weights too.
+        # One scale for all heads. The square root makes small weights visible.
         for head, weights in enumerate(np.sqrt(attention / attention.max()), 1):
             maps[f"head {head}"] = colormaps["viridis"](weights)
         pictures = {"pixels": pixels}
@@ -77,7 +77,7 @@ class View(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What the network made of one image.
+    """Outputs of the network for one image.
 
     Attributes:
         cfg, metadata: of the model and of its classes.
@@ -101,7 +101,7 @@ class Analysis(NamedTuple):
 
     @torch.no_grad()
     def view(self, score_thresh: float, min_area: int) -> View:
-        """Run the panoptic inference, and nothing of the network.
+        """Run the panoptic inference only, without the network.
 
         Args:
             score_thresh: ``MODEL.DETR.TEST.SCORE_THRESH``.
@@ -134,7 +134,7 @@ def analyze(predictor: Predictor, image: np.ndarray) -> Analysis:
     images = model.preprocess([predictor.prepare(image[:, :, ::-1])])
     detections = model.detect(images)
     selection = model.select(detections)
-    # Masks of every query that some threshold could keep.
+    # Masks of every query that any threshold can keep.
     logits = detections.pred_logits[-1]
     queries = panoptic_rule(cfg, metadata, 0.0, 0).keep(logits)[0].cpu().nonzero()[:, 0]
     masks = model.predict_masks(detections, torch.zeros_like(queries), queries)
@@ -161,7 +161,7 @@ def analyze(predictor: Predictor, image: np.ndarray) -> Analysis:
 def panoptic_rule(
     cfg: CfgNode, metadata: Metadata, score_thresh: float, min_area: int
 ) -> nn.Module:
-    """The config's panoptic inference with other thresholds.
+    """Build the panoptic inference of the config with other thresholds.
 
     Raises:
         UserError: one of them is out of range.
@@ -177,26 +177,26 @@ def read_upload(path: str) -> np.ndarray:
     """Read an uploaded image. Its pixels are decoded only if it is small enough.
 
     Args:
-        path: the file on this machine; the server has refused what has too many bytes.
+        path: the file on this machine. The server has checked its size in bytes.
 
     Returns:
         H x W x 3 uint8 RGB.
 
     Raises:
-        UserError: it is too large or not an image. The message holds no paths of this machine.
+        UserError: it is too large or not an image. The message has no paths of this machine.
     """
     try:
         with Image.open(path) as image:
             width, height = image.size
-        if width * height <= MOST_MEGAPIXELS * 1e6:
+        if width * height <= MAX_MEGAPIXELS * 1e6:
             return read_image(path, "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         logger.info("Refused an upload: %s", error)
         raise UserError(
-            "This file cannot be read as an image, or is damaged or cut off. JPEG, PNG, WebP, BMP "
-            "and TIFF work."
+            "This file cannot be read as an image: it is damaged, or of an unknown type. JPEG, "
+            "PNG, WebP, BMP and TIFF work."
         ) from error
     raise UserError(
-        f"The image has {width} x {height} pixels; at most {MOST_MEGAPIXELS} million are taken. "
-        "Make it smaller first."
+        f"The image has {width} x {height} pixels. The maximum is {MAX_MEGAPIXELS} million: make "
+        "it smaller."
     )

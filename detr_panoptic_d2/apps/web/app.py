@@ -1,4 +1,4 @@
-"""The page itself, with Gradio: it turns what a visitor does into calls of :mod:`.analysis`."""
+"""The web page, made with Gradio: it calls :mod:`.analysis` for each action of a visitor."""
 
 import logging
 from typing import Any
@@ -8,17 +8,17 @@ from detectron2.config import CfgNode
 from ...engine import Predictor
 from ...errors import UserError
 from ...visualization.visualizer import class_name
-from .analysis import MOST_MEGABYTES, MOST_MEGAPIXELS, View, analyze, read_upload
+from .analysis import MAX_MEGABYTES, MAX_MEGAPIXELS, View, analyze, read_upload
 
 logger = logging.getLogger(__name__)
 
-# Seconds after which an image that nobody looks at any more is forgotten.
+# Seconds after which unused images are deleted.
 _KEEP = 3600
 _START = "No image yet."
 
 
 def build_app(cfg: CfgNode):
-    """Load the model and make the page, a ``gradio.Blocks``.
+    """Load the model and build the page, a ``gradio.Blocks``.
 
     Args:
         cfg: a config with ``MODEL.WEIGHTS``.
@@ -45,23 +45,23 @@ def build_app(cfg: CfgNode):
         view = gr.State(None, time_to_live=_KEEP)
         gr.Markdown(
             "# Panoptic segmentation\nDrop an image, then click a segment. "
-            f"At most {MOST_MEGABYTES} MB and {MOST_MEGAPIXELS} million pixels."
+            f"At most {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 upload = gr.File(label="Image", file_types=["image"], elem_id="upload")
                 score = gr.Slider(
-                    0, 1, test.SCORE_THRESH, step=0.01, label="Least score", elem_id="score"
+                    0, 1, test.SCORE_THRESH, step=0.01, label="Minimum score", elem_id="score"
                 )
                 area = gr.Slider(
                     *(0, max(2000, test.MIN_SEGMENT_AREA), test.MIN_SEGMENT_AREA),
                     step=1,
-                    label="Drop segments of this many pixels and less",
+                    label="Drop segments of at most this many pixels",
                     elem_id="area",
                 )
                 status = gr.Markdown(_START, elem_id="status")
             with gr.Column(scale=2, min_width=320):
-                # Without "share", which would send pictures to another site.
+                # No "share" button: it sends pictures to another site.
                 picture = gr.Image(
                     label="Segments",
                     interactive=False,
@@ -80,8 +80,8 @@ def build_app(cfg: CfgNode):
         )
         chosen = [details, maps]
         everything = [view, picture, status, *chosen]
-        # One at a time and in their order: the late answer to a moved slider must not bring back an
-        # image that was taken away or replaced meanwhile.
+        # Events run one at a time, in order. Otherwise a slow slider event could show an image
+        # again that was removed or replaced meanwhile.
         in_turn = {"concurrency_id": "page", "concurrency_limit": 1}
         upload.upload(page.analyse, [upload, score, area], everything, **in_turn)
         upload.clear(lambda: page.nothing(_START), None, everything, **in_turn)
@@ -103,19 +103,19 @@ def build_app(cfg: CfgNode):
 
 
 def serve(app, *, host: str, port: int | None) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until interrupted.
 
     Args:
-        app: of :func:`build_app`.
+        app: from :func:`build_app`.
         host: address to listen on.
-        port: None: the first free one from 7860 on.
+        port: None: the first free port from 7860 on.
     """
     if host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning("The page asks for no password: whoever reaches %s can use it.", host)
+        logger.warning("The page has no password: everyone who can connect to %s can use it.", host)
     app.queue(max_size=20).launch(
         server_name=host,
         server_port=port,
-        max_file_size=MOST_MEGABYTES * 10**6,
+        max_file_size=MAX_MEGABYTES * 10**6,
         show_error=True,
         ssr_mode=False,
         footer_links=[],
@@ -123,13 +123,13 @@ def serve(app, *, host: str, port: int | None) -> None:
 
 
 class _Page:
-    """The functions behind the page; each returns the values of the components that it changes."""
+    """Handlers of the page's events. Each returns the new values of the components."""
 
     def __init__(self, predictor: Predictor):
         self._predictor = predictor
 
     def analyse(self, path: str, score: float, area: float) -> list[Any]:
-        """A new image: the only place where the network runs."""
+        """Show a new image. Only here the network runs."""
         try:
             analysis = analyze(self._predictor, read_upload(path))
         except UserError as error:
@@ -137,26 +137,26 @@ class _Page:
         return self._show(analysis.view(score, int(area)))
 
     def change(self, view: View | None, score: float, area: float) -> list[Any]:
-        """Other thresholds."""
+        """Show the image with other thresholds."""
         return self._show(view.analysis.view(score, int(area))) if view else self.nothing(_START)
 
     def nothing(self, status: str) -> list[Any]:
-        """An empty page with a message."""
+        """Show an empty page with a message."""
         return [None, None, status, "", None]
 
     def choose(self, view: View | None, x: int, y: int) -> list[Any]:
-        """A click into the picture."""
+        """Show the segment at a pixel of the picture."""
         if view is None:
             return ["", None]
         index = view.at(x, y)
         if index is None:
-            return ["Void: no segment has this pixel.", None]
+            return ["Void: this pixel belongs to no segment.", None]
         segment, share = view.segments[index], 100 * view.segments[index]["area"] / view.ids.size
         text = (
             f"### {class_name(segment['category_id'], view.analysis.metadata)} "
             f"({'thing' if segment['isthing'] else 'stuff'})\nscore {segment['score']:.3f}, area "
             f"{segment['area']} pixels ({share:.1f} % of the image)\n\n"
-            "Its pixels, mask logits (purple: inside) and box attention of its query, by head:"
+            "Its pixels, the mask logits (purple: inside) and box-attention maps of its query:"
         )
         return [text, view.details(index)]
 
@@ -164,5 +164,5 @@ class _Page:
         height, width = view.ids.shape
         status = f"{width} x {height} pixels, {len(view.segments)} segments."
         if not view.segments:
-            status += " No query passes: lower the least score."
+            status += " No query has the minimum score: lower it."
         return [view, view.picture, status, "", None]
