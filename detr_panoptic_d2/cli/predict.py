@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, help="folder of the results")
     add("--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)")
     add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
+    text = "labels: where there is room, with a legend of the others (auto), all, or none"
+    add("--labels", choices=["auto", "all", "none"], default="auto", help=text)
     add("--tile", type=int, metavar="PIXELS", help="segment in tiles of this side (large images)")
     add("--overlap", type=float, default=0.2, help="part of a tile that is shared (%(default)s)")
     add("--weights", metavar="FILE", help="a checkpoint of a training; it holds its config")
@@ -81,6 +83,7 @@ def _predict(args: argparse.Namespace) -> int:
         coco_json=args.json,
         resume=args.resume,
         batch_size=batch_size,
+        labels=args.labels,
         model=f"{model} --tile {args.tile} --overlap {args.overlap}" if args.tile else str(model),
     )
     if failed and comm.get_world_size() > 1:

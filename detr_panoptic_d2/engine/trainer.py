@@ -24,6 +24,7 @@ from ..config import merged_cfg
 from ..data.dataset_mapper import PanopticDatasetMapper
 from ..errors import UserError, check_value
 from ..evaluation import build_evaluator
+from ..evaluation.low_pq import explain_low_pq
 from ..files import remove_unfinished
 from ..modeling.backbone import lacks_norm_statistics
 from .distributed import broadcast_buffers, distribute_model, synchronize_batch_norms, unwrap
@@ -281,7 +282,12 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
         trainer = PanopticTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         _describe_training(trainer)
-        return trainer.train()
+        results = trainer.train()
+        if comm.is_main_process():
+            folders = [Path(cfg.OUTPUT_DIR, "inference", name) for name in cfg.DATASETS.TEST]
+            for line in explain_low_pq(cfg, folders):
+                logger.warning("%s", line)
+        return results
     model = PanopticTrainer.build_model(cfg)
     checkpointer = PanopticTrainer.build_checkpointer(cfg, model)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume, complete=True)

@@ -37,6 +37,7 @@ class ResultFolder:
         model: name of the model and its options. Results of another model are not continued.
         coco_json: write ``predictions.json`` and ``panoptic/*.png`` for the images as well.
         resume: keep the results that are there, and leave out their inputs.
+        labels: see :func:`.predict`.
 
     Attributes:
         todo: the inputs without a result.
@@ -47,9 +48,16 @@ class ResultFolder:
     """
 
     def __init__(
-        self, folder: Path, paths: Sequence[Path], model: str, *, coco_json: bool, resume: bool
+        self,
+        folder: Path,
+        paths: Sequence[Path],
+        model: str,
+        *,
+        coco_json: bool,
+        resume: bool,
+        labels: str,
     ):
-        self.folder, self._coco_json = folder, coco_json
+        self.folder, self._coco_json, self._labels = folder, coco_json, labels
         self._json, self._parts = folder / "predictions.json", folder / ".predictions"
         self._names = name_results(list(paths))
         self._overlays = {
@@ -81,7 +89,8 @@ class ResultFolder:
         """
         target = self._overlays[path]
         target.parent.mkdir(parents=True, exist_ok=True)
-        overlay = Image.fromarray(draw_panoptic(image, *panoptic, metadata))
+        options = {"labels": self._labels, "legend": self._labels == "auto"}
+        overlay = Image.fromarray(draw_panoptic(image, *panoptic, metadata, **options))
         with atomic_file(target, "wb") as file:
             overlay.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=95)
         if not self._coco_json:

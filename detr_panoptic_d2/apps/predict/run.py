@@ -24,6 +24,7 @@ def predict(
     resume: bool = False,
     batch_size: int = 1,
     model: str = "",
+    labels: str = "auto",
 ) -> dict[Path, Exception]:
     """Predict on images and videos. The processes of a distributed job share the inputs.
 
@@ -36,6 +37,8 @@ def predict(
         resume: keep the results that are there, and leave out their inputs.
         batch_size: images of one size that go through the network together.
         model: name of the model and its options, to be compared by ``resume``.
+        labels: in overlays: "all"; "none"; or "auto": those that have room in their segment. Images
+            then get a legend of the other classes below them.
 
     Returns:
         the inputs that could not be read, each with its error. All others are done.
@@ -43,7 +46,9 @@ def predict(
     Raises:
         UserError: a result would overwrite an input or earlier results. Nothing is written.
     """
-    results = ResultFolder(output_dir, paths, model, coco_json=coco_json, resume=resume)
+    results = ResultFolder(
+        output_dir, paths, model, coco_json=coco_json, resume=resume, labels=labels
+    )
     if len(results.todo) < len(paths):
         logger.info("%d inputs have results already.", len(paths) - len(results.todo))
     share = results.todo[comm.get_rank() :: comm.get_world_size()]
@@ -67,7 +72,7 @@ def predict(
             writing.result()
     for path in filter(is_video, share):
         try:
-            predict_video(predictor, path, results.overlay(path))
+            predict_video(predictor, path, results.overlay(path), labels)
             logger.info("Written: %s", results.overlay(path))
         except OSError as error:
             failed[path] = error

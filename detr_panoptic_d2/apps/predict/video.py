@@ -17,10 +17,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def predict_video(predictor: DefaultPredictor, path: Path, target: Path) -> None:
+def predict_video(
+    predictor: DefaultPredictor, path: Path, target: Path, labels: str = "auto"
+) -> None:
     """Write a video with overlays as MPEG-4.
 
-    MPEG-4 needs even sizes. If a side is odd, the last column or row is repeated.
+    The labels are those of :func:`.run.predict`. MPEG-4 needs even sizes. If a side is odd, the
+    last column or row is repeated.
 
     Raises:
         OSError: the video cannot be read, or not written.
@@ -43,7 +46,9 @@ def predict_video(predictor: DefaultPredictor, path: Path, target: Path) -> None
         with tqdm(total=total, unit="frame", disable=None) as progress:
             while ok:
                 panoptic = predictor(frame)["panoptic_seg"]
-                overlay = draw_panoptic(frame[:, :, ::-1], *panoptic, predictor.metadata)
+                overlay = draw_panoptic(
+                    frame[:, :, ::-1], *panoptic, predictor.metadata, labels=labels
+                )
                 overlay = np.pad(overlay[:, :, ::-1], padding, mode="edge")
                 writer.write(np.ascontiguousarray(overlay))
                 progress.update()

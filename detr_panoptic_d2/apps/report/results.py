@@ -16,7 +16,7 @@ from ...data.dataset_mapper import read_image
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
-from ...evaluation.panoptic import PER_IMAGE_FILE
+from ...evaluation.low_pq import read_counts
 from ...evaluation.pq import QUALITIES, add_rows, average
 from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
@@ -43,9 +43,8 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
         PQ in percent, and the blocks of the page: tables of PQ, SQ, RQ and counts, and the best and
         worst images by PQ over the segments of all classes, or why there are none.
     """
-    per_image = json.loads((folder / PER_IMAGE_FILE).read_text(encoding="utf-8"))
+    categories, per_image = read_counts(folder)
     predictions = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
-    categories = {c["id"]: c for c in predictions["categories"]}
     stat = PQStat()
     for entry in per_image:
         add_rows(stat, entry["counts"])

@@ -1,4 +1,4 @@
-"""From the folder of a run to its page."""
+"""Write the page of a run from the files in its folder."""
 
 import json
 import logging
@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from ..._version import __version__
 from ...data.register import register_from_config
+from ...evaluation.low_pq import explain_low_pq
 from ...evaluation.panoptic import PER_IMAGE_FILE
 from ..page import Block, Section, write_page
 from .chart import line_chart
@@ -23,21 +24,21 @@ from .results import read_evaluation
 
 logger = logging.getLogger(__name__)
 
-# Lines of the log at its end.
+# Number of lines from the end of the log.
 _LOG_LINES = 40
-# Detectron2 writes metrics every so many iterations.
+# Iterations between the lines of Detectron2's metrics.
 _PERIOD = 20
 _PQ = "panoptic_seg/PQ"
 _LOSSES = ("ce", "bbox", "giou", "mask", "dice")
 
 
 class Run(NamedTuple):
-    """What a run left in its folder, whole or not.
+    """The files of a run, complete or not.
 
     Attributes:
         folder: ``OUTPUT_DIR``.
-        series: by name of the metric, its values by iteration, in order.
-        config: of ``config.yaml``, {} if there is none.
+        series: values by iteration, in order, for each metric.
+        config: content of ``config.yaml``, {} if there is none.
     """
 
     folder: Path
@@ -46,18 +47,18 @@ class Run(NamedTuple):
 
     @property
     def done(self) -> int:
-        """Iterations that are on record."""
+        """Number of iterations in ``metrics.json``."""
         return 1 + max(self.series.get("total_loss", {}), default=-1)
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end."""
+        """Whether the training is finished."""
         return (self.folder / "model_final.pth").is_file() or (
             0 < self.config.get("SOLVER", {}).get("MAX_ITER", math.inf) <= self.done
         )
 
     def values(self, name: str) -> np.ndarray:
-        """The values of a metric; a NaN where there are none."""
+        """Return the values of a metric, a NaN if there are none."""
         return np.array(list(self.series.get(name, {}).values()) or [math.nan], dtype=float)
 
     def text(self, name: str) -> str:
@@ -68,12 +69,16 @@ class Run(NamedTuple):
     def seconds(self) -> float | None:
         """Wall-clock time of the training over all its starts, by TensorBoard's events.
 
-        Each start has a file of events, which is made with the first metrics, after ``_PERIOD``
-        steps. None: there are none.
+        Each start has a file of events, which begins with the first metrics, after ``_PERIOD``
+        steps. Only training steps count, so a later evaluation adds nothing. None: no events.
         """
         spans = []
         for path in self.folder.glob("events.out.tfevents.*"):
-            times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+            times = [
+                event.wall_time
+                for event in EventFileLoader(str(path)).Load()
+                if any(value.tag == "total_loss" for value in event.summary.value)
+            ]
             if len(times) > 1:
                 first = _PERIOD * float(np.median(self.values("time")))
                 spans.append(max(times) - min(times) + first)
@@ -81,13 +86,13 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Read what is there.
+    """Read the files of a run.
 
-    Lines of ``metrics.json`` that cannot be read, as a last one half written, are left out. Where
-    an iteration comes again, after a training was resumed, its last values count.
+    Invalid lines of ``metrics.json``, such as an incomplete last one, are skipped. If an iteration
+    was repeated after a resume, its last values count.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds nothing of a run.
+        FileNotFoundError: there is no such folder, or it has no files of a run.
     """
     if not any((folder / f).exists() for f in ("metrics.json", "config.yaml", "inference")):
         raise FileNotFoundError(
@@ -106,26 +111,26 @@ def read_run(folder: Path) -> Run:
     try:
         config = yaml.safe_load(run.text("config.yaml"))
     except yaml.YAMLError:
-        # Half written, or changed by hand; the page shows the text.
+        # Incomplete, or edited. The page shows the text.
         config = None
     series = {name: dict(sorted(values.items())) for name, values in run.series.items()}
     return Run(folder, series, config if isinstance(config, dict) else {})
 
 
 def write_report(output_dir: str | Path) -> Path:
-    """Write ``report.html`` into the folder of a run: finished, going on, or stopped.
+    """Write ``report.html`` into the folder of a run: finished, running, or stopped.
 
-    The page holds all its pictures and needs no network. What is missing, a run that has not been
-    evaluated for one, is left out of it or said in it.
+    The page contains all its pictures and needs no network. Parts without data, such as the results
+    of a run without evaluation, are left out.
 
     Args:
         output_dir: ``OUTPUT_DIR`` of a training or an evaluation.
 
     Returns:
-        Path: of the page, which appears only when it is whole.
+        Path: the page.
 
     Raises:
-        FileNotFoundError: there is no such folder, or it holds nothing of a run.
+        FileNotFoundError: there is no such folder, or it has no files of a run.
     """
     run = read_run(Path(output_dir))
     top = state(run)
@@ -138,6 +143,8 @@ def write_report(output_dir: str | Path) -> Path:
         logger.warning("%s", error)
     folders = sorted(p.parent for p in run.folder.glob(f"inference/*/{PER_IMAGE_FILE}"))
     evaluations = {folder.name: read_evaluation(folder) for folder in folders}
+    if run.done and "DETR" in run.config.get("MODEL", {}):
+        top += [{"note": line} for line in explain_low_pq(CfgNode(run.config), folders)]
     sections = [
         *(Section(name, f"Results on {name}", e[1]) for name, e in evaluations.items()),
         Section("curves", "Curves", curves(run)),
@@ -150,7 +157,7 @@ def write_report(output_dir: str | Path) -> Path:
 
 
 def state(run: Run) -> list[Block]:
-    """Say how far the run is; of one that has not come to its end, the end of its log."""
+    """Return the state of the run, and the end of the log if it is not finished."""
     total = run.config.get("SOLVER", {}).get("MAX_ITER")
     steps = f"{run.done} iterations" if run.finished else f"{run.done} of {total or '?'} iterations"
     if not run.done:
@@ -159,16 +166,18 @@ def state(run: Run) -> list[Block]:
         kind, sentence = "finished", f"Finished: {steps}."
     else:
         kind, sentence = "stopped", f"Not finished: {steps}."
-    signs = [run.folder / name for name in ("metrics.json", "log.txt", "config.yaml")]
-    last = max((p.stat().st_mtime for p in signs if p.is_file()), default=time.time())
-    blocks: list[Block] = [
-        {"text": f"{sentence} Last sign of life: {_when(last)}.", "id": "state", "class": kind}
-    ]
+    # A later evaluation changes the other files.
+    names = ["model_final.pth"] if run.finished else []
+    files = [run.folder / n for n in (*names, "metrics.json", "log.txt", "config.yaml")]
+    times = [path.stat().st_mtime for path in files if path.is_file()]
+    last = times[0] if names and files[0].is_file() else max(times, default=time.time())
+    text = f"{sentence} Last change: {_when(last)}."
+    blocks: list[Block] = [{"text": text, "id": "state", "class": kind}]
     if run.config.get("MODEL", {}).get("DEVICE") == "cpu":
         blocks.append({"text": "It ran on the CPU, not on a GPU (MODEL.DEVICE cpu)."})
     bad = [n for n in sorted(run.series) if "loss" in n and not np.isfinite(run.values(n)).all()]
     if bad:
-        blocks.append({"note": f"Not finite at some time: {', '.join(bad)}."})
+        blocks.append({"note": f"Infinite or NaN in some iterations: {', '.join(bad)}."})
     log = run.text("log.txt").splitlines()
     if log and not run.finished and (run.done or not (run.folder / "inference").is_dir()):
         end = {"pre": "\n".join(log[-_LOG_LINES:])}
@@ -177,11 +186,11 @@ def state(run: Run) -> list[Block]:
 
 
 def overview(run: Run, evaluated: list[float]) -> list[Block]:
-    """Return the numbers to see first, and all results that metrics.json has.
+    """Return the most important numbers, and all results in metrics.json.
 
     Args:
         run: the run.
-        evaluated: PQ of the data sets whose evaluation left its files.
+        evaluated: PQ of the data sets with files of an evaluation.
     """
     seconds = run.seconds()
     step, waiting = (np.median(run.values(name)) for name in ("time", "data_time"))
@@ -207,7 +216,7 @@ def overview(run: Run, evaluated: list[float]) -> list[Block]:
         is_open = not evaluated
         blocks.append({"details": "metrics.json", "blocks": [{"pairs": pairs}], "open": is_open})
     elif not evaluated:
-        text = "There was no evaluation yet: TEST.EVAL_PERIOD iterations make one."
+        text = "There was no evaluation yet: one runs every TEST.EVAL_PERIOD iterations."
         blocks.append({"text": text})
     return blocks
 
@@ -234,7 +243,7 @@ def curves(run: Run) -> list[Block]:
 
 
 def config(run: Run) -> list[Block]:
-    """Return the config as it is."""
+    """Return the text of the config."""
     made = f"Report by detr_panoptic_d2 {__version__}, {_when(time.time())}."
     text = run.text("config.yaml")
     return [
