@@ -488,6 +488,15 @@ def test_class_and_object_masks_of_voc(tmp_path, save_mask, save_image, convert_
     expected = np.full((H, W), "background", object)
     expected[4], expected[12:18, 4:8], expected[5:10, 4:16] = "", "", "person"
     assert np.array_equal(result.classes("a.jpg"), expected)
+    # With object masks, classes of a plain list are things.
+    (tmp_path / "names.txt").write_text("\n".join(c["name"] for c in voc_classes()))
+    source.classes = class_masks(
+        tmp_path / "images",
+        tmp_path / "classes",
+        tmp_path / "names.txt",
+        objects=tmp_path / "objects",
+    ).classes
+    assert [c["isthing"] for c in source.classes] == [0] + [1] * 20
 
 
 def test_void_value_of_instance_masks(make, convert_and_check):

@@ -47,7 +47,7 @@ def plot_classes(report: Report, path: str | os.PathLike) -> None:
             sizes.plot(median, row, color="black", marker="|", markersize=9)
     sizes.set_xscale("log", base=2)
     sizes.xaxis.set_major_formatter("{x:g}")
-    sizes.set_xlabel("square root of the area in pixels (smallest, quartiles, median, largest)")
+    sizes.set_xlabel("square root of the area in pixels; box: quartiles")
     patches = [Patch(color="tab:blue", label="thing"), Patch(color="tab:orange", label="stuff")]
     figure.legend(handles=patches, loc="outside upper right", ncols=2)
     figure.suptitle(f"{report.paths.name}: {len(report.images)} images", x=0.01, ha="left")
@@ -75,7 +75,7 @@ def draw_examples(reports: Sequence[Report], path: str | os.PathLike) -> None:
         title = f"{report.paths.name}: {image.name}"
         axis.set_title(textwrap.shorten(title, 60, placeholder="..."), fontsize=9)
     patches = [Patch(facecolor=color, label=name) for name, color in names.items()]
-    patches.append(Patch(facecolor="black", label="void (no label)"))
+    patches.append(Patch(facecolor="white", hatch="////", label="void (no label)"))
     figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
     _save(figure, path)
 
@@ -96,7 +96,7 @@ def _choose_examples(report: Report) -> list[ImageResult]:
 def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, dict[str, tuple]]:
     """Return the image under the colours of its classes, and these colours by name.
 
-    Borders between segments are white. Void is black.
+    Borders between segments are white. Void has diagonal stripes.
     """
     pixels = read_image(image.path, "RGB")
     ids = read_panoptic_png(image.png_path).astype(np.int32)
@@ -109,11 +109,17 @@ def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, di
     for index, (category_id, category) in enumerate(report.categories.items()):
         segment_ids = [s.segment_id for s in image.segments if s.category_id == category_id]
         if segment_ids:
-            color = category.get("color") or default_color(index)
+            color = category.get("color") or [0, 0, 0]
+            if max(color) < 40:
+                # It could not be told from the shadows of the image.
+                color = default_color(index)
             overlay[np.isin(ids, segment_ids)] = color
             colors[str(category["name"])] = tuple(np.array(color) / 255)
     picture = 0.45 * pixels + 0.55 * overlay
-    picture[~overlay.any(axis=2) & (ids == 0)] *= 0.4
+    rows, columns = np.indices(ids.shape)
+    stripes = 255 * ((rows + columns) // 6 % 2)
+    is_void = ~overlay.any(axis=2)
+    picture[is_void] = 0.5 * pixels[is_void] + 0.5 * stripes[is_void, None]
     is_border = np.zeros(ids.shape, bool)
     is_border[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     is_border[1:] |= ids[1:] != ids[:-1]

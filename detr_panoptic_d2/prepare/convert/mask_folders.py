@@ -46,7 +46,8 @@ def class_masks(
     """Read images with a class mask for each, and optionally an object mask.
 
     A stuff class is one segment. The objects of a thing class are those of the object mask, or the
-    connected regions if there is none. Classes are stuff unless the list or the user say otherwise.
+    connected regions if there is none. Unless the list or the user say otherwise, classes are
+    stuff. With object masks they are things, apart from "background".
 
     Args:
         images: folder of the images.
@@ -79,7 +80,10 @@ def class_masks(
         )
         for name, m in mask_of_image.items()
     ]
-    return Source(images, [{**c, "isthing": c["isthing"] or 0} for c in classes], items)
+    for category in classes:
+        if category["isthing"] is None:
+            category["isthing"] = int(objects is not None and category["name"] != "background")
+    return Source(images, classes, items)
 
 
 def _draw_classes(regions: Regions, split: Objects, size: Size, things: Collection[str]) -> Labels:

@@ -66,9 +66,11 @@ def run_conversion(
 
 def _print_summary(converted: Sequence[Converted], what: str, min_area: int) -> None:
     for split in converted:
-        counts = ", ".join(f"{number} {name}" for name, number in split.num_segments.items())
+        counts = ", ".join(
+            f"{number} {name}" for name, number in split.num_segments.items() if number
+        )
         crowds = f", and {split.num_crowds} crowds" if split.num_crowds else ""
-        print(f"\n{split.name}: {split.num_images} images with {what}: {counts}{crowds}.")
+        print(f"\n{split.name}: {split.num_images} images with {what}: {counts or 'none'}{crowds}.")
         print(f"At most {split.max_segments} {what} in an image.")
         if split.num_covered:
             print(f"{split.num_covered} objects lie completely under others and are left out.")
