@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from ...data.colors import choose_colors
 from ...data.dataset_mapper import read_image
-from ...data.metadata import default_color
 from ...data.panoptic_png import read_panoptic_png
 from ...files import atomic_file
 from .dataset import ImageResult, Report
@@ -106,13 +106,14 @@ def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, di
     ids = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
     overlay = np.zeros((*ids.shape, 3))
     colors = {}
-    for index, (category_id, category) in enumerate(report.categories.items()):
+    # A dark color looks like a shadow of the image.
+    given = [c.get("color") or (0, 0, 0) for c in report.categories.values()]
+    given = [tuple(color) if max(color) >= 40 else None for color in given]
+    isthing = [bool(c["isthing"]) for c in report.categories.values()]
+    palette = choose_colors(isthing, given)
+    for color, (category_id, category) in zip(palette, report.categories.items(), strict=True):
         segment_ids = [s.segment_id for s in image.segments if s.category_id == category_id]
         if segment_ids:
-            color = category.get("color") or [0, 0, 0]
-            if max(color) < 40:
-                # It could not be told from the shadows of the image.
-                color = default_color(index)
             overlay[np.isin(ids, segment_ids)] = color
             colors[str(category["name"])] = tuple(np.array(color) / 255)
     picture = 0.45 * pixels + 0.55 * overlay
