@@ -225,9 +225,8 @@ def _huggingface_config(path: str) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    line = text.splitlines()[0] if text else type(error).__name__
-    # The name that a pickle calls stands in the middle of torch's message.
-    if named := re.search(r"GLOBAL ([\w.]+)", text):
-        line = f"it names '{named[1]}'"
-    return line if line.endswith(".") else f"{line}."
+    # torch names the object that a pickle asks for in the middle of a long message.
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it names '{named[1]}'."
+    text = str(error) or type(error).__name__
+    return f"{text.splitlines()[0].rstrip('.')}."

@@ -38,8 +38,8 @@ class PanopticDatasetMapper:
     Detectron2's loader seeds.
 
     Ids in a PNG that no entry of ``segments_info`` names are void. Entries without pixels are
-    dropped. Both are warned about once per process. Segments that vanish by cropping or resizing
-    are dropped.
+    dropped. The first such file of a process is named in a warning. Segments that vanish by
+    cropping or resizing are dropped.
     """
 
     @configurable
@@ -137,25 +137,21 @@ class PanopticDatasetMapper:
             labels, unnamed_ids = ids_to_labels(ids, [s["id"] for s in targets + crowds])
         except UserError as error:
             raise UserError(f"Annotation of '{png}': {error}") from error
-        if len(unnamed_ids):
-            log_first_n(
-                logging.WARNING,
-                f"Panoptic PNG '{png}' has ids that no entry of segments_info names, such as "
-                f"{unnamed_ids[0]}. Their pixels are void. Other files are not reported.",
-                name=__name__,
-            )
         transformed = _transform_labels(labels, transforms)
         boxes, areas = label_boxes_and_areas(transformed, len(infos))
         present = np.flatnonzero(areas[: len(targets)])
+        empty = []
         if len(present) < len(targets):
-            pixels = np.bincount(labels.reshape(-1), minlength=len(targets) + 1)[1:]
-            if empty := [s["id"] for s, area in zip(targets, pixels, strict=False) if area == 0]:
-                log_first_n(
-                    logging.WARNING,
-                    f"Panoptic PNG '{png}' has no pixel of segment {empty[0]}, which its "
-                    "segments_info lists. The entry is dropped. Other entries are not reported.",
-                    name=__name__,
-                )
+            pixels = np.bincount(labels.reshape(-1), minlength=len(targets) + 1)
+            empty = [s["id"] for n, s in enumerate(targets, start=1) if not pixels[n]]
+        if len(unnamed_ids) or empty:
+            log_first_n(
+                logging.WARNING,
+                f"Panoptic PNG '{png}' and its segments_info differ. Ids without entry are void: "
+                f"{unnamed_ids[:3].tolist()}. Entries without a pixel are dropped: {empty[:3]}. "
+                "Run detr-panoptic check for a list of all such files.",
+                name=__name__,
+            )
         instances = Instances(transformed.shape)
         classes = np.array([s["category_id"] for s in targets], dtype=np.int64)
         instances.gt_classes = torch.from_numpy(classes[present])

@@ -5,7 +5,6 @@ Class names, colors and thing-ness come from ``categories``. The names of the im
 """
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,7 @@ from ..errors import UserError
 from ..files import atomic_file
 from .colors import choose_colors
 from .label_maps import ids_to_labels, label_boxes_and_areas
-from .panoptic_check import EntryError, check_categories, check_panoptic_json
-
-logger = logging.getLogger(__name__)
+from .panoptic_check import EntryError, PanopticContent, check_categories, check_panoptic_json
 
 
 def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) -> list[dict]:
@@ -40,26 +37,10 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
         FileNotFoundError: the json, or the first image or PNG, is missing.
         UserError: the json is not in the format.
     """
-    content = read_panoptic_json(panoptic_json)
-    dicts = panoptic_dicts(content, image_root, panoptic_root, panoptic_json)
-    for key in ("file_name", "pan_seg_file_name"):
-        if not PathManager.isfile(dicts[0][key]):
-            raise FileNotFoundError(f"'{dicts[0][key]}', named by '{panoptic_json}', is missing.")
-    return dicts
-
-
-def panoptic_dicts(
-    content: dict, image_root: str, panoptic_root: str, panoptic_json: str
-) -> list[dict]:
-    """Check the content of a json and make the dataset dicts of :func:`load_panoptic_json`."""
-    try:
-        categories, images, annotated = check_panoptic_json(content, image_root, panoptic_root)
-    except EntryError as error:
-        raise UserError(f"'{panoptic_json}': {error}") from error
-    if not annotated:
-        raise UserError(f"'{panoptic_json}' has no annotations.")
-    if without := len(images) - len(annotated):
-        logger.info(f"{without} images of '{panoptic_json}' have no annotation and are dropped.")
+    categories, _, annotated = read_valid_content(image_root, panoptic_root, panoptic_json)
+    for path in (annotated[0].image_path, annotated[0].png_path):
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(f"'{path}', named by '{panoptic_json}', is missing.")
     contiguous = {category_id: i for i, category_id in enumerate(categories)}
     dicts = []
     for image in annotated:
@@ -74,13 +55,30 @@ def panoptic_dicts(
         dicts.append(
             {
                 "file_name": image.image_path,
-                **{side: image.image[side] for side in ("height", "width") if side in image.image},
+                **{k: image.image[k] for k in ("height", "width") if k in image.image},
                 "image_id": image.image["id"],
                 "pan_seg_file_name": image.png_path,
                 "segments_info": segments,
             }
         )
     return dicts
+
+
+def read_valid_content(image_root: str, panoptic_root: str, panoptic_json: str) -> PanopticContent:
+    """Read a COCO panoptic json and check it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the json is not in the format, or has no annotations.
+    """
+    content = read_panoptic_json(panoptic_json)
+    try:
+        valid = check_panoptic_json(content, image_root, panoptic_root)
+    except EntryError as error:
+        raise UserError(f"'{panoptic_json}': {error}") from error
+    if not valid.annotated:
+        raise UserError(f"'{panoptic_json}' has no annotations.")
+    return valid
 
 
 def panoptic_metadata(categories: Any, source: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
-from .panoptic_json import load_panoptic_json, panoptic_dicts, panoptic_metadata, read_panoptic_json
+from .panoptic_json import load_panoptic_json, panoptic_metadata, read_valid_content
 
 
 def register_panoptic(
@@ -37,19 +37,16 @@ def register_panoptic(
         FileNotFoundError: a file or folder is missing.
         UserError: the json is not in the format, or another set has the name.
     """
-    paths = {
-        "image_root": os.path.expanduser(os.fspath(image_root)),
-        "panoptic_root": os.path.expanduser(os.fspath(panoptic_root)),
-        "panoptic_json": os.path.expanduser(os.fspath(panoptic_json)),
-    }
+    keys = ("image_root", "panoptic_root", "panoptic_json")
+    values = (image_root, panoptic_root, panoptic_json)
+    paths = dict(zip(keys, (os.path.expanduser(os.fspath(v)) for v in values), strict=True))
 
     def read_metadata() -> dict[str, Any]:
-        for key in ("image_root", "panoptic_root"):
+        for key in keys[:2]:
             if not PathManager.isdir(paths[key]):
                 raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is not a folder.")
-        content = read_panoptic_json(paths["panoptic_json"])
-        panoptic_dicts(content, **paths)
-        return panoptic_metadata(content["categories"], paths["panoptic_json"])
+        categories = read_valid_content(**paths).categories
+        return panoptic_metadata(list(categories.values()), paths["panoptic_json"])
 
     register_once(name, functools.partial(load_panoptic_json, **paths), paths, read_metadata)
 
@@ -97,23 +94,18 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
     Raises:
         UserError: an item is not such a mapping.
     """
-    panoptic_keys = {"name", "image_root", "panoptic_root", "panoptic_json"}
+    forms = (
+        {"name", "image_root", "panoptic_root", "panoptic_json"},
+        {"name", "image_root", "instances_json"},
+    )
     for index, item in enumerate(cfg.DATASETS.REGISTER):
-        where = f"DATASETS.REGISTER[{index}]"
-        is_mapping = isinstance(item, dict)
-        has_boxes = is_mapping and "instances_json" in item
-        required = {"name", "image_root", "instances_json"} if has_boxes else panoptic_keys
-        if not is_mapping:
-            raise UserError(f"{where} is {item!r}, but must be a mapping with {sorted(required)}.")
-        if item.keys() != required:
-            unknown, missing = item.keys() - required, required - item.keys()
+        valid = isinstance(item, dict) and item.keys() in forms
+        if not valid or not all(isinstance(v, str) and v for v in item.values()):
             raise UserError(
-                f"{where} takes {sorted(required)}. Unknown: {sorted(unknown, key=str)}; missing: "
-                f"{sorted(missing)}."
+                f"DATASETS.REGISTER[{index}] is {item!r}, but must be a mapping from name, "
+                "image_root, panoptic_root and panoptic_json, or from name, image_root and "
+                "instances_json, to text."
             )
-        for key, value in item.items():
-            if not isinstance(value, str) or not value:
-                raise UserError(f"{where}: '{key}' is {value!r}, but must be a non-empty string.")
     return [dict(item) for item in cfg.DATASETS.REGISTER]
 
 

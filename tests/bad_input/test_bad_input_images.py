@@ -1,11 +1,13 @@
-"""Image files of every kind: readable ones train and are segmented, the others are named."""
+"""Image files of every kind."""
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
 from detr_panoptic_d2.apps.predict import predict
+from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 
@@ -60,58 +62,39 @@ UNREADABLE = [
 ]
 
 
-def test_readable_images_train_and_are_segmented(spoilt, train, tmp_path):
-    content, segments = spoilt.content, spoilt.content["annotations"][0]["segments_info"]
-    for entries in (content["images"], content["annotations"]):
-        entries.clear()
-    for number, make in enumerate(READABLE):
-        make(spoilt.image(number))
-        height, width = read_image(spoilt.image(number), "RGB").shape[:2]
-        ids = np.full((height, width), 1)
-        ids[height // 2 :, width // 2 :] = 2
-        spoilt.save_ids(number, ids)
-        name = spoilt.image(number).name
-        size = {"height": height, "width": width}
-        content["images"].append({"id": number, "file_name": name, **size})
-        content["annotations"].append(
-            {"image_id": number, "file_name": name, "segments_info": segments}
-        )
-    spoilt.save()
-    opts = spoilt.opts("MODEL.DETR.TEST.SCORE_THRESH", 0.0, "SOLVER.MAX_ITER", 1)
-    opts += ["SOLVER.IMS_PER_BATCH", str(len(READABLE)), "TEST.EVAL_PERIOD", "1"]
-    opts += ["INPUT.MAX_SIZE_TRAIN", "64", "INPUT.MAX_SIZE_TEST", "64"]
-    opts += ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.PROB", "0.5"]
+def test_images_of_every_kind(spoilt, error_line, tmp_path):
+    """Readable ones pass the training mapper and are segmented; the others are named."""
+    opts = spoilt.opts("INPUT.MAX_SIZE_TRAIN", 64, "INPUT.MAX_SIZE_TEST", 64)
+    opts += ["INPUT.CROP.ENABLED", "True", "INPUT.CROP.PROB", "1.0"]
     opts += ["INPUT.CROP.RESIZE_MIN_SIZES", "[24, 40]", "INPUT.CROP.SIZE", "[20, 30]"]
-    trainer = train(opts)
-    assert np.isfinite(trainer.storage.latest()["total_loss"][0])
-    folder = spoilt.root / "output" / "inference" / spoilt.name / "panoptic"
-    for number, image in enumerate(content["images"]):
-        with Image.open(folder / spoilt.png(number).name) as predicted:
-            assert predicted.size == (image["width"], image["height"])
-
-    weights = spoilt.root / "output" / "model_final.pth"
-    predictor = Predictor(setup_cfg("shapes/tiny.yaml", [*opts, "MODEL.WEIGHTS", str(weights)]))
-    paths = [spoilt.image(number) for number in range(len(READABLE))]
-    assert predict(predictor, paths, tmp_path / "out", coco_json=True) == {}
-    for path, image in zip(paths, content["images"], strict=True):
-        with Image.open(tmp_path / "out" / path.name) as overlay:
-            assert overlay.size == (image["width"], image["height"])
-
-
-def test_unreadable_images_are_named_and_the_others_are_done(spoilt, error_line, tmp_path):
-    opts = spoilt.opts()
-    model = build_model(setup_cfg("shapes/tiny.yaml", opts))
-    torch.save({"model": model.state_dict()}, tmp_path / "random.pth")
     opts += ["MODEL.WEIGHTS", str(tmp_path / "random.pth")]
-    predictor = Predictor(setup_cfg("shapes/tiny.yaml", opts))
-    paths = [spoilt.images / f"{number}.png" for number in range(len(UNREADABLE))]
-    for path, make in zip(paths, UNREADABLE, strict=True):
+    cfg = setup_cfg("shapes/tiny.yaml", opts)
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "random.pth")
+    mapper, item = PanopticDatasetMapper(cfg), DatasetCatalog.get(spoilt.name)[0]
+    sizes, broken = {}, []
+    for number, make in enumerate((*READABLE, *UNREADABLE)):
+        path = spoilt.images / f"{number}.png"
         make(path)
-    broken = predict(predictor, [*paths, spoilt.image(2)], tmp_path / "out", coco_json=True)
-    assert list(broken) == paths
-    for path, error in broken.items():
+        if number >= len(READABLE):
+            broken.append(path)
+            continue
+        sizes[path] = read_image(path, "RGB").shape[:2]
+        ids = np.full(sizes[path], 1)
+        ids[sizes[path][0] // 2 :, sizes[path][1] // 2 :] = 2
+        spoilt.save_ids(0, ids)
+        size = dict(zip(("height", "width"), sizes[path], strict=True))
+        output = mapper({**item, **size, "file_name": str(path)})
+        assert output["image"].shape[1:] == output["instances"].image_size
+        assert len(output["instances"])
+
+    failed = predict(Predictor(cfg), [*sizes, *broken], tmp_path / "out", coco_json=True)
+    assert list(failed) == broken
+    for path, error in failed.items():
         assert str(path) in str(error)
         assert "cannot be read" in str(error) or "Convert it" in str(error)
         assert error_line(read_image, path, "RGB") == str(error)
-    names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
-    assert names == {"img2.png", "panoptic/img2.png", "predictions.json"}
+    for path, (height, width) in sizes.items():
+        for folder in ("", "panoptic"):
+            with Image.open(tmp_path / "out" / folder / path.name) as result:
+                assert result.size == (width, height)
+    assert len(list((tmp_path / "out").rglob("*.*"))) == 2 * len(sizes) + 1

@@ -171,13 +171,8 @@ def test_from_config(small_set, tmp_path):
 
 def test_from_config_errors(small_set):
     good = {"name": "n", **small_set.paths}
-    for item, message in (
-        ({**good, "image_root": None}, "'image_root' is None"),
-        ({**good, "images": "x"}, r"Unknown: \['images'\]"),
-        ({"name": "n", "x": "y"}, r"REGISTER\[0\] takes .*Unknown: \['x'\]; missing: \['image_"),
-        ("n", "mapping"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for item in ({**good, "image_root": None}, {**good, "images": "x"}, {"name": "n"}, "n"):
+        with pytest.raises(ValueError, match=r"REGISTER\[0\] is .*must be a mapping from"):
             register_from_config(_cfg(item))
 
 
