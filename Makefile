@@ -1,17 +1,17 @@
-# make demo, make test: each makes .venv first when it is not there. PYTHON= chooses the interpreter.
+# make demo and make test create .venv if it does not exist. PYTHON= chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check
-# Two stamps: what the programs need, and what tests and lint need on top of it.
+# Stamps of two installations: of what the programs need, and of what tests and lint need.
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
-# Processes of the tests. Each takes about 1 GB.
+# Number of test processes. Each needs about 1 GB.
 JOBS ?= 2
-# Where rounding decides whether a test passes; `make test-other-cpu` runs them as on an old CPU.
+# Tests that depend on rounding. `make test-other-cpu` runs them as on an old CPU.
 NUMERIC := tests/modeling tests/test_traps.py
 
-# Threads that wait must not spin: on two cores they cost more than they help.
+# Waiting threads must not spin, which slows down machines with few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: bench-smoke demo docs figures test test-other-cpu test-slow lint format build audit setup clean
@@ -33,7 +33,7 @@ docs: $(BASE)
 test: $(DEV)
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-# The numeric tests without AVX and with one thread.
+# Numeric tests without AVX and with one thread.
 test-other-cpu: $(DEV)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
 		$(RUN) -m pytest -n $(JOBS) --dist worksteal $(NUMERIC)
@@ -41,7 +41,7 @@ test-other-cpu: $(DEV)
 test-slow: $(DEV)
 	$(RUN) -m pytest -m slow $(PYTEST_ARGS)
 
-# A minute: ratios of time and memory against those in the repository. No test; it fails nothing.
+# Compares ratios of time and memory with those in the repository, in a minute. It never fails.
 bench-smoke: $(BASE)
 	$(RUN) -W ignore tools/benchmark --config-file detr_panoptic_R50.yaml --device cpu --cpu-time \
 		--compare tools/benchmark/smoke.json \
@@ -62,14 +62,14 @@ build: $(DEV)
 	$(RUN) -m build
 	$(RUN) -m twine check --strict dist/*
 
-# Known vulnerabilities of what is installed here; needs PyPI's own data (docs/install.md).
+# Lists known vulnerabilities of the installed packages; needs data of pypi.org (docs/install.md).
 audit: $(DEV)
 	$(RUN) -m pip freeze --all --exclude-editable --exclude detectron2 > $(VENV)/audited.txt
 	$(RUN) -m pip_audit --strict --no-deps --disable-pip -r $(VENV)/audited.txt
 
 setup: $(DEV)
 
-# The stamps are written last, so a set-up that was broken off starts again where pip left it.
+# Stamps are written last, so that an interrupted set-up continues.
 $(BASE): pyproject.toml setup.py tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 10) else \
 	"detr_panoptic_d2 needs Python 3.10 or newer; $(PYTHON) is %d.%d. Choose one: make PYTHON=python3.11" % v[:2])'

@@ -1,4 +1,4 @@
-"""``python -m detr_panoptic_d2.cli``: the command where it is not on the PATH."""
+"""Runs the command line by ``python -m detr_panoptic_d2.cli``."""
 
 import sys
 

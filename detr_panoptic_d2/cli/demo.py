@@ -1,4 +1,4 @@
-"""Make the built-in data set, train a small panoptic DETR on it on the CPU, measure PQ, draw.
+"""Train a small model on the built-in dataset on the CPU, evaluate it and draw its results.
 
 Examples:
   detr-panoptic demo
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo and print its table and where its pictures are."""
+    """Run the demo and print its results."""
     from ..apps.demo.run import run_demo
 
     table, picture, report = run_demo(args.config_file, args.output, args.opts)
-    print(f"\n{table}\n\nHeld-out images, ground truth and prediction: {picture}")
-    print(f"The training, PQ of every class, best and worst images: {report}")
+    print(f"\n{table}\n\nGround truth and prediction of held-out images: {picture}")
+    print(f"Report of the training: {report}")
     return 0

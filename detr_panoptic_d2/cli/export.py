@@ -1,4 +1,4 @@
-"""Export a model as two graphs that run without torch and Detectron2, for images of any size.
+"""Export a model as two graphs that run without torch and Detectron2.
 
 The folder holds the graphs, their description (panoptic.json) and panoptic_runtime.py, which runs
 them with NumPy, Pillow and ONNX Runtime or OpenVINO.
@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="FOLDER", help="folder to make")
     add("--format", default="onnx", choices=("onnx", "openvino", "torch-export"))
     add("--half", action="store_true", help="float16")
-    add("--int8", metavar="IMAGES", help="int8, calibrated on the images of this folder")
-    add("--size", type=_size, metavar="HxW", help="one input size; default: any size")
-    add("--evaluate", action="store_true", help="evaluate the result on DATASETS.TEST as well")
+    add("--int8", metavar="IMAGES", help="int8, calibrated on images of this folder")
+    add("--size", type=_size, metavar="HxW", help="fixed input size (default: any size)")
+    add("--evaluate", action="store_true", help="evaluate the exported model on DATASETS.TEST")
     add_config_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model, export it and say where it is."""
+    """Export the model and print the folder."""
     from ..engine import setup_cfg
     from ..export import evaluate_exported, export_weights
 

@@ -1,7 +1,7 @@
-"""A trained model as two graphs that run without torch: ONNX, OpenVINO, or torch.export.
+"""Export of a trained model as two graphs: ONNX, OpenVINO, or torch.export.
 
-:mod:`.graphs` makes the graphs, :mod:`.write` the folder; :mod:`.runtime` is copied into it and
-runs them with NumPy and a runtime alone.
+:mod:`.graphs` makes the graphs and :mod:`.write` the folder. :mod:`.runtime` is written into the
+folder and runs the graphs without this package.
 """
 
 from .exported_predictor import ExportedPredictor, evaluate_exported

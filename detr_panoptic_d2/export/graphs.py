@@ -27,7 +27,7 @@ MASK_INPUTS = ("queries", "memory", "map5", "map4", "map3", "map2")
 
 
 class DetectorGraph(nn.Module):
-    """From one image to all that does not depend on which queries are kept."""
+    """Everything before the mask head needs to know which queries are kept."""
 
     def __init__(self, model: PanopticDETR):
         super().__init__()
@@ -40,8 +40,8 @@ class DetectorGraph(nn.Module):
 
         Returns:
             ``pred_logits`` N x (K + 1), ``pred_boxes`` N x 4, ``hs`` N x C, ``memory``
-            1 x C x h x w, and what the mask head makes of the image alone at the sizes of res5 to
-            res2 (``map5`` to ``map2``).
+            1 x C x h x w, and the image features of the mask head at the sizes of res5 to res2
+            (``map5`` to ``map2``).
         """
         model = self.model
         x = (image.to(model.pixel_mean.dtype) - model.pixel_mean) / model.pixel_std
@@ -52,7 +52,7 @@ class DetectorGraph(nn.Module):
 
 
 class MaskGraph(nn.Module):
-    """From the kept queries to their mask logits."""
+    """Mask logits of the kept queries."""
 
     def __init__(self, model: PanopticDETR):
         super().__init__()
@@ -78,7 +78,7 @@ class MaskGraph(nn.Module):
 
 
 class _GroupNorm(nn.Module):
-    """Group norm as a layer norm of each group, which ONNX can do for no query at all as well."""
+    """Group norm as a layer norm of each group, which works in ONNX with 0 queries as well."""
 
     def __init__(self, norm: nn.GroupNorm):
         super().__init__()
@@ -94,8 +94,8 @@ class _GroupNorm(nn.Module):
         return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
-def _refuse_others(model: nn.Module) -> None:
-    """Raise a ``UserError`` unless the graphs and the runtime can say all that the model does."""
+def _check_exportable(model: nn.Module) -> None:
+    """Raise a ``UserError`` if the graphs and the runtime do not support a part of the model."""
     parts = [type(model)]
     parts += [type(getattr(model, x, None)) for x in ("mask_head", "panoptic_inference")]
     rules = (DETRPanopticInference, OfficialPanopticInference, MaskNMSPanopticInference)
@@ -111,19 +111,19 @@ def _refuse_others(model: nn.Module) -> None:
 def export_programs(
     model: PanopticDETR, size: tuple[int, int] | None = None
 ) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram]:
-    """Export the detector and the mask graph of a model, which stays as it is.
+    """Export the detector and the mask graph of a model. The model is not changed.
 
     Args:
-        model: with its weights.
-        size: (H, W) of the network's input; None: any from ``MIN_SIZE`` to ``MAX_SIZE``.
+        model: the model with its weights.
+        size: (H, W) of the network's input; None: any size from ``MIN_SIZE`` to ``MAX_SIZE``.
 
     Raises:
-        UserError: the mask head or the rule is none of ours, or ``torch.export`` cannot follow
-            the backbone.
+        UserError: the model has an unknown mask head or panoptic rule, or ``torch.export`` fails
+            on the backbone.
     """
-    _refuse_others(model)
+    _check_exportable(model)
     model = copy.deepcopy(model).cpu().float().fold_for_inference()
-    # Dimensions of 1 and those that happen to be equal would be taken for constants.
+    # torch.export treats dimensions of size 1 and equal dimensions as constants.
     image = torch.zeros(1, 3, *(size or (224, 288)))
     detector = DetectorGraph(model)
     _, _, hs, *rest = detector(image)
@@ -138,7 +138,7 @@ def export_programs(
     try:
         program = torch.export.export(detector, (image,), dynamic_shapes=image_shapes, strict=False)
     except Exception as error:
-        # Whatever a backbone of someone else's does that torch.export cannot follow.
+        # torch.export raises errors of many classes on a backbone that it does not support.
         name = type(model.backbone).__name__
         raise UserError(
             f"The backbone {name} cannot be exported for free image sizes "

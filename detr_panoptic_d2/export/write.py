@@ -38,37 +38,37 @@ def export_model(
     int8_images: Sequence[np.ndarray] = (),
     size: tuple[int, int] | None = None,
 ) -> Path:
-    """Export a model with its weights; the folder appears only when it is whole.
+    """Export a model with its weights. The folder appears only when it is complete.
 
     Args:
-        model: stays as it is.
-        cfg: of the model: data set, input size and thresholds.
+        model: the model; it is not changed.
+        cfg: config of the model.
         output: folder to make.
         graph_format: "onnx", "openvino" or "torch-export".
-        half: weights (ONNX: computations too) in float16.
-        int8_images: H x W x 3 uint8 RGB; if there are any, the detector's convolutions are
-            quantised to int8 with the ranges that these images give.
-        size: (H, W) of the network's input; None: any, as the config resizes.
+        half: store weights in float16; with ONNX also compute in float16.
+        int8_images: H x W x 3 uint8 RGB images that calibrate an int8 quantization of the
+            detector's convolutions; empty: no int8.
+        size: (H, W) of the network's input; None: the size that the config resizes to.
 
     Returns:
         the folder.
 
     Raises:
-        UserError: the model or the combination cannot be exported, a package is missing, or the
-            folder is there already.
+        UserError: the model or the combination of options cannot be exported, a package is
+            missing, or the folder is not empty.
     """
     output, int8 = Path(output), len(int8_images) > 0
     if half and int8 or graph_format == "torch-export" and (half or int8):
         raise UserError(
-            "--format onnx and openvino take one of --half and --int8, torch-export none."
+            "--half and --int8 exclude each other, and --format torch-export supports neither."
         )
     if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty: remove it, or choose another --output.")
+        raise UserError(f"'{output}' is not empty. Remove it, or choose another --output.")
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     if size is None and short and not MIN_SIZE <= short <= longest <= MAX_SIZE:
         raise UserError(
             f"INPUT.MIN_SIZE_TEST is {short} and INPUT.MAX_SIZE_TEST {longest}, but the graphs "
-            f"take sizes from {MIN_SIZE} to {MAX_SIZE}: change the keys, or give one --size HxW."
+            f"support sizes from {MIN_SIZE} to {MAX_SIZE}. Change the keys, or set one --size HxW."
         )
     if graph_format != "torch-export":
         _import("onnxscript")
@@ -98,8 +98,8 @@ def export_model(
             _halve(folder)
         if int8:
             loaded = runtime.PanopticModel(folder)
-            quantise = _quantise_openvino if graph_format == "openvino" else _quantise_onnx
-            quantise(folder, [loaded.prepare(image) for image in int8_images])
+            quantize = _quantize_openvino if graph_format == "openvino" else _quantize_onnx
+            quantize(folder, [loaded.prepare(image) for image in int8_images])
         if output.exists():
             output.rmdir()
         folder.rename(output)
@@ -125,7 +125,7 @@ def export_weights(
 
 
 def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
-    """What the runtime has to know, and what a reader may want to."""
+    """Return the content of ``panoptic.json``."""
     metadata = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
     colors = metadata.get("thing_colors") or metadata.get("stuff_colors")
     rule = model.panoptic_inference
@@ -176,27 +176,27 @@ def _write_onnx(programs: tuple, folder: Path) -> None:
 
 
 def _halve(folder: Path) -> None:
-    """ONNX in float16, with float32 inputs and outputs."""
+    """Convert ONNX graphs to float16, with float32 inputs and outputs."""
     onnx = _import("onnx")
     convert = _import("onnxruntime.transformers.float16").convert_float_to_float16
     for path in map(str, folder.glob("*.onnx")):
         onnx.save(convert(onnx.load(path), keep_io_types=True), path)
 
 
-def _quantise_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
-    """Static quantisation of the detector's convolutions; weights per channel."""
+def _quantize_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
+    """Quantize the detector's convolutions statically; weights per channel."""
     quantization = _import("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self):
-            self._left = iter([{"image": image} for image in inputs])
+            self._remaining = iter([{"image": image} for image in inputs])
 
         def get_next(self):
-            return next(self._left, None)
+            return next(self._remaining, None)
 
-    whole = (folder / "detector.onnx").rename(folder / "float.onnx")
+    float_graph = (folder / "detector.onnx").rename(folder / "float.onnx")
     quantization.quantize_static(
-        str(whole),
+        str(float_graph),
         str(folder / "detector.onnx"),
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
@@ -205,7 +205,7 @@ def _quantise_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
     )
-    whole.unlink()
+    float_graph.unlink()
 
 
 def _to_openvino(folder: Path, half: bool) -> None:
@@ -216,14 +216,14 @@ def _to_openvino(folder: Path, half: bool) -> None:
         path.unlink()
 
 
-def _quantise_openvino(folder: Path, inputs: list[np.ndarray]) -> None:
+def _quantize_openvino(folder: Path, inputs: list[np.ndarray]) -> None:
     openvino, nncf = _import("openvino"), _import("nncf")
     graph = openvino.Core().read_model(folder / "detector.xml")
     images = nncf.Dataset(inputs, lambda image: {"image": image})
-    # In a thread of its own, as the runtime loads a graph, and for the same reason.
+    # In a thread of its own, for the reason given in the runtime's _load_openvino.
     with ThreadPoolExecutor(1) as pool:
         graph = pool.submit(nncf.quantize, graph, images, subset_size=len(inputs)).result()
-    # The weights' file is open while the graph that was read from it is alive.
+    # The file of weights stays open as long as the graph exists, so it cannot be overwritten.
     openvino.save_model(graph, folder / "int8.xml", compress_to_fp16=False)
     for suffix in (".xml", ".bin"):
         (folder / f"int8{suffix}").replace(folder / f"detector{suffix}")

@@ -1,4 +1,4 @@
-"""The demo, with its data set and backbone. Importing it registers both."""
+"""The demo with its dataset and backbone. Importing this package registers both."""
 
 from . import narrow_resnet
 from .shapes import make_shapes, register_shapes

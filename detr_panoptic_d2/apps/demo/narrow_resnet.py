@@ -1,4 +1,4 @@
-"""A narrow ResNet that is trained from scratch: the backbone of the demo."""
+"""The backbone of the demo: a narrow ResNet for training from scratch."""
 
 import torch
 from detectron2.config import CfgNode
@@ -23,14 +23,15 @@ class UnpooledStem(BasicStem):
 
 @BACKBONE_REGISTRY.register()
 def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A small ResNet of basic blocks, to be trained from scratch.
+    """Build a small ResNet of basic blocks.
 
-    ``MODEL.DETR.BACKBONE`` has the WIDTHS of ``res2`` .. ``res5`` (the stem has that of ``res2``),
-    the number of BLOCKS per stage, and STEM_STRIDE, which is that of ``res2`` as well: 4, or 2 for
-    masks on a grid twice as fine. DC5 keeps the stride of ``res4``; basic blocks are not dilated.
+    ``MODEL.DETR.BACKBONE`` has WIDTHS, the channels of ``res2`` to ``res5`` (the stem has those of
+    ``res2``); BLOCKS, the number of blocks per stage; and STEM_STRIDE, the stride of stem and
+    ``res2``: 4, or 2 for masks on a grid twice as fine. DC5 keeps the stride of ``res4``; basic
+    blocks are not dilated.
 
     Raises:
-        UserError: for numbers that make no network.
+        UserError: a value is not valid.
     """
     options, norm, prefix = cfg.MODEL.DETR.BACKBONE, cfg.MODEL.RESNETS.NORM, "MODEL.DETR.BACKBONE"
     widths, blocks, stem_stride = list(options.WIDTHS), list(options.BLOCKS), options.STEM_STRIDE
@@ -44,7 +45,7 @@ def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
     stages, channels = [], widths[0]
     strides = (1, 2, 2, 1 if is_dilated(cfg) else 2)
     for width, count, stride in zip(widths, blocks, strides, strict=True):
-        # A basic block of Detectron2 has a shortcut for its stride only where the width changes.
+        # Detectron2's basic block has a shortcut with a stride only if the width changes.
         valid = stride == 1 or width != channels
         check_value(f"{prefix}.WIDTHS", widths, valid, "another number at each stride")
         stages.append(

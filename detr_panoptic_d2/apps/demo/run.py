@@ -1,4 +1,4 @@
-"""The demo: built-in data, a short training from scratch, PQ, and pictures with ground truth."""
+"""The demo: a short training from scratch on built-in data, its PQ, pictures and a report."""
 
 import argparse
 from pathlib import Path
@@ -44,7 +44,7 @@ def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, 
 
 
 def results_table(results: dict[str, float]) -> str:
-    """PQ, SQ and RQ of all, thing and stuff classes, as text."""
+    """Return PQ, SQ and RQ of all, thing and stuff classes as a table."""
     rows = [
         [name, *(results[f"{metric}{suffix}"] for metric in ("PQ", "SQ", "RQ"))]
         for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
@@ -53,7 +53,7 @@ def results_table(results: dict[str, float]) -> str:
 
 
 def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8) -> None:
-    """Write one picture, two images in a row: each with its ground truth and prediction."""
+    """Write images of a dataset with ground truth and prediction as one picture."""
     metadata = MetadataCatalog.get(dataset_name)
     rows = []
     for item in DatasetCatalog.get(dataset_name)[:num_images]:

@@ -1,7 +1,7 @@
-"""The built-in data set: coloured shapes before a sky and a ground, in COCO panoptic format.
+"""The built-in dataset in COCO panoptic format: shapes in front of sky and ground.
 
-Circles, squares and triangles are things, sky and ground stuff. Images are made by seed, each one
-from its own random stream, so that the same arguments always give the same files.
+Circles, squares and triangles are things, sky and ground are stuff. Each image has a random stream
+of its own, so the same arguments always give the same files.
 """
 
 import colorsys
@@ -28,7 +28,7 @@ from ...data.register import register_once
 
 logger = logging.getLogger(__name__)
 
-# Ids have gaps on purpose: code that takes an id for a position shows.
+# Ids have gaps on purpose, to reveal code that confuses ids and positions.
 CATEGORIES: list[dict[str, Any]] = [
     {"id": 3, "name": "circle", "isthing": 1, "color": [214, 48, 49]},
     {"id": 7, "name": "square", "isthing": 1, "color": [241, 196, 15]},
@@ -37,27 +37,27 @@ CATEGORIES: list[dict[str, Any]] = [
     {"id": 31, "name": "ground", "isthing": 0, "color": [46, 125, 70]},
 ]
 _SHAPES, _SKY, _GROUND = CATEGORIES[:3], CATEGORIES[3], CATEGORIES[4]
-# One hue per shape, each +- _HUE_RANGE.
+# Hue of each shape, +- _HUE_RANGE.
 _HUES = {"circle": 0.0, "square": 0.14, "triangle": 0.80}
 _HUE_RANGE = 0.05
 # Radius of a shape as a share of the image's side.
 _RADIUS = (0.14, 0.26)
-# A shape that would hide more than this leaves of another one is rejected.
+# Smallest visible part of a shape. Shapes that would hide more of another are rejected.
 _MIN_VISIBLE = 0.8
 _MAX_SHAPES = 3
 
-# Images and seed of each registered split. The recipe of the demo is chosen on "tune".
+# Number of images and seed of each registered split. The demo's recipe was chosen on "tune".
 _SPLITS = {"train": (2000, 1), "val": (100, 2), "tune": (100, 3)}
 
 
 def register_shapes() -> None:
     """Register ``shapes_panoptic_train`` (2000 images), ``_val`` (100) and ``_tune`` (100).
 
-    They lie in ``DETECTRON2_DATASETS`` (or else ``datasets``). Nothing is written; a split is made
-    when it is first loaded.
+    They are stored in ``DETECTRON2_DATASETS`` (default: ``datasets``). A split is written when it
+    is first loaded.
     """
     datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    # Another version wherever the same arguments give other files.
+    # Change the version if the same arguments give other files.
     root = os.path.join(datasets, "shapes_panoptic_v2")
     metadata = functools.partial(panoptic_metadata, CATEGORIES, "shapes_panoptic")
     for split in _SPLITS:
@@ -78,23 +78,23 @@ def _paths(root: str | os.PathLike, split: str) -> dict[str, str]:
 def make_shapes(
     root: str | os.PathLike, split: str, num_images: int, *, size: int = 128, seed: int
 ) -> dict[str, str]:
-    """Write a split of the data set, if it is not there.
+    """Write a split of the dataset, unless it exists.
 
-    The split's folder appears in one step when all is written; an interrupted run leaves none, and
-    several processes may call this at once.
+    The folder of the split appears only when it is complete. Several processes may call this at the
+    same time.
 
     Args:
-        root: folder of the splits; made if need be.
-        split: name of the split's folder. One that is there stays as it is.
-        num_images: how many.
+        root: folder of the splits; it is made if it does not exist.
+        split: name of the folder of the split.
+        num_images: number of images.
         size: side of the square images in pixels.
-        seed: of the random streams; image i of a seed is the same in every split.
+        seed: seed of the random streams; image i of a seed is the same in every split.
 
     Returns:
         dict: ``image_root``, ``panoptic_root``, ``panoptic_json``.
 
     Raises:
-        OSError: something else has the folder's name.
+        OSError: another file or folder has this name.
     """
     paths, work = _paths(root, split), Path(root, f".{split}-new")
     if os.path.isfile(paths["panoptic_json"]):
@@ -104,7 +104,7 @@ def make_shapes(
         if os.path.isfile(paths["panoptic_json"]):
             return paths
         logger.info(f"Making {num_images} images of shapes in '{root}' ...")
-        # Left by a process that was killed: whoever has the lock is alone here.
+        # A process that was killed may have left it. The lock keeps other processes away.
         shutil.rmtree(work, ignore_errors=True)
         try:
             _write_split(work, num_images, size, seed)
@@ -141,9 +141,9 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray,
     labels = is_ground.astype(np.int32)  # 0 sky, 1 ground, then the shapes
     categories = [_SKY, _GROUND]
     full_areas: list[int] = []
-    wanted = rng.integers(1, _MAX_SHAPES + 1)
+    num_shapes = rng.integers(1, _MAX_SHAPES + 1)
     for _ in range(5 * _MAX_SHAPES):
-        if len(full_areas) == wanted:
+        if len(full_areas) == num_shapes:
             break
         category, mask, colors = _shape(rng, grid)
         candidate = np.where(mask, len(categories), labels)
@@ -157,7 +157,7 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray,
     image = image * rng.uniform(0.85, 1.1) + rng.normal(0, 0.035, image.shape)
     pixels = (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
     segments = [
-        # A colour close to the category's.
+        # The color is close to the color of the category.
         {"id": red + 256 * green + 65536 * (blue - label), "category_id": category["id"]}
         for label, category in enumerate(categories)
         for red, green, blue in [category["color"]]
@@ -208,7 +208,7 @@ def _shape(rng: np.random.Generator, grid: np.ndarray) -> tuple[dict, np.ndarray
     if category["name"] == "circle":
         mask = x * x + y * y < radius * radius
     else:
-        # A regular polygon: on the inner side of each edge.
+        # Inside a regular polygon: on the inner side of each edge.
         corners = 4 if category["name"] == "square" else 3
         normals = angle + 2 * math.pi / corners * np.arange(corners)
         inner = radius * math.cos(math.pi / corners)
