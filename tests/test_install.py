@@ -59,18 +59,22 @@ def run(python, *arguments, **environment):
 
 
 def test_extract_takes_one_subpackage_with_its_data(installer, donor):
+    """And applies each repair, which must be possible exactly once."""
     files = installer.extract_package(donor)
-    repaired = {file for file, *_ in installer.REPAIRS}
-    assert files.keys() - repaired == {
-        "detectron2/__init__.py",
-        "detectron2/model_zoo/__init__.py",
-        "detectron2/model_zoo/configs/a.yaml",
-        "detectron2/value.py",
-    }
+    repaired = {file: after for file, _, after, _ in installer.REPAIRS}
+    names = ("__init__.py", "model_zoo/__init__.py", "model_zoo/configs/a.yaml", "value.py")
+    assert files.keys() - repaired.keys() == {f"detectron2/{name}" for name in names}
     assert files["detectron2/model_zoo/__init__.py"] == b"NAME = 'detectron2.model_zoo'\n"
+    assert all(files[f] == f"if True:\n    {after}\n".encode() for f, after in repaired.items())
+    with pytest.raises(installer.InstallError, match=r"sem_seg_evaluation\.py has the line .* 0"):
+        installer.repair(files)
+    file, before, *_ = installer.REPAIRS[0]
+    files[file] = f"{before}\n{before}\n".encode()
+    with pytest.raises(installer.InstallError, match="2 times, but once is meant"):
+        installer.repair(files)
 
 
-def test_extract_refuses_what_is_no_detectron2(installer, donor, tmp_path):
+def test_extract_refuses_another_wheel(installer, donor, tmp_path):
     empty = tmp_path / "empty.whl"
     with zipfile.ZipFile(empty, "w") as archive:
         archive.writestr("LabGym/__init__.py", "")
@@ -80,18 +84,6 @@ def test_extract_refuses_what_is_no_detectron2(installer, donor, tmp_path):
         archive.writestr("LabGym/detectron2/left.py", "import LabGym\n")
     with pytest.raises(installer.InstallError, match=r"left\.py .* still speaks of LabGym"):
         installer.extract_package(donor)
-
-
-def test_every_repair_must_apply_exactly_once(installer, donor):
-    files = installer.extract_package(donor)
-    for file, _, after, _ in installer.REPAIRS:
-        assert files[file] == f"if True:\n    {after}\n".encode()
-    with pytest.raises(installer.InstallError, match=r"sem_seg_evaluation\.py has the line .* 0"):
-        installer.repair(files)  # a second time
-    file, before, *_ = installer.REPAIRS[0]
-    files[file] = f"{before}\n{before}\n".encode()
-    with pytest.raises(installer.InstallError, match="2 times, but once is meant"):
-        installer.repair(files)
 
 
 def test_wheel_has_metadata_licence_and_true_record(installer, donor, tmp_path):
@@ -146,21 +138,14 @@ def test_built_wheel_is_a_distribution_for_pip(installer, donor, tmp_path, bare_
         assert done.returncode == 0, done.stderr
 
 
-def test_without_network_it_says_so_in_one_line(bare_python):
-    done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS="")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("install_detectron2: Detectron2 is not installed and the wheel")
-    assert "labgym==3.1.2" in lines[0]
-    assert "is the package index reachable?" in lines[0]
-
-
-def test_a_wheel_with_another_hash_is_refused(bare_python, donor):
-    done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(donor.parent))
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "HASHES" in done.stderr.upper()
+def test_download_errors_are_one_line(bare_python, donor):
+    """Without network, and with a wheel that has another hash."""
+    for folder, expected in (("", "is the package index reachable?"), (donor.parent, "hashes")):
+        done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(folder))
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("install_detectron2: Detectron2 is not installed and the wheel")
+        assert "labgym==3.1.2" in line and expected in line.lower()
 
 
 def test_what_is_there_is_kept(bare_python, tmp_path):
