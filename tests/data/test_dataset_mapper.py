@@ -7,7 +7,6 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, Instances
 from detectron2.utils import logger as d2_logger
 from PIL import Image
@@ -161,15 +160,6 @@ def test_more_than_255_segments(small_set, first):
     np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), masks)
     np.testing.assert_array_equal(instances.gt_boxes.tensor.numpy(), boxes)
     assert instances.gt_classes.tolist() == [n % 3 for n in range(400)]
-
-
-def test_augmentations_of_the_config():
-    cfg = _cfg(sizes=(480, 512, 800), flip="horizontal", crop=True)
-    flip, apply, resize = build_augmentations(cfg, True)
-    assert isinstance(flip, T.RandomFlip) and isinstance(apply, T.RandomApply)
-    assert list(resize.short_edge_length) == [480, 512, 800] and resize.max_size == 1333
-    assert len(build_augmentations(_cfg(), True)) == 1
-    assert len(build_augmentations(cfg, False)) == 1
 
 
 def test_official_sizes():
