@@ -22,6 +22,7 @@ from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
 from ...visualization.visualizer import class_colors, class_name
 from ..page import Block, data_uri
+from .errors import error_blocks
 from .segment_errors import ERROR_COLORS, draw_errors
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
     try:
         annotations = {a["image_id"]: a for a in predictions["annotations"]}
         headings = _choose_images(per_image)
-        blocks += draw_examples(folder, [annotations[i] for i in headings], [*headings.values()])
+        shown = draw_examples(folder, [annotations[i] for i in headings], [*headings.values()])
+        blocks += [*error_blocks(folder, predictions), *shown]
     except (KeyError, OSError, ValueError) as error:
         # The tables do not need the images, which may have been moved.
         reason = f"image or class {error}" if isinstance(error, KeyError) else error
