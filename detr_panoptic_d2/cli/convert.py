@@ -28,7 +28,7 @@ from ._options import set_up_console
 
 # Options that may have a value per split, and the other options of formats.
 _INPUTS = ("images", "masks", "objects", "instances", "semantic", "annotations", "subset")
-_OPTIONS = ("labels", "mask_suffix", "void_value", "connectivity", "category")
+_OPTIONS = ("labels", "mask_suffix", "void_value", "category")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_mask_options(sub, labels_required=True)
     sub.add_argument(
         "--void-value", type=int, default=255, help="value of unlabelled pixels (%(default)s)"
-    )
-    sub.add_argument(
-        "--connectivity", type=int, choices=(4, 8), default=8, help="of objects (%(default)s)"
     )
 
     sub = add("labelme", "LabelMe: a json per image")

@@ -13,7 +13,6 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 from detr_panoptic_d2.prepare.convert.class_files import voc_classes
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
@@ -420,17 +419,16 @@ def test_one_group_and_label_is_one_object(make, convert_and_check, kind):
 # ---- masks
 
 
-@pytest.mark.parametrize("connectivity, cars", [(8, 2), (4, 3)])
-def test_class_masks_in_colour(make, convert_and_check, connectivity, cars):
+def test_class_masks_in_colour(make, convert_and_check):
     """CamVid's form: sky, two cars of which one has parts that touch at a corner, and void."""
     mask = np.zeros((H, W, 3), np.uint8)
     mask[:4] = 128
     mask[6:8, 2:4] = mask[8:10, 4:6] = mask[5:7, 10:14] = 64, 0, 128
-    source = make("class-masks", mask, connectivity=connectivity)
+    source = make("class-masks", mask)
     # What is ignored stays void under a background.
     result = convert_and_check(source, things=["Car"], ignore=["Void"], background="rest")
     found = [name for name, *_ in result.segments(IMAGE)]
-    assert sorted(found) == ["Car"] * cars + ["Sky"]
+    assert sorted(found) == ["Car", "Car", "Sky"]
     classes = result.classes(IMAGE)
     assert (classes[:4] == "Sky").all() and (classes == "Car").sum() == 16
     assert (classes == "").sum() == H * W - 4 * W - 16
@@ -511,32 +509,6 @@ def test_void_value_of_instance_masks(make, convert_and_check):
     assert [n for n, *_ in result.segments(IMAGE)] == ["crack"]
 
 
-def test_penn_fudan_there_and_back(sample_data, tmp_path, convert_and_check):
-    """Images of the real set, turned into its published form and converted: the same segments."""
-    root = sample_data("pennfudan_panoptic")
-    annotated = json.loads((root / "panoptic_val.json").read_text())
-    names = {i["id"]: i["file_name"] for i in annotated["images"]}
-    for folder in ("images", "masks"):
-        (tmp_path / folder).mkdir()
-    expected = {}
-    for annotation in annotated["annotations"][:12]:
-        ids = read_panoptic_png(root / "panoptic_val" / annotation["file_name"])
-        people = [s["id"] for s in annotation["segments_info"] if s["category_id"] == 1]
-        mask = sum((n + 1) * (ids == i) for n, i in enumerate(people)).astype(np.uint8)
-        name = names[annotation["image_id"]]
-        expected[name] = mask
-        Image.fromarray(mask).save(tmp_path / "masks" / name.replace(".jpg", "_mask.png"))
-        shutil.copy(root / "val" / name, tmp_path / "images")
-    source = instance_masks(tmp_path / "images", tmp_path / "masks", category="pedestrian")
-    result = convert_and_check(source, background="background", workers=2)
-    assert result.images.keys() == expected.keys()
-    for name, mask in expected.items():
-        found = result.segments(name)
-        assert [n for n, *_ in found] == ["pedestrian"] * mask.max() + ["background"]
-        for number, (_, _, segment) in enumerate(found, 1):
-            assert np.array_equal(segment, mask == number % len(found))
-
-
 def test_rotated_images_have_their_upright_size(tmp_path, save_image, save_mask, convert_and_check):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -566,16 +538,8 @@ BAD = {
         {},
         "annotation 0: a polygon has 5 numbers",
     ),
-    "text as polygon": ("coco", [{"segmentation": [["a", 2]]}], {}, "polygon must be numbers"),
-    "nan": ("coco", [{"segmentation": [[float("nan")] * 6]}], {}, "polygon must be numbers"),
     "far away": ("coco", [{"segmentation": [[1e9, 2, 3, 4, 5, 6]]}], {}, "far outside"),
-    "text": ("coco", [{"segmentation": "x"}], {}, "must be polygons, or have 'size'"),
-    "no counts": ("coco", coco_rle(), {}, "must be integers from 0, not None"),
-    "rle size": ("coco", coco_rle(size=[9, 9], counts=[81]), {}, "9 wide and 9 high"),
     "short rle": ("coco", coco_rle(counts=[5]), {}, "add up to 5 pixels, not to 24 x 32"),
-    "negative run": ("coco", coco_rle(counts=[-1, 1 + H * W]), {}, "integers from 0"),
-    "cut rle": ("coco", coco_rle(counts="P"), {}, "add up to"),
-    "no ascii": ("coco", coco_rle(counts="\u00e9"), {}, "integers from 0|add up"),
     "unknown image": (
         "coco",
         [{"image_id": 6}],
@@ -585,16 +549,7 @@ BAD = {
     "unknown class": ("coco", [{"category_id": 8}], {}, "'category_id' is 8, which"),
     "no images": ("coco", [], {"images": None}, "no list 'images'"),
     "image twice": ("coco", [], {"images": [{"id": 5, "file_name": IMAGE}] * 2}, "listed twice"),
-    "float id": (
-        "coco",
-        [],
-        {"images": [{"id": 5.5, "file_name": "a"}]},
-        "'id' is 5.5, but must be an integer or a text",
-    ),
     "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
-    "drive": ("coco", [], {"images": [{"id": 5, "file_name": "C:\\x"}]}, "5: .*leads out of"),
-    "no class name": ("coco", [], {"categories": [{"id": 7}]}, "position 0: 'name' is None"),
-    "no class id": ("coco", [], {"categories": [{"name": "a"}]}, "id must be an integer"),
     "class id twice": (
         "coco",
         [],
@@ -608,54 +563,20 @@ BAD = {
         "sub/a.jpg.* is 24 wide and 32 high, .*EXIF",
     ),
     "no shapes": ("labelme", [], {"shapes": None}, "no list 'shapes' of mappings"),
-    "no label": ("labelme", [], {"shapes": [{"points": TRIANGLE}]}, "shape 0: 'label' is None"),
-    "points as text": ("labelme", [{"points": "1 2"}], {}, "shape 0: 'points' must be numbers"),
-    "one point": (
-        "labelme",
-        [{"points": [[1, 2]], "shape_type": "rectangle"}],
-        {},
-        "must have 2 points, not 1",
-    ),
     "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "not a base64 PNG"),
-    "no png": (
-        "labelme",
-        [{"points": TWO_POINTS, "shape_type": "mask", "mask": "bm8="}],
-        {},
-        "not a base64 PNG",
-    ),
     "absolute": ("labelme", [], {"imagePath": "/etc/passwd"}, "leads out of"),
-    "up": ("labelme", [], {"imagePath": "..\\..\\b.jpg"}, "leads out of"),
-    "labelme size": (
-        "labelme",
-        [{"points": TRIANGLE}],
-        {"imageHeight": 99},
-        "sub/a.jpg.* 32 wide and 99 high",
-    ),
     "no image": ("labelme", [], {"imagePath": "gone.jpg"}, "1 images are missing.*gone.jpg"),
     "no xml": ("cvat", "<<", {}, "not well-formed"),
     "no number": ("cvat", '<box label="cat" xtl="a"/>', {}, "box 0: the corners must be numbers"),
     "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "no 'label'"),
-    "missing number": (
-        "cvat",
-        '<ellipse label="cat" cx="1" cy="1" rx="2"/>',
-        {},
-        "must be numbers, not",
-    ),
     "cvat polygon": ("cvat", '<polygon label="cat" points="1,2;3"/>', {}, "has 3 numbers"),
     "runs": ("cvat", cvat_mask("1"), {}, "do not add up to 2 x 2"),
-    "text as runs": ("cvat", cvat_mask("x"), {}, "a number of 'rle' is 'x'"),
     "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not inside the image"),
     "cvat outside": ("cvat", "", {"name": "../a.jpg"}, "image 0: .*leads out of"),
     "entities": (
         "cvat",
         "&b;",
         {"head": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>'},
-        "has a DOCTYPE",
-    ),
-    "external entity": (
-        "cvat",
-        "&b;",
-        {"head": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]>'},
         "has a DOCTYPE",
     ),
     "unknown colour": (
@@ -669,7 +590,6 @@ BAD = {
     "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
     "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
     "colour twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "colour of its own"),
-    "some colours": ("class-masks", MASK, {"labels": "1 2 3 a\nb\n"}, "colour of its own"),
     "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "2 classes with the name 'a'"),
     "colour mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
 }

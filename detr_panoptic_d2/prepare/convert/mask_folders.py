@@ -41,7 +41,6 @@ def class_masks(
     objects: Path | None = None,
     mask_suffix: str | None = None,
     void_value: int = 255,
-    connectivity: int = 8,
 ) -> Source:
     """Read images with a class mask for each, and optionally an object mask.
 
@@ -56,7 +55,6 @@ def class_masks(
         objects: folder of the object masks: pixel = number of the object, 0 = no object.
         mask_suffix: ``a.jpg`` has the masks ``a<mask_suffix>``; None: see :func:`match_masks`.
         void_value: value of unlabelled pixels in masks of one channel.
-        connectivity: 8, or 4 to separate regions that touch at corners only.
 
     Raises:
         FileNotFoundError: a file is missing, or no image has a mask.
@@ -64,8 +62,7 @@ def class_masks(
     """
     classes = read_mask_classes(labels)
     mask_of_image = match_masks(masks, find_images(images), mask_suffix, images)
-    connected = partial(_connected_regions, 1 if connectivity == 4 else 2)
-    split = {name: connected for name in mask_of_image}
+    split: dict[str, Objects] = {name: _connected_regions for name in mask_of_image}
     if objects is not None:
         object_masks = match_masks(objects, list(mask_of_image), mask_suffix, images)
         if missing := [name for name in mask_of_image if name not in object_masks]:
@@ -101,9 +98,8 @@ def _draw_classes(regions: Regions, split: Objects, size: Size, things: Collecti
     return labels
 
 
-def _connected_regions(rank_connectivity: int, region: np.ndarray) -> np.ndarray:
-    structure = ndimage.generate_binary_structure(2, rank_connectivity)
-    return ndimage.label(region, structure)[0]
+def _connected_regions(region: np.ndarray) -> np.ndarray:
+    return ndimage.label(region, np.ones((3, 3)))[0]
 
 
 def _objects_of_mask(mask: Path, void_value: int, region: np.ndarray) -> np.ndarray:

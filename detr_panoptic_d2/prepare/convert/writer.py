@@ -125,18 +125,13 @@ def check_images(name: str, source: Source) -> None:
     missing = [item.file_name for item in source.items if not (root / item.file_name).is_file()]
     if not missing:
         return
-    hint = ""
-    file_name = PurePosixPath(missing[0])
-    for path in sorted(root.rglob(glob.escape(file_name.name))):
-        path = path.relative_to(root)
-        if path.parts[-len(file_name.parts) :] == file_name.parts:
-            folder = root.joinpath(*path.parts[: -len(file_name.parts)])
-            hint = f" '{folder}' has it: look in there with --images {folder}"
-        else:
-            hint = f" '{root / path.parent}' has a file of this name"
-        break
+    name = PurePosixPath(missing[0])
+    # The same path may exist below a subfolder.
+    paths = (path.relative_to(root) for path in sorted(root.rglob(glob.escape(name.name))))
+    folders = [root.joinpath(*p.parts[: -len(name.parts)]) for p in paths if p.match(str(name))]
+    hint = f" It is in '{folders[0]}': give --images {folders[0]}." if folders else ""
     raise FileNotFoundError(
-        f"{len(missing)} images are missing, the first is '{root / file_name}'.{hint}"
+        f"{len(missing)} images are missing, the first is '{root / name}'.{hint}"
     )
 
 
