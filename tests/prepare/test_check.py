@@ -480,7 +480,7 @@ def test_no_check_is_possible(command, tmp_path):
     item = {"name": "x", "image_rot": "y"}
     for datasets, message in (
         ({"TRAIN": [], "TEST": []}, "names no data set"),
-        ({"REGISTER": [item]}, "Unknown: ['image_rot']; missing: ['image_root', "),
+        ({"REGISTER": [item]}, "DATASETS.REGISTER[0] is"),
         ({"TEST": ["none"]}, "'none' is not a registered panoptic data set"),
     ):
         config = save_config(tmp_path / "mine.yaml", datasets)

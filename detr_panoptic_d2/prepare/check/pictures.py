@@ -107,10 +107,10 @@ def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, di
     overlay = np.zeros((*ids.shape, 3))
     colors = {}
     # A dark color looks like a shadow of the image.
-    given = [c.get("color") or (0, 0, 0) for c in report.categories.values()]
-    given = [tuple(color) if max(color) >= 40 else None for color in given]
+    own_colors = [c.get("color") or (0, 0, 0) for c in report.categories.values()]
+    own_colors = [tuple(color) if max(color) >= 40 else None for color in own_colors]
     isthing = [bool(c["isthing"]) for c in report.categories.values()]
-    palette = choose_colors(isthing, given)
+    palette = choose_colors(isthing, own_colors)
     for color, (category_id, category) in zip(palette, report.categories.items(), strict=True):
         segment_ids = [s.segment_id for s in image.segments if s.category_id == category_id]
         if segment_ids:
