@@ -9,8 +9,6 @@ from detectron2.utils.logger import setup_logger
 from ..errors import UserError
 
 PACKAGE = __name__.split(".")[0]
-# Progress of training and evaluation.
-_PROGRESS = ("detectron2.utils.events", "detectron2.evaluation.evaluator")
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -22,9 +20,11 @@ def set_up_logging(
     Args:
         output_dir: folder of ``log.txt``; None: no log file.
         rank: number of the process; only process 0 writes to the console.
-        verbosity: what the console shows: "quiet" (warnings and errors), "normal" (also this
-            package's messages and the progress) or "verbose" (everything).
+        verbosity: what the console shows: "quiet" (warnings, errors and results), "normal" (also
+            this package's messages and the progress) or "verbose" (everything).
     """
+    # Detectron2's report about the environment imports it, which warns if there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # Detectron2 keeps loggers by these arguments. ``default_setup`` uses the same and adds none.
     loggers = [
         setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
@@ -52,8 +52,20 @@ class _ConsoleFilter(logging.Filter):
             return False
         if record.levelno >= logging.WARNING or self._verbosity == "verbose":
             return True
-        shown = record.name.startswith(PACKAGE) or record.name in _PROGRESS
-        return shown and record.levelno >= logging.INFO and self._verbosity == "normal"
+        if self._verbosity == "quiet":
+            return _is_table(record)
+        is_progress = record.name == "detectron2.utils.events" or (
+            record.name == "detectron2.evaluation.evaluator"
+            and record.getMessage().startswith("Inference done")
+        )
+        return record.levelno >= logging.INFO and (
+            is_progress or record.name.startswith(PACKAGE) or _is_table(record)
+        )
+
+
+def _is_table(record: logging.LogRecord) -> bool:
+    """Whether it is a table of results."""
+    return record.name.startswith("detectron2.evaluation") and "\n|" in record.getMessage()
 
 
 class _PlainFormatter(logging.Formatter):

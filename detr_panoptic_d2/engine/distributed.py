@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -69,7 +70,7 @@ def distribute_model(model: nn.Module) -> nn.Module:
     )
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """Return the model without the wrapper for several processes."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 

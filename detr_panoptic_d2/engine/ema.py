@@ -1,6 +1,7 @@
 """Exponential moving average (EMA) of the weights."""
 
 import math
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -25,7 +26,7 @@ def build_ema(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
     check_value(key, decay, 0 < decay < 1, "a number between 0 and 1")
     check_value("MODEL_EMA.WARMUP", warmup, warmup >= 0, "0 or more")
 
-    def update(averages: list, weights: list, num_averaged: torch.Tensor) -> None:
+    def update(averages: Any, weights: Any, num_averaged: Any) -> None:
         # The argument may be on a GPU, which would have to finish first.
         updates = int(ema.n_averaged)
         current = decay * (1 - math.exp(-updates / warmup)) if warmup else decay

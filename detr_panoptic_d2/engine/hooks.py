@@ -20,6 +20,7 @@ from torch import nn
 
 from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
+from ..errors import check_value
 from ..files import atomic_file
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 from .distributed import unwrap
@@ -95,6 +96,8 @@ class EarlyStopping(HookBase):
         options = cfg.SOLVER.EARLY_STOPPING
         self._patience, self._min_delta = options.PATIENCE, options.MIN_DELTA
         self._metric, self._period = metric, cfg.TEST.EVAL_PERIOD
+        allowed = "1 or more with SOLVER.EARLY_STOPPING"
+        check_value("TEST.EVAL_PERIOD", self._period, self._period > 0, allowed)
         self._file = Path(cfg.OUTPUT_DIR, "early_stopping.json")
         # Iteration and value of each evaluation.
         self._values: list[tuple[int, float]] = []
@@ -107,7 +110,7 @@ class EarlyStopping(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self._period <= 0 or done % self._period or done == self.trainer.max_iter:
+        if done % self._period or done == self.trainer.max_iter:
             return
         if comm.is_main_process():
             value, _ = self.trainer.storage.latest().get(self._metric, (math.nan, 0))

@@ -60,9 +60,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     for group in groups:
         size = sum(p.numel() for p in group["params"])
         tensors = len(group["params"])
-        logger.info("Trained at rate %g: %d tensors, %d values", group["lr"], tensors, size)
+        logger.info("Learning rate %g: %d values in %d tensors", group["lr"], size, tensors)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    logger.info("Frozen: %d values", frozen)
+    logger.info("Not trained: %d values", frozen)
     if name == "SGD":
         optimizer = _with_clipping(cfg, torch.optim.SGD)(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
@@ -106,8 +106,7 @@ def _check_state(
 ) -> None:
     """Compare the state of a checkpoint with the parameters before it is loaded.
 
-    PyTorch compares neither shapes nor, within a group, names, and a fused step would then write
-    outside of its memory.
+    PyTorch does not compare shapes, and a fused step would write outside of the memory.
 
     Args:
         names: names of the model's parameters.
@@ -116,43 +115,35 @@ def _check_state(
     Raises:
         UserError: parameter groups or shapes differ.
     """
-    advice = (
-        f"The checkpoint in {cfg.OUTPUT_DIR} cannot be resumed: {{}}. Use the config that it was "
-        "written with, or start a new training with the checkpoint as MODEL.WEIGHTS, another "
-        "OUTPUT_DIR and without --resume."
-    )
+    problem = None
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     saved_sizes = [len(group["params"]) for group in state["param_groups"]]
     if sizes != saved_sizes:
         problem = (
-            f"its optimizer has parameter groups of {saved_sizes} tensors, and this config gives "
-            f"{sizes}. Other parameters are trainable (MODEL.BACKBONE.FREEZE_AT, "
+            f"its optimizer has groups of {saved_sizes} tensors, and this config gives {sizes}. "
+            "Other parameters are trained (MODEL.FREEZE, MODEL.BACKBONE.FREEZE_AT, "
             "MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON), or the optimizer was not built by "
             "detr_panoptic_d2.engine.build_optimizer"
         )
-        raise UserError(advice.format(problem))
-    for group, saved_group in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        for parameter, index in zip(group["params"], saved_group["params"], strict=True):
-            for value in state["state"].get(index, {}).values():
-                if not isinstance(value, torch.Tensor) or value.ndim == 0:
-                    continue
-                if value.shape != parameter.shape:
-                    problem = (
-                        f"{names[parameter]} is {tuple(value.shape)} there, and "
-                        f"{tuple(parameter.shape)} with this config "
-                        f"({_explain_shape(cfg, names[parameter])})"
-                    )
-                    raise UserError(advice.format(problem))
-
-
-def _explain_shape(cfg: CfgNode, name: str) -> str:
-    """Name the keys that a parameter's shape depends on, with their values."""
-    detr = cfg.MODEL.DETR
-    if name.startswith("query_embed."):
-        return f"MODEL.DETR.NUM_OBJECT_QUERIES {detr.NUM_OBJECT_QUERIES}"
-    if name.startswith("class_embed."):
-        return f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES}, the classes of DATASETS.TRAIN"
-    return "keys of MODEL"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    for parameter, index in zip(parameters, indices, strict=False):
+        for value in state["state"].get(index, {}).values():
+            # The number of steps is a scalar.
+            if problem or getattr(value, "ndim", 0) == 0 or value.shape == parameter.shape:
+                continue
+            name, detr = names[parameter], cfg.MODEL.DETR
+            problem = (
+                f"{name} is {tuple(value.shape)} there, and {tuple(parameter.shape)} with this "
+                f"config (MODEL.DETR.NUM_OBJECT_QUERIES {detr.NUM_OBJECT_QUERIES}, "
+                f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES})"
+            )
+    if problem:
+        raise UserError(
+            f"The checkpoint in {cfg.OUTPUT_DIR} cannot be resumed: {problem}. Use the config that "
+            "it was written with, or start a new training with the checkpoint as MODEL.WEIGHTS, "
+            "another OUTPUT_DIR and without --resume."
+        )
 
 
 def _warn_about_batch(cfg: CfgNode) -> None:

@@ -32,10 +32,10 @@ def load(path: str, *opts: Any) -> "Predictor":
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's ``DefaultPredictor``, called as it is: BGR in, the model's outputs out.
+    """Detectron2's ``DefaultPredictor``: it takes a BGR image and returns the model's outputs.
 
-    In addition it reads safetensors and Hugging Face folders, refuses weights that do not fit the
-    model, and folds the backbone's batch norms.
+    It also reads safetensors and Hugging Face folders, refuses weights that do not fit the model,
+    and folds the batch norms of the backbone.
 
     Args:
         cfg: a config with ``MODEL.WEIGHTS``; ``DATASETS.TEST`` (else ``TRAIN``) names the classes.
@@ -48,7 +48,7 @@ class Predictor(DefaultPredictor):
     """
 
     def __init__(self, cfg: CfgNode):
-        # Not Detectron2's constructor, which loads with its own checkpointer.
+        # Detectron2's constructor would load the weights with its own checkpointer.
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
         PanopticCheckpointer(self.model).load(cfg.MODEL.WEIGHTS, complete=True)
@@ -59,7 +59,7 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """Return what ``__call__`` gives the model, for programs that go through its steps.
+        """Return the input of the model, for programs that call its steps one by one.
 
         Args:
             image: H x W x 3 uint8 BGR.

@@ -79,52 +79,46 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
 def _check_classes(cfg: CfgNode) -> None:
     """Compare the classes of all data sets, and fill in ``MODEL.DETR.NUM_CLASSES``."""
     names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+    allowed = (
+        "a registered data set: name your own in DATASETS.REGISTER of the config, or call "
+        "register_panoptic first"
+    )
     for name in names:
-        check_value(
-            "DATASETS.TRAIN or TEST",
-            name,
-            name in DatasetCatalog.list(),
-            "a registered data set: name your own in DATASETS.REGISTER of the config, or call "
-            "register_panoptic first",
-        )
-    if names:
-        classes = _describe_classes(names[0])
-        for other in names[1:]:
-            _compare_classes(names[0], classes, other, _describe_classes(other))
-        if cfg.MODEL.DETR.NUM_CLASSES == -1:
-            cfg.MODEL.DETR.NUM_CLASSES = len(classes)
-            logger.info("MODEL.DETR.NUM_CLASSES is %d, from data set '%s'.", len(classes), names[0])
-        check_value(
-            "MODEL.DETR.NUM_CLASSES",
-            cfg.MODEL.DETR.NUM_CLASSES,
-            len(classes) == cfg.MODEL.DETR.NUM_CLASSES,
-            f"{len(classes)}, things and stuff of data set '{names[0]}' together, or -1 to be "
-            "filled in",
-        )
-    count = cfg.MODEL.DETR.NUM_CLASSES
-    check_value("MODEL.DETR.NUM_CLASSES", count, count >= 1, "1 or more without a data set")
+        check_value("DATASETS.TRAIN or TEST", name, name in DatasetCatalog.list(), allowed)
+    classes = [_describe_classes(name) for name in names]
+    for name, others in zip(names[1:], classes[1:], strict=True):
+        _compare_classes(names[0], classes[0], name, others)
+    count, key = cfg.MODEL.DETR.NUM_CLASSES, "MODEL.DETR.NUM_CLASSES"
+    if not names:
+        return check_value(key, count, count >= 1, "1 or more without a data set")
+    size = len(classes[0])
+    if count == -1:
+        cfg.MODEL.DETR.NUM_CLASSES = size
+        logger.info("%s is %d, from data set '%s'.", key, size, names[0])
+    allowed = f"{size}, things and stuff of data set '{names[0]}' together, or -1 to be filled in"
+    check_value(key, count, count in (-1, size), allowed)
 
 
 def _describe_classes(name: str) -> list[tuple[str | None, int, str]]:
     """Return name (None: not known), id and kind of each class of a data set."""
     metadata = MetadataCatalog.get(name)
     ids, things = dataset_ids(metadata), set(thing_class_ids(metadata))
+    labels: list = class_names(metadata) or [None] * len(ids)
     kinds = ["thing" if i in things else "stuff" for i in range(len(ids))]
-    return list(zip(class_names(metadata) or [None] * len(ids), ids, kinds, strict=True))
+    return list(zip(labels, ids, kinds, strict=True))
 
 
 def _compare_classes(name: str, classes: list, other_name: str, others: list) -> None:
     """Raise a ``UserError`` that names the first class that differs between two data sets."""
     for index, pair in enumerate(itertools.zip_longest(classes, others)):
-        # Without names on one side, ids and kinds alone are compared.
-        has_names = all(item is None or item[0] is not None for item in pair)
-        left, right = pair if has_names else (item and item[1:] for item in pair)
-        if left != right:
-            first, second = (
-                "missing" if c is None else f"'{c[0]}' (id {c[1]}, {c[2]})" for c in pair
-            )
-            raise UserError(
-                f"DATASETS.TRAIN and TEST: class {index} is {first} in '{name}', but {second} in "
-                f"'{other_name}'. All data sets of a config need the same classes with the same "
-                "ids: give their json files the same list of categories."
-            )
+        # If one side has no names, only ids and kinds are compared.
+        start = 0 if all(item is None or item[0] is not None for item in pair) else 1
+        left, right = (item and item[start:] for item in pair)
+        if left == right:
+            continue
+        first, second = ("missing" if c is None else f"'{c[0]}' (id {c[1]}, {c[2]})" for c in pair)
+        raise UserError(
+            f"DATASETS.TRAIN and TEST: class {index} is {first} in '{name}', but {second} in "
+            f"'{other_name}'. All data sets of a config need the same classes with the same ids: "
+            "give their json files the same list of categories."
+        )

@@ -1,8 +1,8 @@
-"""The loader of the training data, exact over interruptions.
+"""The loader of the training data, which a resumed training continues exactly.
 
-Images and random numbers depend only on a seed and on the position in the training, and a
-checkpoint keeps only the seed: an iteration has the same images, the same augmentation and the same
-dropout whether the training was interrupted or not. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is
+Images and random numbers depend only on a seed and on the position in the training. A checkpoint
+keeps only the seed: an iteration has the same images, augmentation and dropout whether the training
+was interrupted or not. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is
 False, images and augmentation are the same with any number of processes too. With grouping, each
 process groups its own share of the images, so the batches depend on the number of processes.
 """
@@ -70,7 +70,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_ignore_ctrl_c,
-        # Its own generator: the loader must not draw from the one that the model uses.
+        # The loader must not draw from the generator that the model uses.
         generator=torch.Generator(),
     )
 
@@ -88,7 +88,7 @@ def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler
         "DATALOADER.SAMPLER_TRAIN",
         name,
         name == "RepeatFactorTrainingSampler",
-        "TrainingSampler or RepeatFactorTrainingSampler; one of your own goes to "
+        "TrainingSampler or RepeatFactorTrainingSampler; pass your own sampler to "
         "build_train_loader as make_sampler",
     )
     # Detectron2 counts "annotations" only.

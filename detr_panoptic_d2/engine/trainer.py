@@ -12,7 +12,6 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -184,29 +183,19 @@ class PanopticTrainer(DefaultTrainer):
 
     def _apply_solver_config(self, configured: list[dict]) -> None:
         """Replace the options of the optimizer that a checkpoint brought by those of the config."""
-        if not isinstance(self.scheduler, LRMultiplier):
-            logger.warning(
-                "The learning rate is that of the checkpoint, whatever SOLVER.BASE_LR says: it "
-                "cannot be changed with the scheduler %s.",
-                type(self.scheduler).__name__,
-            )
-            return
         groups = self.optimizer.param_groups
         for group, options in zip(groups, configured, strict=True):
             if options["initial_lr"] != group["initial_lr"]:
                 logger.warning(
-                    "The learning rate is changed from %g to %g (before the schedule), because "
-                    "the config was changed.",
+                    "The learning rate changes from %g to %g, times the schedule.",
                     group["initial_lr"],
                     options["initial_lr"],
                 )
             group.update(options)
         self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        if self.scheduler.last_epoch > self.max_iter:
-            # Nothing is left to train, and the schedule ends before.
-            return
-        for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
-            group["lr"] = rate
+        if self.scheduler.last_epoch <= self.max_iter:
+            for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = rate
 
     def train(self) -> dict[str, dict[str, float]] | None:
         """Train.
@@ -300,24 +289,17 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
 def _describe_training(trainer: PanopticTrainer) -> None:
     """Log what is trained on what, and a warning if there are too few queries."""
     cfg, dataset = trainer.cfg, trainer.data_loader.dataset
+    train, test = (", ".join(cfg.DATASETS[key]) for key in ("TRAIN", "TEST"))
     logger.info(
-        "Training on %d images of %s with %d classes: iterations %d to %d of %d images each, on "
-        "%s. Evaluation on %s. Output: %s",
-        len(dataset),
-        ", ".join(cfg.DATASETS.TRAIN),
-        cfg.MODEL.DETR.NUM_CLASSES,
-        trainer.start_iter,
-        trainer.max_iter,
-        cfg.SOLVER.IMS_PER_BATCH,
-        cfg.MODEL.DEVICE if comm.get_world_size() == 1 else f"{comm.get_world_size()} processes",
-        ", ".join(cfg.DATASETS.TEST) or "no data set",
-        cfg.OUTPUT_DIR,
+        f"Training on {len(dataset)} images of {train} with {cfg.MODEL.DETR.NUM_CLASSES} classes: "
+        f"iterations {trainer.start_iter} to {trainer.max_iter} of {cfg.SOLVER.IMS_PER_BATCH} "
+        f"images each, {comm.get_world_size()} x {cfg.MODEL.DEVICE}. Evaluation on "
+        f"{test or 'no data set'}. Output: {cfg.OUTPUT_DIR}"
     )
-    if dataset.max_segments > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
+    queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
+    if dataset.max_segments > queries:
         logger.warning(
-            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but images have up to %d segments. A query "
-            "predicts one segment at most: set the key to %d or more.",
-            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
-            dataset.max_segments,
-            dataset.max_segments,
+            f"MODEL.DETR.NUM_OBJECT_QUERIES is {queries}, but images have up to "
+            f"{dataset.max_segments} segments. A query predicts one segment at most: set the key "
+            f"to {dataset.max_segments} or more."
         )

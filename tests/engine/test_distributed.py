@@ -1,6 +1,7 @@
 """Two processes on the CPU train every kind of config for two steps."""
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,25 @@ CASES = {
     "no deep supervision": ["MODEL.DETR.DEEP_SUPERVISION", "False"],
     "FPN": FPN,
     "boxes of an FPN": [*BOXES, *FPN],
+    "options": [
+        *("DATASETS.TEST", "('for_two',)", "TEST.EVAL_PERIOD", "1", "INPUT.MIN_SIZE_TEST", "32"),
+        *("SOLVER.MAX_ITER", "4", "MODEL_EMA.ENABLED", "True", "TEST.LOSS", "True"),
+        *("SOLVER.EARLY_STOPPING.PATIENCE", "1", "SOLVER.EARLY_STOPPING.MIN_DELTA", "100.0"),
+    ],
     "in two parts": ["SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "4"],
 }
 
 
 class SameGradients(HookBase):
-    """Checks that every trainable parameter has the gradient that the other process has."""
+    """Checks that every trainable parameter has the gradient that the other process has, and that
+    averages of the weights are equal."""
 
     def after_step(self):
         model = self.trainer.model.module
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         sums = {name: gradient.double().sum().item() for name, gradient in gradients.items()}
+        if self.trainer.ema:
+            sums |= {n: p.double().sum().item() for n, p in self.trainer.ema.named_parameters()}
         assert len(set(map(str, comm.all_gather(sums)))) == 1
 
 
@@ -60,6 +69,11 @@ def test_two_processes_train_every_kind_of_config(panoptic_set, scene, tmp_path)
     options += ["INPUT.MIN_SIZE_TRAIN", "(32,)", "MODEL.DETR.NUM_CLASSES", "-1"]
     launch(train_each, 2, dist_url="auto", args=(options, str(tmp_path / "out")))
     assert len(list(tmp_path.glob("out/*/model_final.pth"))) == len(CASES)
+    # No second result is better by 100 points.
+    (output,) = (path.parent for path in tmp_path.glob("out/*/early_stopping.json"))
+    values = json.loads((output / "early_stopping.json").read_text())["values"]
+    assert [iteration for iteration, _ in values] == [0, 1]
+    assert "val/total_loss" in (output / "metrics.json").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="PyTorch can use this machine's GPU")

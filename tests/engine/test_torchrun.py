@@ -139,7 +139,7 @@ def test_trains_evaluates_and_writes_files(one):
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     folder = output / "inference" / "few_shapes" / "panoptic"
     assert len(list(folder.glob("*.png"))) == IMAGES
-    assert "Trained at rate" in log and "Panoptic Evaluation Results" in log
+    assert "Learning rate 0.001" in log and "Panoptic Evaluation Results" in log
 
 
 def test_eval_only_gives_the_same_pq(one, command, tmp_path):

@@ -150,8 +150,8 @@ def test_wandb(make_cfg, train, monkeypatch, tmp_path):
 
 def test_mlflow(make_cfg, train, monkeypatch, tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     cfg = make_cfg("out", WRITERS="('mlflow',)", SOLVER__MAX_ITER=4)
     train(cfg, stop=2)
     train(cfg, resume=True)

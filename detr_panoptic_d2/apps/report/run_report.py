@@ -94,6 +94,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         FileNotFoundError: there is no such folder, or it has no files of a run.
     """
+    if not folder.exists():
+        raise FileNotFoundError(f"The folder '{folder}' does not exist.")
     if not any((folder / f).exists() for f in ("metrics.json", "config.yaml", "inference")):
         raise FileNotFoundError(
             f"'{folder}' is no folder of a run: it has no metrics.json, config.yaml or inference. "
