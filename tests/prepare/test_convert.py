@@ -189,6 +189,12 @@ def test_what_is_left_out_is_said(convert, tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "in/images"]
+    crowd = {"iscrowd": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}
+    content["annotations"][0] |= crowd
+    (tmp_path / "crowd.json").write_text(json.dumps(content))
+    crowds = ["coco", "--instances", tmp_path / "crowd.json", *arguments[3:]]
+    status, printed = convert(*crowds, "--output", tmp_path / "crowds")
+    assert status == 0 and "'train' has crowds alone: nothing can be learnt" in printed
     for background in ([], ["--background", "ground"]):
         status, printed = convert(*arguments, "--output", tmp_path / "coco/x", *background)
         assert status == 1 and "the 1 annotations are boxes without a segmentation" in printed

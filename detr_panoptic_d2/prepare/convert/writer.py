@@ -171,18 +171,19 @@ def hidden_folder(output: Path, name: str) -> Iterator[Path]:
 def _check_segments(
     splits: Mapping[str, Source], converted: Sequence[Converted], background: str | None
 ) -> None:
-    """Check that there is something to learn beside the background.
+    """Check that there are segments beside the background. Warn if a split has none to learn.
 
     Raises:
         UserError: there is not a single segment.
     """
+    num_segments = 0
     for split in converted:
-        counts = {name: n for name, n in split.num_segments.items() if name != background}
-        if not any(counts.values()):
-            logger.warning(
-                "The split '%s' has not a single segment that can be learnt.", split.name
-            )
-    if any(n for s in converted for name, n in s.num_segments.items() if name != background):
+        num_targets = sum(n for name, n in split.num_segments.items() if name != background)
+        num_segments += num_targets + split.num_crowds
+        if not num_targets:
+            reason = "crowds alone" if split.num_crowds else "not a single segment"
+            logger.warning("The split '%s' has %s: nothing can be learnt.", split.name, reason)
+    if num_segments:
         return
     num_images = sum(split.num_images for split in converted)
     num_boxes = sum(len(item.boxes) for source in splits.values() for item in source.items)
@@ -192,8 +193,8 @@ def _check_segments(
             "without a segmentation. --boxes-only converts boxes, to train without masks."
         )
     raise UserError(
-        f"Not a single segment in {num_images} images that is not a crowd, so nothing can be "
-        "learnt. Check the annotations, and the list of classes for masks."
+        f"Not a single segment in {num_images} images. Check the annotations, and the list of "
+        "classes of masks."
     )
 
 
