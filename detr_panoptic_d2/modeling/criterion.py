@@ -10,20 +10,21 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import sigmoid_focal_loss
 
 from ..errors import check_value
 from .matcher import HungarianMatcher, Matches, Targets, generalized_iou
 
-# Full-resolution pixels of masks per step. On a CPU its buffers should stay in the cache; on a GPU
-# they should be worth a kernel.
-_PIXELS_PER_STEP = {"cpu": 2**17, "cuda": 2**22}
+# Pixels of full-resolution masks per step. On a CPU the buffers of a step should stay in the cache.
+# On a GPU they take about 60 bytes per pixel: 4 GB.
+_PIXELS_PER_STEP = {"cpu": 2**17, "cuda": 2**26}
 
 
 class SetCriterion(nn.Module):
     """Class, box and mask losses of matched queries (Carion et al. 2020, section 3.1, A.2).
 
-    Losses are averaged over the number of targets per process, so that several processes give
-    the loss of one process on the whole batch.
+    Losses are divided by the mean number of targets per process. The mean over several processes
+    is therefore the loss of one process on the whole batch.
 
     Attributes:
         step_targets: targets of all batches of an iteration that accumulates gradients; the losses
@@ -94,13 +95,15 @@ class SetCriterion(nn.Module):
         pred_boxes: torch.Tensor,
         targets: Targets,
         matches: Matches,
+        num_boxes: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Weighted class, L1 and GIoU losses of every layer.
 
         Args:
             pred_logits: L x B x N x (K + 1).
             pred_boxes: L x B x N x 4, (cx, cy, w, h) relative.
-            targets, matches: the ground truth, and what :class:`HungarianMatcher` made of it.
+            targets, matches: the ground truth, and its pairs from :class:`HungarianMatcher`.
+            num_boxes: divisor of the box losses, see :meth:`num_boxes`.
 
         Returns:
             ``loss_ce``, ``loss_bbox`` and ``loss_giou`` of the last layer; ``loss_ce_0`` and so on
@@ -114,14 +117,13 @@ class SetCriterion(nn.Module):
         )
         labels[pairs] = targets.labels[matches.image, matches.target]
         loss_ce = F.cross_entropy(
-            pred_logits.float().flatten(0, 2), labels.flatten(), self.class_weight, reduction="none"
+            pred_logits.flatten(0, 2), labels.flatten(), self.class_weight, reduction="none"
         )
         divisor = self.class_divisor(targets, num_queries)
         losses = {"loss_ce": loss_ce.view(layers, -1).sum(1) / divisor}
 
-        boxes = pred_boxes.float()[pairs]
+        boxes = pred_boxes[pairs]
         target_boxes = targets.boxes[matches.image, matches.target]
-        num_boxes = self.num_boxes(targets, boxes)
         losses["loss_bbox"] = (boxes - target_boxes).abs().sum((1, 2)) / num_boxes
         losses["loss_giou"] = (1 - generalized_iou(boxes, target_boxes)).sum(1) / num_boxes
         named = {}
@@ -136,16 +138,16 @@ class SetCriterion(nn.Module):
         mask_logits: torch.Tensor,
         target_masks: list[torch.Tensor | None],
         canvas: tuple[int, int],
-        targets: Targets,
         matches: Matches,
+        num_boxes: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Weighted focal and dice losses of the last layer's matched masks.
 
         Args:
             mask_logits: P x h x w.
-            target_masks: per image T x H_i x W_i bool; None where T is 0.
+            target_masks: per image T x H_i x W_i bool; None if T is 0.
             canvas: (H, W) of the padded images.
-            targets, matches: see :meth:`box_losses`.
+            matches, num_boxes: see :meth:`box_losses`.
         """
         rows_per_image = matches.target[-1].split(matches.counts)
         matched = [
@@ -155,7 +157,6 @@ class SetCriterion(nn.Module):
             for mask in masks[rows]
         ]
         focal, dice = mask_loss_sums(mask_logits, matched, canvas)
-        num_boxes = self.num_boxes(targets, focal)
         return {
             "loss_mask": self.weights["loss_mask"] * focal / num_boxes,
             "loss_dice": self.weights["loss_dice"] * dice / num_boxes,
@@ -177,7 +178,7 @@ class SetCriterion(nn.Module):
         """
         targets = self.step_targets or targets
         device = self.class_weight.device
-        counts = torch.tensor(targets.counts, device=device)
+        counts = torch.tensor(targets.counts).to(device, non_blocking=True)
         is_target = torch.arange(targets.labels.shape[1], device=device) < counts[:, None]
         weights = (self.class_weight[targets.labels] * is_target).sum(1)
         matched = counts.clamp(max=num_queries)
@@ -185,10 +186,11 @@ class SetCriterion(nn.Module):
         unmatched = (num_queries - matched).sum()
         return self._process_mean(matched_weights + unmatched * self.class_weight[-1])
 
-    def num_boxes(self, targets: Targets, like: torch.Tensor) -> torch.Tensor:
-        """Return the number of targets per process, at least 1."""
-        targets = self.step_targets or targets
-        return self._process_mean(like.new_tensor(float(sum(targets.counts)))).clamp(min=1)
+    def num_boxes(self, targets: Targets) -> torch.Tensor:
+        """Return the mean number of targets per process, at least 1."""
+        count = torch.tensor(float(sum((self.step_targets or targets).counts)))
+        count = count.to(self.class_weight.device, non_blocking=True)
+        return self._process_mean(count).clamp(min=1)
 
     def _process_mean(self, value: torch.Tensor) -> torch.Tensor:
         """Return the mean of a scalar over all processes, in training."""
@@ -208,9 +210,8 @@ def mask_loss_sums(
     """Sums over masks of the focal loss (mean over pixels) and of the dice loss.
 
     Focal loss: Lin et al. 2017, eq. 5, with gamma 2. Dice loss: Milletari et al. 2016, with DETR's
-    smoothing of 1. Both on logits that are upsampled bilinearly to the canvas, whose padding counts
-    as background, as in the official code. A few masks are taken at a time, and what was made at
-    full resolution is computed again in the backward pass instead of kept.
+    smoothing of 1. Logits are upsampled bilinearly to the canvas. Its padding counts as background,
+    as in the official code.
 
     Args:
         mask_logits: P x h x w.
@@ -221,17 +222,21 @@ def mask_loss_sums(
     Returns:
         two float32 scalars.
     """
-    device = mask_logits.device
+    device = mask_logits.device.type
     # A sum over no masks is 0 and still depends on the logits.
     focal = dice = mask_logits.float().sum() * 0
-    pixels = _PIXELS_PER_STEP.get(device.type, _PIXELS_PER_STEP["cuda"])
-    # Upsampling and its gradient share masks out to threads, not the pixels of one.
-    least = torch.get_num_threads() if device.type == "cpu" else 1
-    step = max(least, pixels // (canvas[0] * canvas[1]))
-    with torch.autocast(device.type, enabled=False):
+    pixels = _PIXELS_PER_STEP.get(device, _PIXELS_PER_STEP["cuda"])
+    step = max(1, pixels // (canvas[0] * canvas[1]))
+    # Masks at full resolution take much memory: if there are several steps, the backward pass
+    # computes them again.
+    recompute = len(mask_logits) > step
+    with torch.autocast(device, enabled=False):
         for i, logits in enumerate(mask_logits.split(step)):
-            masks = target_masks[i * step : (i + 1) * step]
-            sums = checkpoint(_losses, logits, masks, canvas, alpha, use_reentrant=False)
+            args = (logits, target_masks[i * step : (i + 1) * step], canvas, alpha)
+            if recompute:
+                sums = checkpoint(_losses, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                sums = _losses(*args)
             focal, dice = focal + sums[0], dice + sums[1]
     return focal, dice
 
@@ -244,17 +249,9 @@ def _losses(mask_logits, target_masks, canvas, alpha):
     target = torch.zeros_like(logits)
     for padded, mask in zip(target, target_masks, strict=True):
         padded[: mask.shape[0], : mask.shape[1]] = mask
-    # Logit and probability of the wrong side.
-    opposite = logits * (1 - 2 * target)
-    wrong = opposite.sigmoid()
-    # The softplus, whose own log1p takes ten times as long as a logarithm on a CPU.
-    distance = opposite.abs()
-    cross_entropy = (opposite + distance) / 2 - distance.sigmoid().log()
-    focal = wrong.square() * cross_entropy
-    on_target = (focal * target).sum()
-    focal = ((1 - alpha) * focal.sum() + (2 * alpha - 1) * on_target) / (canvas[0] * canvas[1])
-
-    area, missed = target.sum((1, 2)), (wrong * target).sum((1, 2))
-    predicted = wrong.sum((1, 2)) - 2 * missed + area
-    dice = (1 - (2 * (area - missed) + 1) / (predicted + area + 1)).sum()
-    return focal, dice
+    focal = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=2, reduction="sum")
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((1, 2))
+    area = probability.sum((1, 2)) + target.sum((1, 2))
+    dice = (1 - (2 * overlap + 1) / (area + 1)).sum()
+    return focal / (canvas[0] * canvas[1]), dice

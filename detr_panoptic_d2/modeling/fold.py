@@ -21,17 +21,16 @@ _TRAINED_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold the fixed batch norms of a module into its convolutions, in place.
 
-    Folded are Detectron2's ``Conv2d`` with a ``norm``, the residual blocks of torchvision, and a
-    convolution directly followed by a norm in an ``nn.Sequential``. A norm is fixed if it is frozen
-    or in eval mode. Everything else stays as it is. Outputs agree up to rounding; the names of the
-    state dict change, so checkpoints are loaded before.
+    A norm is fixed if it is frozen or in eval mode. It is folded in Detectron2's ``Conv2d`` with a
+    ``norm``, in torchvision's residual blocks, and in an ``nn.Sequential`` behind a convolution.
+    Outputs agree up to rounding. The names of the state dict change, so load checkpoints first.
 
     Args:
-        module: any module. None of its parameters requires a gradient afterwards, and its
+        module: any module. Afterwards none of its parameters requires a gradient. On a CPU its
             convolutions are in ``channels_last`` memory format.
     """
     module.requires_grad_(False)
-    # A convolution at two places must not be folded twice.
+    # A convolution that is used twice must not be folded.
     uses = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
     for parent in list(module.modules()):
         for conv, owner, name in list(_conv_norm_pairs(parent)):
@@ -40,12 +39,12 @@ def fold_batch_norms(module: nn.Module) -> None:
                 _fold(conv, norm)
                 setattr(owner, name, None if owner is conv else nn.Identity())
     for child in module.modules():
-        if isinstance(child, nn.Conv2d):
+        if isinstance(child, nn.Conv2d) and child.weight.device.type == "cpu":
             child.to(memory_format=torch.channels_last)
 
 
 def _conv_norm_pairs(parent: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
-    """Convolutions whose output goes straight into a norm, and where that is: owner and name."""
+    """Convolutions whose output goes directly into a norm, with the norm's owner and name."""
     names = list(parent._modules)
     pairs: list[tuple[str, str]] = []
     if type(parent) in (nn.Sequential, IntermediateLayerGetter):

@@ -4,10 +4,10 @@ Shapes: B images, P (image, query) pairs, C channels, M attention heads; h x w i
 res5, H2 x W2 that of res2, at which masks come out.
 """
 
-import functools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -25,9 +25,9 @@ Mask heads: modules built as ``head(cfg, input_shape)`` from the backbone's outp
 as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`MaskHeadSmallConv`.
 """
 
-# Bytes of a chunk's finest activation, of which up to four are held at a time. A CPU's allocator
-# (glibc) gives a few large blocks back to the system after use, which then has to clear the pages
-# of the next ones again: up to a third of the mask head's time.
+# Bytes of the finest activation of one chunk of pairs; about four such tensors exist at a time.
+# On a CPU larger chunks cost up to a third of the mask head's time, because the allocator (glibc)
+# returns large blocks to the system after each use.
 _TENSOR_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 
 
@@ -64,8 +64,8 @@ class BoxAttentionMap(nn.Module):
             padding: B x h x w bool, True on padded cells; None if there are none.
 
         Returns:
-            B x N x M x h x w. The softmax runs over heads and cells together, as in the released
-            models: the M maps of one query sum to 1.
+            B x N x M x h x w. One softmax over heads and cells, as in the released models: the M
+            maps of one query sum to 1.
         """
         size = memory.shape[-2:]
         q = self.q_linear(queries).unflatten(-1, (self.nheads, -1)).transpose(1, 2)
@@ -73,7 +73,7 @@ class BoxAttentionMap(nn.Module):
         k = k.unflatten(-1, (self.nheads, -1)).permute(0, 2, 3, 1)
         logits = ((q * self.scale) @ k).transpose(1, 2)
         if padding is not None:
-            # The lowest number and not -inf: an image of nothing but padding gives 0, not NaN.
+            # The lowest number and not -inf: an image that is all padding gives 0 and not NaN.
             padding = padding.flatten(1)[:, None, None, :]
             logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
         weights = logits.flatten(2).softmax(-1).view_as(logits)
@@ -84,11 +84,11 @@ class BoxAttentionMap(nn.Module):
 
 @MASK_HEAD_REGISTRY.register()
 class MaskHeadSmallConv(nn.Module):
-    """Five 3x3 convolutions that grow the attention maps from res5 to res2, FPN style.
+    """DETR's mask head: convolutions upsample the attention maps from res5 to res2, FPN style.
 
-    The sum of the layers is DETR's, but what only depends on the image is computed once per image:
-    a convolution is linear, so on [image | attention] and on (upsampled + adapter) it is the
-    sum of an image part (:meth:`image_maps`) and a query part (:meth:`query_masks`).
+    The layers are DETR's, but the part that depends on the image only is computed once per image.
+    A convolution is linear: on [image | attention] and on (upsampled + adapter) it is the sum of an
+    image part (:meth:`image_maps`) and a query part (:meth:`query_masks`).
     """
 
     attention_scale: torch.Tensor
@@ -168,23 +168,26 @@ class MaskHeadSmallConv(nn.Module):
         """
         if not len(attention):
             return src_proj.new_zeros((0, *fpn_features[-1].shape[-2:]))
-        image = self.image_maps(src_proj, fpn_features)
+        image_maps = self.image_maps(src_proj, fpn_features)
         if torch.is_grad_enabled() and not self.use_checkpoint:
-            return self.query_masks(attention, image_index, *image)
-        allowed = _TENSOR_BYTES.get(src_proj.device.type, _TENSOR_BYTES["cuda"])
-        most = allowed // (image[-1][0].numel() * src_proj.element_size())
-        chunks = math.ceil(len(attention) / max(1, most))
-        kernels = [doubling_kernel(x.weight) for x in (self.lay3, self.lay4, self.lay5)]
+            return self.query_masks(attention, image_index, *image_maps)
+        max_bytes = _TENSOR_BYTES.get(src_proj.device.type, _TENSOR_BYTES["cuda"])
+        chunk_size = max(1, max_bytes // (image_maps[-1][0].numel() * src_proj.element_size()))
         masks = []
-        for maps, index in zip(attention.chunk(chunks), image_index.chunk(chunks), strict=True):
-            run = functools.partial(self.query_masks, maps, index, *image, kernels=kernels)
-            masks.append(checkpoint(run, use_reentrant=False) if torch.is_grad_enabled() else run())
+        chunks = zip(attention.split(chunk_size), image_index.split(chunk_size), strict=True)
+        for maps, index in chunks:
+            if torch.is_grad_enabled():
+                options: Any = {"use_reentrant": False, "preserve_rng_state": False}
+                chunk = checkpoint(self.query_masks, maps, index, *image_maps, **options)
+            else:
+                chunk = self.query_masks(maps, index, *image_maps)
+            masks.append(chunk)
         return torch.cat(masks)
 
     def image_maps(
         self, src_proj: torch.Tensor, fpn_features: list[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """What the first convolution and those behind the adapters make of the image alone.
+        """Image parts of the first convolution and of those after the adapters.
 
         Args:
             src_proj, fpn_features: see :meth:`forward`.
@@ -193,44 +196,41 @@ class MaskHeadSmallConv(nn.Module):
             B x C_i x H_i x W_i at the sizes of res5, res4, res3 and res2.
         """
         weight = self.lay1.weight[:, : self.hidden_dim]
-        parts = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
+        maps = [F.conv2d(src_proj, weight, self.lay1.bias, padding=1)]
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         layers = (self.lay3, self.lay4, self.lay5)
         for layer, adapter, feature in zip(layers, adapters, fpn_features, strict=True):
-            # The memory format of the pairs that it is added to.
-            part = layer(adapter(feature))
-            parts.append(part.contiguous(memory_format=torch.channels_last))
-        return parts
+            maps.append(_cpu_channels_last(layer(adapter(feature))))
+        return maps
 
     def query_masks(
-        self,
-        attention: torch.Tensor,
-        image_index: torch.Tensor,
-        *image: torch.Tensor,
-        kernels: Sequence[torch.Tensor | None] = (None, None, None),
+        self, attention: torch.Tensor, image_index: torch.Tensor, *image_maps: torch.Tensor
     ) -> torch.Tensor:
         """Mask logits P x H2 x W2 of some pairs, all at once.
 
         Args:
             attention, image_index: see :meth:`forward`.
-            image: what :meth:`image_maps` returned.
-            kernels: :func:`doubling_kernel` of the last three layers, where they are known.
+            image_maps: see :meth:`image_maps`.
         """
-        attention = attention * self.attention_scale
-        attention = attention.contiguous(memory_format=torch.channels_last)
+        attention = _cpu_channels_last(attention * self.attention_scale)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
-        x = _activate(self.gn1, _add_image(x, image[0], image_index))
-        x = _activate(self.gn2, self.lay2(x))
+        x = F.relu(self.gn1(x + _of_each_pair(image_maps[0], image_index)), inplace=True)
+        x = F.relu(self.gn2(self.lay2(x)), inplace=True)
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
-        for (layer, norm), part, kernel in zip(stages, image[1:], kernels, strict=True):
-            x = upsampled_conv(x, part.shape[-2:], layer.weight, kernel)
-            x = _activate(norm, _add_image(x, part, image_index))
-        # With one output channel a convolution is slow: the three rows of its kernel as channels.
-        weight, bias = self.out_lay.parameters()
-        rows = F.conv2d(x, weight[0].transpose(0, 1)[:, :, None], padding=(0, 1))
-        rows, height = F.pad(rows, (0, 0, 1, 1)), x.shape[2]
-        upper, middle, lower = (rows[:, i, i : i + height] for i in range(3))
-        return upper + middle + lower + bias
+        for (layer, norm), image_map in zip(stages, image_maps[1:], strict=True):
+            x = upsampled_conv(x, image_map.shape[-2:], layer.weight)
+            x = F.relu(norm(x + _of_each_pair(image_map, image_index)), inplace=True)
+        return self.out_lay(x)[:, 0]
+
+
+def _cpu_channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Change the memory format on a CPU. CUDA's group norm would change it back in each layer."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def _of_each_pair(image_map: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
+    """Repeat the map of each pair's image. A single image is broadcast instead."""
+    return image_map if len(image_map) == 1 else image_map[image_index]
 
 
 def _attention_scale(cfg: CfgNode, stride: int) -> float:
@@ -258,44 +258,34 @@ def _attention_scale(cfg: CfgNode, stride: int) -> float:
     return max(1.0, cells) * math.sqrt(detr.HIDDEN_DIM * detr.NHEADS / 3)
 
 
-def doubling_kernel(weight: torch.Tensor) -> torch.Tensor:
-    """The C x O x 4 x 4 kernel of the transposed convolution in :func:`upsampled_conv`."""
-    places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
-    return kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-
-
-def upsampled_conv(
-    x: torch.Tensor,
-    size: Sequence[int],
-    weight: torch.Tensor,
-    kernel: torch.Tensor | None = None,
-) -> torch.Tensor:
+def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
     """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the large map.
 
-    Doubling by nearest upsampling and a 3x3 convolution are together one transposed convolution of
-    stride 2 with a 4x4 kernel, the 3x3 one summed over its four places: 16 products per cell in
-    place of 36. Without it a whole inference takes 1.08 times as long (docs/benchmarks.md).
+    Nearest upsampling by two and a 3x3 convolution equal one transposed convolution of stride 2
+    with a 4x4 kernel: 16 products per cell instead of 36. This is done on a CPU, where an inference
+    takes 1.08 times as long without it (docs/benchmarks.md), and not in compiled, exported and
+    traced code, which has to be valid for odd and even sizes.
 
     Args:
         x: P x C x h x w.
-        size: (H, W); where it is not 2h or 2h - 1 by 2w or 2w - 1 the large map is made, and so it
-            is in compiled, exported and traced code, which should hold for odd and even sizes.
+        size: (H, W). The transposed convolution needs 2h or 2h - 1 by 2w or 2w - 1.
         weight: O x C x 3 x 3.
-        kernel: its :func:`doubling_kernel`; None: made here.
 
     Returns:
         P x O x H x W.
     """
     missing = [2 * small - large for small, large in zip(x.shape[-2:], size, strict=True)]
     symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if symbolic or not all(m in (0, 1) for m in missing):
+    if x.device.type != "cpu" or symbolic or not all(m in (0, 1) for m in missing):
         return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
-    kernel = doubling_kernel(weight) if kernel is None else kernel
+    # The 3x3 kernel is added at its four places in the 4x4 kernel.
+    places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
+    kernel = kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
     if any(missing):
         y = y[:, :, : size[0], : size[1]]
-    # Where the last row or column is not there, its share in the one before goes.
+    # A missing last row or column must not contribute to the one before.
     if missing[0]:
         row = x[:, :, -1:].repeat_interleave(2, 3)
         y[:, :, -1:] -= F.conv2d(row, weight[:, :, 2:], padding=(0, 1))[..., : size[1]]
@@ -303,23 +293,6 @@ def upsampled_conv(
         column = x[:, :, :, -1:].repeat_interleave(2, 2)[:, :, : size[0]]
         y[:, :, :, -1:] -= F.conv2d(column, weight[:, :, :, 2:], padding=(1, 0))
     return y
-
-
-def _add_image(x: torch.Tensor, image: torch.Tensor, image_index: torch.Tensor) -> torch.Tensor:
-    """Add to each pair its image's part; a single image is not copied for it."""
-    if image.shape[0] > 1 and image.requires_grad:
-        # A product with zeros and ones: the gradient of indexing takes five times as long.
-        chosen = image_index[:, None] == torch.arange(len(image), device=image.device)
-        rows = torch.einsum("pb,bhwc->phwc", chosen.to(image.dtype), image.permute(0, 2, 3, 1))
-        image = rows.permute(0, 3, 1, 2)
-    elif image.shape[0] > 1:
-        image = image[image_index]
-    # In place, but for views: group norm would copy what is not contiguous.
-    return x + image if x._is_view() else x.add_(image)
-
-
-def _activate(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return F.relu(norm(x), inplace=True)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:

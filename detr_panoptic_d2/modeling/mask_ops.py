@@ -6,38 +6,38 @@ Everything stays on the device of the masks; pixels are never looped over.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torchvision.ops import box_convert
 
 from .structures import Frame
 
-# Values of upsampled mask logits held at one time: on a CPU few, so that no large blocks of memory
-# are asked of the system; on a GPU enough to be worth a kernel.
+# Number of upsampled mask logits that exist at one time. On a CPU larger blocks of memory are
+# slower, because the allocator returns them to the system after each use.
 _VALUES_PER_STRIP = {"cpu": 2**20, "cuda": 2**25}
 
 
-def _taps(frame: Frame, grid: Sequence[int], dimension: int):
-    """Grid cells and weights of which the output's rows (0) or columns (1) are made.
+def _interpolation_cells(frame: Frame, grid: Sequence[int], dimension: int):
+    """Grid cells and weights to interpolate the output's rows (0) or columns (1) from.
 
     The official code upsamples logits bilinearly to the network input and takes the nearest of its
     pixels for each output pixel. Here only those pixels are computed, without the padding.
 
     Returns:
-        lower cell, upper cell (int64) and weight of the upper one (float32), one per row or column,
-        on the host: not every device has float64.
+        lower cell, upper cell (int64) and weight of the upper cell (float32) of each row or
+        column, on the host, because not every device supports float64.
     """
     canvas, image, output = (size[dimension] for size in frame)
-    centre = (torch.arange(output, dtype=torch.float64) + 0.5) * (image / output)
-    pixel = centre.floor().clamp(max=image - 1)
-    position = ((pixel + 0.5) * (grid[dimension] / canvas) - 0.5).clamp(min=0)
-    lower = position.floor().clamp(max=grid[dimension] - 1)
-    upper = (lower + 1).clamp(max=grid[dimension] - 1)
-    return lower.long(), upper.long(), (position - lower).float()
+    pixel = np.minimum(np.floor((np.arange(output) + 0.5) * (image / output)), image - 1)
+    position = np.maximum((pixel + 0.5) * (grid[dimension] / canvas) - 0.5, 0)
+    lower = np.minimum(np.floor(position), grid[dimension] - 1).astype(np.int64)
+    upper = np.minimum(lower + 1, grid[dimension] - 1)
+    return lower, upper, (position - lower).astype(np.float32)
 
 
 def resize_strips(mask_logits: torch.Tensor, frame: Frame):
-    """Mask logits at the output size, in strips of rows of bounded memory.
+    """Upsample mask logits to the output size, in strips of rows to bound the memory.
 
     Args:
         mask_logits: Q x h x w.
@@ -47,18 +47,18 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
         (slice of output rows, Q x rows x W float32 logits).
     """
     grid, device = mask_logits.shape[-2:], mask_logits.device
-    rows = _taps(frame, grid, 0)
-    # Slices are made of row numbers on the host, so that they do not wait for a GPU.
+    rows, columns = (_interpolation_cells(frame, grid, i) for i in (0, 1))
+    # Slices need row numbers on the host; a copy from a GPU would wait for it.
     first, last = rows[0].tolist(), rows[1].tolist()
-    top, bottom, weight = (x.to(device, non_blocking=True) for x in rows)
-    left, right, weight_x = (x.to(device, non_blocking=True) for x in _taps(frame, grid, 1))
+    top, bottom, weight = (torch.from_numpy(x).to(device, non_blocking=True) for x in rows)
+    left, right, weight_x = (torch.from_numpy(x).to(device, non_blocking=True) for x in columns)
     height, width = frame.output
     values = _VALUES_PER_STRIP.get(device.type, _VALUES_PER_STRIP["cuda"])
     step = max(1, values // (max(1, len(mask_logits)) * width))
     for start in range(0, height, step):
         part = slice(start, min(height, start + step))
         low, high = first[start], last[part.stop - 1] + 1
-        # Columns come first in memory: rows of a matrix are gathered faster than single values.
+        # Columns come first in memory, because gathering whole rows is faster than single values.
         cells = mask_logits[:, low:high].float().permute(2, 0, 1).contiguous()
         wide = torch.lerp(cells[left], cells[right], weight_x[:, None, None])
         wide = wide.permute(1, 2, 0).contiguous()
@@ -79,8 +79,9 @@ def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tens
     """
     grid, device = mask_logits.shape[-2:], mask_logits.device
     rows, columns = pixels // frame.output[1], pixels % frame.output[1]
-    top, bottom, weight = (x.to(device)[rows] for x in _taps(frame, grid, 0))
-    left, right, weight_x = (x.to(device)[columns] for x in _taps(frame, grid, 1))
+    cell_rows, cell_columns = (_interpolation_cells(frame, grid, i) for i in (0, 1))
+    top, bottom, weight = (torch.from_numpy(x).to(device)[rows] for x in cell_rows)
+    left, right, weight_x = (torch.from_numpy(x).to(device)[columns] for x in cell_columns)
     cells = mask_logits.float().flatten(1)
 
     def at_row(row: torch.Tensor) -> torch.Tensor:
@@ -93,12 +94,12 @@ def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tens
 def argmax_at_output(
     mask_logits: torch.Tensor, frame: Frame, queries: list[int] | None = None
 ) -> torch.Tensor:
-    """The query of greatest logit at every output pixel. (A softmax would not change it.)
+    """The query with the largest logit at every output pixel. (A softmax would not change it.)
 
     Args:
         mask_logits: Q x h x w, Q > 0.
         frame: sizes of canvas, image and output.
-        queries: those that take part, ascending; None: all.
+        queries: indices of the queries to choose from, ascending; None: all.
 
     Returns:
         H x W int64 query indices.
@@ -109,7 +110,7 @@ def argmax_at_output(
         chosen = torch.as_tensor(queries, device=mask_logits.device)
         mask_logits = mask_logits[chosen]
     for part, strip in resize_strips(mask_logits, frame):
-        # On a CPU ``argmax`` over the first dimension takes seven times as long.
+        # On a CPU ``argmax`` over the first dimension takes seven times as long as ``max``.
         owner[part] = strip.max(0).indices
     return owner if chosen is None else chosen[owner]
 
@@ -152,7 +153,7 @@ def to_instances(
     mask_logits: torch.Tensor | None,
     frame: Frame,
 ) -> Instances:
-    """Detectron2's instances at the output size, best score first.
+    """Make Detectron2's instances at the output size, best score first.
 
     Args:
         boxes: Q x 4, (cx, cy, w, h) relative to the image.
@@ -162,10 +163,11 @@ def to_instances(
     """
     order = scores.argsort(descending=True)
     height, width = frame.output
-    scale = boxes.new_tensor([width, height, width, height], dtype=torch.float32)
+    scale = torch.tensor([width, height, width, height], dtype=torch.float32).to(boxes.device)
+    corners = box_convert(boxes[order].float(), "cxcywh", "xyxy") * scale
     result = Instances(frame.output)
-    result.pred_boxes = Boxes(box_convert(boxes[order].float(), "cxcywh", "xyxy") * scale)
-    result.pred_boxes.clip(frame.output)
+    # Boxes.clip would wait for a GPU.
+    result.pred_boxes = Boxes(corners.clamp(min=0).minimum(scale))
     result.scores = scores[order]
     result.pred_classes = labels[order]
     if mask_logits is not None:

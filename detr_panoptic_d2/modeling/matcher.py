@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Instances
 from scipy.optimize import linear_sum_assignment
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from ..errors import UserError
@@ -31,17 +32,11 @@ class Targets(NamedTuple):
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "Targets":
         """From one ``Instances`` per image with ``gt_classes`` and ``gt_boxes``."""
         counts = [len(x) for x in instances]
-        most = max(counts, default=0)
-        labels = torch.zeros((len(counts), most), dtype=torch.long, device=device)
-        boxes = torch.zeros((len(counts), most, 4), device=device)
-        for i, x in enumerate(instances):
-            if not counts[i]:
-                continue
-            height, width = x.image_size
-            scale = boxes.new_tensor([width, height, width, height])
-            labels[i, : counts[i]] = x.gt_classes
-            boxes[i, : counts[i]] = box_convert(x.gt_boxes.tensor.float() / scale, "xyxy", "cxcywh")
-        return cls(labels, boxes, counts)
+        sizes = [x.image_size[::-1] * 2 for x in instances]
+        scale = torch.tensor(sizes, dtype=torch.float32).to(device, non_blocking=True)
+        labels = pad_sequence([x.gt_classes for x in instances], batch_first=True)
+        boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
+        return cls(labels, box_convert(boxes / scale[:, None], "xyxy", "cxcywh"), counts)
 
 
 class Matches(NamedTuple):
@@ -82,7 +77,7 @@ def generalized_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
 
 
 class HungarianMatcher(nn.Module):
-    """One-to-one assignment of least cost per image and decoder layer.
+    """One-to-one assignment of minimum cost per image and decoder layer.
 
     The cost is ``-class * probability + l1 * |box difference| - giou * GIoU``
     (Carion et al. 2020, section 3.1 and appendix A.2). Masks take no part in it.
@@ -104,25 +99,32 @@ class HungarianMatcher(nn.Module):
         Args:
             pred_logits: L x B x N x (K + 1).
             pred_boxes: L x B x N x 4, (cx, cy, w, h) relative.
-            targets: the ground truth; an image with more than N targets keeps the N best ones.
+            targets: the ground truth. Of more than N targets in an image, the N of least cost are
+                matched.
         """
-        layers, _, num_queries = pred_logits.shape[:3]
-        cost = self.cost(pred_logits.float(), pred_boxes.float(), targets)
-        # The assignment runs on the host: one transfer for all layers and images. A NaN here is a
-        # NaN in the loss too, where the trainer reports it.
-        costs = cost.nan_to_num().cpu().numpy()
-        query: list[list[int]] = [[] for _ in range(layers)]
-        target: list[list[int]] = [[] for _ in range(layers)]
-        for layer in range(layers):
-            for b, count in enumerate(targets.counts):
-                rows, columns = linear_sum_assignment(costs[layer, b, :, :count])
-                query[layer].extend(rows.tolist())
-                target[layer].extend(columns.tolist())
+        num_queries = pred_logits.shape[2]
+        cost = self.cost(pred_logits, pred_boxes, targets)
+        # The assignment runs on the host, after one transfer for all layers and images. A NaN here
+        # is a NaN in the loss too, and the trainer reports it there.
+        query, target = self.assign(cost.nan_to_num().cpu(), targets.counts)
         counts = [min(count, num_queries) for count in targets.counts]
         image = [b for b, count in enumerate(counts) for _ in range(count)]
         indices = torch.tensor([image, *query, *target], dtype=torch.long)
-        indices = indices.to(pred_logits.device)
+        indices = indices.to(pred_logits.device, non_blocking=True)
+        layers = len(query)
         return Matches(indices[0], indices[1 : 1 + layers], indices[1 + layers :], counts)
+
+    @staticmethod
+    def assign(costs: torch.Tensor, counts: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """Query and target indices of each layer, from costs L x B x N x T on the host."""
+        query: list[list[int]] = [[] for _ in costs]
+        target: list[list[int]] = [[] for _ in costs]
+        for layer, layer_costs in enumerate(costs.numpy()):
+            for image_costs, count in zip(layer_costs, counts, strict=True):
+                rows, columns = linear_sum_assignment(image_costs[:, :count])
+                query[layer].extend(rows.tolist())
+                target[layer].extend(columns.tolist())
+        return query, target
 
     def cost(
         self, pred_logits: torch.Tensor, pred_boxes: torch.Tensor, targets: Targets

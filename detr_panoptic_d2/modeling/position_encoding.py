@@ -12,9 +12,9 @@ from torch import nn
 class PositionEmbeddingSine(nn.Module):
     """Two-dimensional sine encoding: the first half of the channels encodes y, the second x.
 
-    "Attention is all you need" (Vaswani et al. 2017, section 3.5) carried over to images as in
-    DETR (Carion et al. 2020, appendix A.4): positions are counted over the unpadded cells and
-    scaled so that the last one is 2 pi.
+    The encoding of Vaswani et al. 2017 (section 3.5), extended to images as in DETR (Carion et al.
+    2020, appendix A.4). Positions count the cells that are not padding, and are scaled so that the
+    last one is 2 pi.
     """
 
     def __init__(self, num_channels: int, temperature: float = 10000.0):
@@ -34,7 +34,7 @@ class PositionEmbeddingSine(nn.Module):
         Args:
             size: (H, W) of the grid.
             padding: B x H x W bool, True on padded cells; None if there is no padding.
-            device: where to make the encoding.
+            device: of the result.
 
         Returns:
             float32 tensor B x C x H x W; B is 1 without padding.

@@ -1,4 +1,4 @@
-"""What the steps of :class:`.meta_arch.PanopticDETR` hand on.
+"""Data that the steps of :class:`.meta_arch.PanopticDETR` pass on.
 
 Shapes: B images, N queries, K classes, C hidden channels, L decoder layers; h x w is the size of
 res5.
@@ -10,7 +10,7 @@ import torch
 
 
 class Detections(NamedTuple):
-    """What the detector (everything but the mask head) makes of a batch.
+    """Outputs of :class:`.detector.Detector` for a batch.
 
     Attributes:
         features: res2 to res5.
@@ -32,7 +32,7 @@ class Detections(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The queries that inference goes on with; all tensors are B x N and on the host.
+    """The queries that the results are made of; all tensors are B x N and on the host.
 
     Attributes:
         scores: probability of the best object class.
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
     Attributes:
         canvas: size of the padded network input, which the mask grid covers.
         image: size of the image on the canvas, without padding.
-        output: size that results are wanted in.
+        output: size of the results.
     """
 
     canvas: tuple[int, int]

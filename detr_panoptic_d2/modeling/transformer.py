@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         pos = pos.flatten(2).transpose(1, 2).to(src.dtype)
         if padding is not None:
             padding = padding.flatten(1)
-            # The softmax over an image of nothing but padding would be NaN.
+            # The softmax over an image that is all padding would be NaN.
             padding = padding & ~padding.all(1, keepdim=True)
         memory = self.encoder(src, pos, padding)
         query_pos = query_embed[None].expand(src.shape[0], -1, -1)

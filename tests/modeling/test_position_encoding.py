@@ -56,9 +56,3 @@ def test_no_padding_is_the_same_as_padding_that_is_false_everywhere(size):
     false = embedding(size, torch.zeros(3, *size, dtype=torch.bool), CPU)
     assert none.shape == (1, 12, *size)
     torch.testing.assert_close(none.expand(3, -1, -1, -1), false, rtol=0, atol=1e-6)
-
-
-def test_a_padded_image_has_the_encoding_that_it_has_alone(padding):
-    embedding = PositionEmbeddingSine(12)
-    together = embedding((5, 7), padding, CPU)[1, :, :3, :4]
-    torch.testing.assert_close(together, embedding((3, 4), None, CPU)[0], rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The four levels of DETR's panoptic head, and networks of other kinds that are given them."""
+"""The four levels of DETR's panoptic head, and adapters for other networks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def is_dilated(cfg: CfgNode) -> bool:
 
 
 class AdaptedBackbone(Backbone):
-    """A network whose parameters appear under ``body.`` and whose levels are ``LEVELS``."""
+    """A network with parameters under ``body.`` and outputs ``LEVELS``."""
 
     body: Any
 
@@ -55,16 +55,17 @@ class AdaptedBackbone(Backbone):
         freeze_at: int,
         norm: str,
         freeze_norm: Callable[[nn.Module], nn.Module],
-        synchronise: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm,
+        synchronize: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm,
     ) -> None:
-        """Freeze the first parameters, and fix or synchronise batch norms.
+        """Freeze the first parameters, and freeze or synchronize batch norms.
 
         Args:
             stages: the modules that yield ``res2`` to ``res5``.
-            freeze_at: 0 freezes nothing, 1 what comes before ``res2``, 2 ``res2`` as well, ...
-            norm: ``"FrozenBN"`` fixes all batch norms, ``"BN"`` those of frozen parameters only;
-                ``"SyncBN"`` synchronises the others.
-            freeze_norm, synchronise: make a fixed norm of one, synchronised ones of all.
+            freeze_at: 0 freezes nothing, 1 everything before ``res2``, 2 also ``res2``, ...
+            norm: ``"FrozenBN"`` freezes all batch norms, ``"BN"`` those of frozen parameters only;
+                ``"SyncBN"`` also synchronizes the others.
+            freeze_norm: converts one norm to a frozen one.
+            synchronize: converts the norms of a module to synchronized ones.
         """
         allowed = f"FrozenBN, BN or SyncBN with {type(self).__name__}"
         check_value("MODEL.RESNETS.NORM", norm, norm in ("FrozenBN", "BN", "SyncBN"), allowed)
@@ -84,7 +85,7 @@ class AdaptedBackbone(Backbone):
                 parent, _, child = name.rpartition(".")
                 setattr(self.body.get_submodule(parent), child, freeze_norm(module))
         if norm == "SyncBN":
-            self.body = synchronise(self.body)
+            self.body = synchronize(self.body)
 
 
 class RenamedBackbone(AdaptedBackbone):
@@ -95,17 +96,17 @@ class RenamedBackbone(AdaptedBackbone):
         features: names of its four levels, finest first.
 
     Raises:
-        UserError: there are not four of them, or one is missing, or they are out of order.
+        UserError: there are not four features, one does not exist, or their order is wrong.
     """
 
     def __init__(self, *, backbone: Backbone, features: Sequence[str]) -> None:
         shapes = backbone.output_shape()
-        chosen = [shapes[name] for name in features if name in shapes]
-        strides = [shape.stride for shape in chosen]
-        valid = len(set(features)) == len(chosen) == 4 and strides == sorted(strides)
+        levels = [shapes[name] for name in features if name in shapes]
+        strides = [shape.stride for shape in levels]
+        valid = len(set(features)) == len(levels) == 4 and strides == sorted(strides)
         allowed = f"four of the levels of {type(backbone).__name__}, {list(shapes)}, finest first"
         check_value("MODEL.DETR.BACKBONE.FEATURES", list(features), valid, allowed)
-        super().__init__(backbone, [shape.channels for shape in chosen], strides)
+        super().__init__(backbone, [shape.channels for shape in levels], strides)
         self._names = dict(zip(LEVELS, features, strict=True))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -115,12 +116,12 @@ class RenamedBackbone(AdaptedBackbone):
 
     @property
     def size_divisibility(self) -> int:
-        """That of the wrapped backbone."""
+        """The wrapped backbone's."""
         return self.body.size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Those of the wrapped backbone."""
+        """The wrapped backbone's."""
         return self.body.padding_constraints
 
 

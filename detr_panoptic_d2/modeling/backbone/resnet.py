@@ -15,10 +15,10 @@ from .adapter import is_dilated
 
 @BACKBONE_REGISTRY.register()
 def build_detr_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Detectron2's ResNet with torchvision's DC5, which is that of the official DETR.
+    """Detectron2's ResNet with torchvision's DC5, which official DETR uses.
 
-    Both give ``res5`` dilation 2 in place of its stride. Torchvision leaves the first 3x3
-    convolution of the stage undilated; Detectron2 dilates it too, which is another network.
+    Both use dilation 2 instead of a stride in ``res5``. Detectron2 also dilates the first 3x3
+    convolution of the stage, torchvision does not.
     """
     backbone = build_resnet_backbone(cfg, input_shape)
     if is_dilated(cfg) and hasattr(backbone, "res5"):

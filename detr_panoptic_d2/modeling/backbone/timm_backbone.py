@@ -18,20 +18,20 @@ _KEY = "MODEL.DETR.BACKBONE.MODEL_NAME"
 class TimmBackbone(AdaptedBackbone):
     """A timm feature extractor that returns ``res2`` to ``res5`` at strides 4, 8, 16 and 32.
 
-    Models of windows (timm's Swin for one) get their input padded with zeros at the right and at
-    the bottom to a multiple of 32; the levels are cropped to their true size.
+    The input of window models (timm's Swin, for example) is padded with zeros at the right and
+    bottom to a multiple of 32, and their levels are cropped to the true size.
 
     Args:
         model_name: a name that ``timm.create_model`` knows.
         in_channels: channels of the input.
-        dilated: ask timm for output stride 16 (DC5); not every model has it.
+        dilated: output stride 16 (DC5); not every model supports it.
         norm, freeze_at: see :meth:`AdaptedBackbone.freeze`.
         pretrained: load timm's own weights.
 
     Raises:
         UserError: if timm is not installed.
-        UserError: if the model does not exist or is no four-level backbone for free image sizes.
-        UserError: if the weights can be neither found nor downloaded.
+        UserError: if the model does not exist, has other levels, or needs one image size.
+        UserError: if the weights are not cached and cannot be downloaded.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class TimmBackbone(AdaptedBackbone):
         options: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained}
         if dilated:
             options["output_stride"] = 16
-        body, of_windows = _create_model(model_name, options)
+        body, has_windows = _create_model(model_name, options)
         from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
         info, strides = body.feature_info, [4, 8, 16, 16 if dilated else 32]
-        found = list(info.reduction())
-        allowed = f"a model with strides {strides}, not {found} (convnext, swin, resnet, ...)"
-        check_value(_KEY, model_name, found[-4:] == strides, allowed)
+        reductions = list(info.reduction())
+        allowed = f"a model with strides {strides}, not {reductions} (convnext, swin, resnet, ...)"
+        check_value(_KEY, model_name, reductions[-4:] == strides, allowed)
         super().__init__(body, info.channels()[-4:], strides)
-        self._pad_to = 32 if of_windows else 1
+        self._pad_to = 32 if has_windows else 1
         self._channels_last = str(getattr(body, "output_fmt", None)).endswith("NHWC")
         try:
             with torch.no_grad():
@@ -68,8 +68,8 @@ class TimmBackbone(AdaptedBackbone):
         self.freeze(stages, freeze_at, norm, freeze_batch_norm_2d, convert_sync_batchnorm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images B x C x H x W, normalised, H and W free, to ``res2`` .. ``res5``, each
-        B x C x H / stride x W / stride, rounded as the model does."""
+        """Normalized images B x C x H x W of any size to ``res2`` .. ``res5``, each
+        B x C x H / stride x W / stride, rounded as in the model."""
         height, width = images.shape[-2:]
         if self._pad_to > 1:
             images = F.pad(images, (0, -width % self._pad_to, 0, -height % self._pad_to))
@@ -85,7 +85,7 @@ class TimmBackbone(AdaptedBackbone):
 
 
 def _create_model(model_name: str, options: dict[str, Any]) -> tuple[Any, bool]:
-    """``timm.create_model`` as a feature extractor, and whether it is a model of windows."""
+    """Build the feature extractor; also return whether it is a window model."""
     try:
         import timm
     except ImportError as error:
@@ -93,13 +93,13 @@ def _create_model(model_name: str, options: dict[str, Any]) -> tuple[Any, bool]:
     options = {"features_only": True, **options}
     try:
         try:
-            # Models of windows take any multiple of their stride when they are told not to check.
+            # Window models accept any multiple of their stride if they do not check the size.
             return timm.create_model(model_name, strict_img_size=False, **options), True
-        except TypeError as error:  # only they have that option
+        except TypeError as error:  # only window models have this option
             if "strict_img_size" not in str(error):
                 raise
             return timm.create_model(model_name, **options), False
-    except Exception as error:  # timm and its hub raise errors of many libraries
+    except Exception as error:  # timm and its hub raise many types
         raise UserError(
             f"{_KEY} is {model_name!r}, but timm says: {error}. timm.list_models() has the names; "
             "for MODEL.DETR.BACKBONE.PRETRAINED True connect once so that timm can cache the "
@@ -108,7 +108,7 @@ def _create_model(model_name: str, options: dict[str, Any]) -> tuple[Any, bool]:
 
 
 def _find_stage(body: nn.Module, name: str) -> nn.Module:
-    """The module that yields a level; timm's wrappers flatten or prefix its name."""
+    """Find the module that yields a level. timm's wrappers flatten or prefix its name."""
     modules = dict(body.named_modules())
     for candidate in (name, name.replace(".", "_"), f"model.{name}"):
         if candidate in modules:

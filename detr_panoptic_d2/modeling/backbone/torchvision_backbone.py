@@ -23,13 +23,13 @@ class TorchvisionResNet(AdaptedBackbone):
 
     Args:
         model_name: a residual network of ``torchvision.models``, such as ``resnet50``.
-        dilated: give the last stage dilation 2 in place of its stride (DC5); bottlenecks only.
+        dilated: dilation 2 instead of a stride in the last stage (DC5); bottlenecks only.
         norm, freeze_at: see :meth:`AdaptedBackbone.freeze`.
-        pretrained: load torchvision's ImageNet weights (``IMAGENET1K_V1``, those DETR began with).
+        pretrained: load torchvision's ImageNet weights ``IMAGENET1K_V1``, as official DETR does.
 
     Raises:
-        UserError: for an unknown model or a combination that the model does not have.
-        UserError: if the weights can be neither found nor downloaded.
+        UserError: for an unknown model, or basic blocks with dilation.
+        UserError: if the weights are not cached and cannot be downloaded.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class TorchvisionResNet(AdaptedBackbone):
         self.freeze(stages, freeze_at, norm, _freeze_norm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images B x 3 x H x W, normalised, H and W free, to ``res2`` .. ``res5``, each
+        """Normalized images B x 3 x H x W of any size to ``res2`` .. ``res5``, each
         B x C x ceil(H / stride) x ceil(W / stride)."""
         return dict(self.body(images))
 
 
 def _freeze_norm(norm: nn.Module) -> nn.Module:
     frozen = FrozenBatchNorm2d.convert_frozen_batchnorm(norm)
-    # Counts what a fixed norm does not do; the official checkpoints do not have it.
+    # A counter of batches, which official checkpoints do not have.
     frozen.num_batches_tracked = None
     return frozen
 
