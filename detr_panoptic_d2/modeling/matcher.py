@@ -36,7 +36,8 @@ class Targets(NamedTuple):
         scale = torch.tensor(sizes, dtype=torch.float32).to(device, non_blocking=True)
         labels = pad_sequence([x.gt_classes for x in instances], batch_first=True)
         boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
-        return cls(labels, box_convert(boxes / scale[:, None], "xyxy", "cxcywh"), counts)
+        boxes = box_convert(boxes.to(device) / scale[:, None], "xyxy", "cxcywh")
+        return cls(labels.to(device), boxes, counts)
 
 
 class Matches(NamedTuple):

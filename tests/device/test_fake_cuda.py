@@ -21,6 +21,7 @@ from detr_panoptic_d2.modeling.mask_ops import (
     semantic_scores,
     to_instances,
 )
+from detr_panoptic_d2.modeling.matcher import Targets
 from detr_panoptic_d2.modeling.structures import Frame
 
 BACKBONE = "MODEL.DETR.BACKBONE.MODEL_NAME"
@@ -136,6 +137,10 @@ def test_training_step_waits_once_for_the_matching(tiny_model, monkeypatch, name
     with fake_cuda(model, dtype) as recorder:
         losses = model(batch(masks=model.mask_head is not None))
         assert recorder.syncs == {"_to_copy": 1}
+        # As the trainer does if it accumulates gradients.
+        inputs = [x["instances"] for x in batch(masks=False)]
+        targets = Targets.from_instances(inputs, torch.device("cuda"))
+        assert targets.labels.device == targets.boxes.device == model.device
     assert losses
     for loss_name, loss in losses.items():
         assert loss.device.type == "cuda" and loss.dtype == torch.float32, loss_name
