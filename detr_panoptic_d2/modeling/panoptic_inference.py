@@ -210,11 +210,8 @@ class DETRPanopticInference(nn.Module):
         if small or not self.overlap_thresh:
             return small
         # Only the one with the lowest score: of two copies of an object one must remain.
-        covered = [
-            s
-            for s in segments
-            if s["area"] < self.overlap_thresh * assigner.mask_area(s["queries"])
-        ]
+        min_area = [self.overlap_thresh * assigner.mask_area(s["queries"]) for s in segments]
+        covered = [s for s, area in zip(segments, min_area, strict=True) if s["area"] < area]
         return sorted(covered, key=lambda s: s["score"])[:1]
 
 
@@ -243,19 +240,17 @@ class MaskNMSPanopticInference(DETRPanopticInference):
     """Non-maximum suppression on masks, then DETR's argmax over the remaining queries.
 
     1. Keep every query whose best object class has a probability s above ``SCORE_THRESH``, also
-       if no-object is more probable. The threshold can therefore be low (0.2 to 0.5).
+       if no-object is more probable.
     2. Order the queries by s * p^2, where p is the mean mask probability inside the query's mask
-       (logit above 0). This is the order of mask-wise merging (Li et al. 2021, Panoptic SegFormer,
-       section 3.4, with their weights alpha = 1 and beta = 2).
+       (logit above 0). This is the order of mask-wise merging in Panoptic SegFormer (Li et al.
+       2021).
     3. Go through the queries in this order. Remove a query if less than ``OVERLAP_THRESH`` of its
-       mask lies outside the masks of the queries before it that remain.
+       mask lies outside the masks of the remaining queries before it.
     4. Assign every pixel to the remaining query with the greatest product of s and mask
-       probability. Mask-wise merging instead gives a pixel to the first mask that contains it,
-       and leaves pixels outside all masks void.
+       probability. Mask-wise merging gives it to the first mask that contains it, or to none.
     5. Merge stuff and drop small segments, as :class:`DETRPanopticInference` does.
 
-    Masks are compared and probabilities computed on the mask grid, on the device. The host waits
-    for the device once.
+    Masks are compared on the mask grid, on the device. The host waits for the device once.
     """
 
     def keep(self, pred_logits: torch.Tensor) -> torch.Tensor:

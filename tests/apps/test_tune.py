@@ -77,9 +77,9 @@ def test_the_gain_is_measured_on_images_that_were_not_used_to_choose():
     counts = counts[:, :, None]
     pq = panoptic_quality(counts.sum(0))
     np.testing.assert_allclose(pq, [50, 50, 55])
-    noise = cross_validate(counts, [0, 1])
-    assert noise.gains.mean() < 0 and len(noise.gains) == 70
-    np.testing.assert_allclose(cross_validate(counts, [0, 2]).gains, 5)
+    _, noise = cross_validate(counts, np.array([0, 1]))
+    assert noise.mean() < 0 and len(noise) == 70
+    np.testing.assert_allclose(cross_validate(counts, np.array([0, 2]))[1], 5)
     assert np.isnan(panoptic_quality(np.zeros((2, 3, 4)))).all()
 
 

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -18,18 +17,6 @@ from tabulate import tabulate
 
 from ...files import atomic_file
 from .search import Setting
-
-
-class Validation(NamedTuple):
-    """Cross-validation: settings are chosen on half of the groups and tested on the other half.
-
-    Attributes:
-        pq: mean PQ on the other halves, in percent.
-        gains: difference to the setting of the config, one value per division into halves.
-    """
-
-    pq: float
-    gains: np.ndarray
 
 
 def panoptic_quality(counts: np.ndarray) -> np.ndarray:
@@ -43,51 +30,60 @@ def panoptic_quality(counts: np.ndarray) -> np.ndarray:
     return np.divide(sums, num_classes, out=np.full_like(sums, np.nan), where=num_classes > 0)
 
 
-def best_setting(pq: np.ndarray, candidates: Sequence[int]) -> int:
-    """Return the candidate of greatest PQ; of equal ones the first."""
-    return max(candidates, key=lambda i: -1.0 if np.isnan(pq[i]) else pq[i])
+def _best(pq: np.ndarray, candidates: np.ndarray) -> int:
+    # Of equal ones the first.
+    return int(candidates[np.nan_to_num(pq[candidates], nan=-1).argmax()])
 
 
-def cross_validate(counts: np.ndarray, candidates: Sequence[int]) -> Validation:
+def cross_validate(counts: np.ndarray, candidates: np.ndarray) -> tuple[float, np.ndarray]:
     """Choose a setting on half of the groups and test it on the other half, for all halves.
 
     Args:
         counts: G x S x K x 4. The first of the S settings is that of the config.
         candidates: indices of the settings to choose from.
+
+    Returns:
+        mean PQ on the other halves, and for each half the gain over the config.
     """
-    num_groups = len(counts)
-    qualities, gains = [], []
-    for half in itertools.combinations(range(num_groups), num_groups // 2):
-        other = [group for group in range(num_groups) if group not in half]
-        chosen = best_setting(panoptic_quality(counts[list(half)].sum(0)), candidates)
-        tested = panoptic_quality(counts[other][:, [0, chosen]].sum(0))
-        qualities.append(tested[1])
-        gains.append(tested[1] - tested[0])
-    return Validation(float(np.mean(qualities)), np.array(gains))
+    tested = []
+    for half in itertools.combinations(range(len(counts)), len(counts) // 2):
+        other = np.setdiff1d(range(len(counts)), half)
+        chosen = _best(panoptic_quality(counts[list(half)].sum(0)), candidates)
+        tested.append(panoptic_quality(counts[other][:, [0, chosen]].sum(0)))
+    config_pq, chosen_pq = np.transpose(tested)
+    return float(np.nanmean(chosen_pq)), chosen_pq - config_pq
 
 
-def results_table(
-    counts: np.ndarray, settings: Sequence[Setting], is_thing: np.ndarray, chosen: int
-) -> str:
-    """Return the table of the config's setting, the best one of each rule and the chosen one."""
+def choose_setting(
+    counts: np.ndarray, settings: Sequence[Setting], is_thing: np.ndarray
+) -> tuple[str, int, np.ndarray]:
+    """Choose the setting with the best PQ.
+
+    Args:
+        counts: G x S x K x 4.
+        settings: S settings. The first one is that of the config.
+        is_thing: K bools.
+
+    Returns:
+        a table of the config's setting, the best one of each rule and the chosen one; the index of
+        the chosen one; and its gains on held-out halves.
+    """
     total = counts.sum(0)
-    pq = panoptic_quality(total)
-    rows = []
-
-    def add_row(title: str, index: int, candidates: Sequence[int]) -> None:
-        groups = [panoptic_quality(total[index][mask]) for mask in (is_thing, ~is_thing)]
-        held_out = cross_validate(counts, candidates).pq if len(counts) > 1 else float("nan")
-        rows.append([title, *settings[index], pq[index], *groups, held_out])
-
-    add_row("config", 0, [0])
+    pq, every = panoptic_quality(total), np.arange(len(settings))
     rules = np.array([setting.PANOPTIC_INFERENCE for setting in settings])
-    for rule in dict.fromkeys(rules.tolist()):
-        candidates = np.flatnonzero(rules == rule).tolist()
-        add_row("best of the rule", best_setting(pq, candidates), candidates)
-    add_row("chosen", chosen, range(len(settings)))
+    rows = []
+    for title, candidates in (
+        ("config", every[:1]),
+        *(("best of the rule", every[rules == rule]) for rule in dict.fromkeys(rules)),
+        ("chosen", every),
+    ):
+        chosen = _best(pq, candidates)
+        held_out, gains = cross_validate(counts, candidates)
+        groups = [panoptic_quality(total[chosen][mask]) for mask in (is_thing, ~is_thing)]
+        rows.append([title, *settings[chosen], pq[chosen], *groups, held_out])
     headers = ["", "rule", "score", "overlap", "area", "PQ", "PQ_th", "PQ_st", "held-out PQ"]
     formats = ("", "", "g", "g", "g", ".3f", ".3f", ".3f", ".2f")
-    return tabulate(rows, headers, floatfmt=formats)
+    return tabulate(rows, headers, floatfmt=formats), chosen, gains
 
 
 def write_picture(

@@ -9,14 +9,7 @@ from detectron2.data import MetadataCatalog
 from ...data.metadata import dataset_ids, thing_class_ids
 from ...engine import setup_cfg
 from ...errors import UserError
-from .result import (
-    best_setting,
-    cross_validate,
-    panoptic_quality,
-    results_table,
-    write_config,
-    write_picture,
-)
+from .result import choose_setting, panoptic_quality, write_config, write_picture
 from .search import count_settings, make_settings
 
 logger = logging.getLogger(__name__)
@@ -67,26 +60,24 @@ def tune(
     counts, num_images = count_settings(cfg, settings, _NUM_GROUPS)
     if num_images < _FEW_IMAGES:
         logger.warning(
-            "'%s' has only %d images: the best thresholds on it may be poor ones elsewhere.",
+            "'%s' has only %d images: other thresholds may be better on other images.",
             names[0],
             num_images,
         )
-    pq = panoptic_quality(counts.sum(0))
-    chosen = best_setting(pq, range(len(settings)))
     is_thing = np.isin(np.arange(len(dataset_ids(metadata))), thing_class_ids(metadata))
-    table = results_table(counts, settings, is_thing, chosen)
-    gains = cross_validate(counts, range(len(settings))).gains
+    table, chosen, gains = choose_setting(counts, settings, is_thing)
+    gain, low, high = np.nanmean(gains), np.nanmin(gains), np.nanmax(gains)
     lines = [
         f"{names[0]}: {num_images} images, {len(settings)} settings",
         table,
         "held-out PQ: chosen on half of the images, measured on the other half, mean over "
         f"{len(gains)} ways to divide them.",
-        f"Held-out gain over the config: {gains.mean():+.2f} PQ, from {gains.min():+.2f} to "
-        f"{gains.max():+.2f}.",
+        f"Held-out gain over the config: {gain:+.2f} PQ, from {low:+.2f} to {high:+.2f}.",
     ]
-    if not gains.mean() > 0:
-        logger.warning("Tuning gains nothing on held-out images. Better keep the config's values.")
+    if not gain > 0:
+        logger.warning("Tuning gains nothing on held-out images: keep the values of the config.")
     picture = folder / "tuned.png"
+    pq = panoptic_quality(counts.sum(0))
     write_picture(picture, pq, settings, chosen, f"{names[0]}, {num_images} images")
     write_config(target, config_file, cfg, opts, settings[chosen])
     return "\n\n".join(lines), target, picture
