@@ -26,7 +26,6 @@ def test_recorded_is_what_the_model_does(tiny_model, make_input):
     model = tiny_model("MODEL.DETR.TEST.PAD_MIXED_SIZES", True)
     batch = images(make_input)
     recording = record(model, batch)
-    pairs = sum(len(r.queries) for r in recording.per_image)
     for one, result in zip(recording.per_image, model(batch), strict=True):
         ids, segments = result["panoptic_seg"]
         assert one.kept and segments
@@ -38,10 +37,6 @@ def test_recorded_is_what_the_model_does(tiny_model, make_input):
         assert one.steps["gn5"].shape == one.mask_logits.shape
         # Boxes are in pixels of the image, which lies in the upper left corner of the canvas.
         assert (one.boxes[:, 2:] <= torch.tensor(one.frame.image[::-1])).all()
-    shapes = dict(recording.shapes())
-    assert shapes["padded input"] == "2 x 3 x 64 x 80"
-    assert shapes["box-attention maps"] == f"{pairs} x 8 x 4 x 5"
-    assert shapes["panoptic map of image 1"] == "48 x 48"
 
 
 def test_no_hook_stays(tiny_model, make_input):
@@ -113,8 +108,7 @@ def test_a_batch_of_two(weights, pictures, command, tmp_path):
     assert len(sources) == len(expected)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search("<(script|link|iframe)", page)
-    for text in ("second &amp; last.jpg", "2 x 3 x 96 x 128", "2 x 8 x 2 x 48", "x 8 x 6 x 8"):
-        assert text in page
+    assert "second &amp; last.jpg" in page
 
 
 def test_the_best_are_shown_where_none_is_kept(weights, pictures, tmp_path):
@@ -123,7 +117,6 @@ def test_the_best_are_shown_where_none_is_kept(weights, pictures, tmp_path):
     page = explain(setup_cfg("shapes/tiny.yaml", opts), [image], tmp_path / "out")
     text = page.read_text()
     assert "no query is kept (MODEL.DETR.TEST.SCORE_THRESH 1)" in text
-    assert "<td>none</td>" in text
     assert len(list(page.parent.glob("*.png"))) == 7
 
 

@@ -1,6 +1,4 @@
-import base64
 import html
-import io
 import json
 import math
 import os
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from detr_panoptic_d2.apps.report import write_report
@@ -146,9 +143,7 @@ def test_curves_of_all_kinds_of_values(values):
     texts = [e.text for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert f"a <b> & c {last:.4g}" in texts
     assert line_chart({"a": {}, "b": {1: math.nan}}) == ""
-
-
-def test_long_runs_are_thinned():
+    # Long runs are averaged.
     assert len(line_chart({"a": {i: 5.0 + i % 2 for i in range(100_000)}})) < 60_000
 
 
@@ -270,7 +265,7 @@ def test_data_sets_that_are_not_there(evaluated, tmp_path):
 
 
 def test_in_a_browser(browser, report):
-    """On a phone and on a screen, light and dark: nothing sticks out, nothing is asked for."""
+    """On a phone and on a screen: nothing reaches over the edge, nothing is loaded."""
 
     def run(script):
         return browser.execute_script(f"return {script}")
@@ -294,16 +289,6 @@ def test_in_a_browser(browser, report):
         )
         assert outside == []
         assert all(run("[...document.images].map(i => i.complete && i.naturalWidth > 30)"))
-        texts = "[...document.querySelectorAll('.chart text')]"
-        assert min(run(f"{texts}.map(t => t.getBoundingClientRect().height)")) > 7
-        height = run("document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        shot = {"captureBeyondViewport": True, "clip": clip}
-        data = browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
-        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-            picture = np.asarray(image.convert("RGB"))
-        assert len(np.unique(picture @ [1, 256, 65536])) > 500
-        assert (picture[:, :3].mean() > 240) == (scheme == "light")
         names = run("performance.getEntriesByType('resource').map(e => e.name)")
         assert [name for name in names if not name.startswith("data:")] == []
     assert browser.get_log("browser") == []

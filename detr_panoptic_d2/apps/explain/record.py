@@ -89,31 +89,6 @@ class Recording(NamedTuple):
     decoder: list[AttentionCall]
     per_image: list[ImageRecord]
 
-    def shapes(self) -> list[tuple[str, str]]:
-        """Return names of the tensors, in order, with shapes such as "2 x 128 x 6 x 8"."""
-        d, first = self.detections, self.per_image[0]
-        batch, queries = len(self.images), d.hs.shape[2]
-        heads, *grid = first.box_attention.shape[1:]
-        cells, pairs = grid[0] * grid[1], sum(len(image.queries) for image in self.per_image)
-        table = {
-            "padded input": self.images.tensor.shape,
-            "padding mask": () if d.padding is None else d.padding.shape,
-            **{name: d.features[name].shape for name in ("res2", "res3", "res4", "res5")},
-            "projected res5": d.src_proj.shape,
-            "position encoding": self.position.shape,
-            f"encoder self-attention, each of {len(self.encoder)}": (batch, heads, cells, cells),
-            "memory": d.memory.shape,
-            "decoder output hs": d.hs.shape,
-            "class logits": d.pred_logits.shape,
-            "boxes": d.pred_boxes.shape,
-            f"decoder cross-attention, each of {len(self.decoder)}": (batch, heads, queries, cells),
-            "box-attention maps": (pairs, heads, *grid),
-            "mask logits": (pairs, *first.mask_logits.shape[1:]),
-        }
-        for i, image in enumerate(self.per_image):
-            table[f"panoptic map of image {i + 1}"] = image.frame.output
-        return [(name, " x ".join(map(str, size)) or "none") for name, size in table.items()]
-
 
 @torch.no_grad()
 def record(model: PanopticDETR, batched_inputs: list[dict[str, Any]]) -> Recording:

@@ -197,10 +197,7 @@ def _top(cfg: CfgNode, recording: Recording, names: Sequence[str]) -> list[Block
             )
             logger.warning(note)
             blocks.append({"note": note})
-    return [
-        *blocks,
-        {"details": "Shapes of all tensors", "blocks": [{"pairs": recording.shapes()}]},
-    ]
+    return blocks
 
 
 def _png(picture: np.ndarray) -> bytes:
