@@ -190,8 +190,8 @@ def _add_solver_keys(cfg: CN) -> None:
 
 
 def _add_writer_keys(cfg: CN) -> None:
-    # Where losses, results and pictures go, besides the console and metrics.json: "tensorboard",
-    # "wandb" (Weights & Biases) and "mlflow". The last two need their package.
+    # "tensorboard", always written, and "wandb" (Weights & Biases), which reads TensorBoard's file
+    # and needs its package.
     cfg.WRITERS = ["tensorboard"]
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
@@ -20,7 +21,7 @@ from torch import nn
 
 from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
-from ..errors import check_value
+from ..errors import UserError, check_value
 from ..files import atomic_file
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 from .distributed import unwrap
@@ -75,6 +76,25 @@ class BestCheckpoint(BestCheckpointer):
         best["weights"] = "ema" if self.trainer.ema else "model"
         with atomic_file(self._file) as f:
             json.dump(best, f)
+
+
+def start_wandb(cfg: CfgNode) -> None:
+    """Start a run of Weights & Biases, which reads what is written to TensorBoard.
+
+    Its environment variables choose project, account and mode. All starts of one training are runs
+    of a group.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("WRITERS has 'wandb', which is not installed: pip install wandb") from error
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    wandb.init(
+        dir=cfg.OUTPUT_DIR,
+        group=Path(cfg.OUTPUT_DIR).resolve().name,
+        config=yaml.safe_load(cfg.dump()),
+        sync_tensorboard=True,
+    )
 
 
 class StopTraining(BaseException):

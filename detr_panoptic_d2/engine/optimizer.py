@@ -15,10 +15,6 @@ from ..errors import UserError, check_value
 
 logger = logging.getLogger(__name__)
 
-# Images per batch and learning rate of configs/Base-DETR-Panoptic.yaml. The default of official
-# DETR is a quarter of this batch with the same rate.
-RECIPE_BATCH, RECIPE_LR = 64, 1e-4
-
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build AdamW or SGD with two learning rates, and gradient clipping if it is enabled.
@@ -38,7 +34,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         check_value("SOLVER.BASE_LR_END", solver.BASE_LR_END, valid, "from 0 to SOLVER.BASE_LR")
     name = solver.OPTIMIZER.upper()
     check_value("SOLVER.OPTIMIZER", solver.OPTIMIZER, name in ("ADAMW", "SGD"), "ADAMW or SGD")
-    _warn_about_batch(cfg)
     if isinstance(model, DistributedDataParallel):
         model = model.module
     valid = 0 < solver.LAYER_DECAY <= 1
@@ -143,24 +138,6 @@ def _check_state(
             f"The checkpoint in {cfg.OUTPUT_DIR} cannot be resumed: {problem}. Use the config that "
             "it was written with, or start a new training with the checkpoint as MODEL.WEIGHTS, "
             "another OUTPUT_DIR and without --resume."
-        )
-
-
-def _warn_about_batch(cfg: CfgNode) -> None:
-    """Warn if the batch is small and the learning rate is still that of the recipe."""
-    batch, rate = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR
-    if math.isclose(rate, RECIPE_LR, rel_tol=1e-6) and batch < RECIPE_BATCH / 4:
-        factor = batch / RECIPE_BATCH
-        logger.warning(
-            "SOLVER.IMS_PER_BATCH is %d, but SOLVER.BASE_LR %g is the recipe's for %d images. "
-            "Consider SOLVER.BASE_LR from %.3g (linear in the batch) to %.3g (its square root), "
-            "and %.3g times SOLVER.MAX_ITER and STEPS for the same epochs.",
-            batch,
-            rate,
-            RECIPE_BATCH,
-            rate * factor,
-            rate * math.sqrt(factor),
-            1 / factor,
         )
 
 

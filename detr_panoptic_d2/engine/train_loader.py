@@ -70,6 +70,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_ignore_ctrl_c,
+        pin_memory=torch.cuda.is_available(),
         # The loader must not draw from the generator that the model uses.
         generator=torch.Generator(),
     )

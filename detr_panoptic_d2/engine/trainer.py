@@ -34,13 +34,13 @@ from .hooks import (
     PanopticVisualizationHook,
     StopTraining,
     best_metric,
+    start_wandb,
 )
 from .optimizer import build_optimizer
 from .setup import setup_job
 from .step import TrainingStep
 from .train_loader import ReproducibleSteps, build_train_loader
 from .validation import validation_losses
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,12 @@ class PanopticTrainer(DefaultTrainer):
         return [ReproducibleSteps(self.data_loader.batch_sampler, cfg.SEED), *updates, *hooks]
 
     def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg)
+        """Build Detectron2's writers; Weights & Biases receives what goes to TensorBoard."""
+        for name in self.cfg.WRITERS:
+            check_value("WRITERS", name, name in ("tensorboard", "wandb"), "tensorboard or wandb")
+        if "wandb" in self.cfg.WRITERS:
+            start_wandb(self.cfg)
+        return super().build_writers()
 
     def _evaluated_model(self) -> nn.Module:
         return self.ema.module if self.ema else self.model

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
-from PIL import Image
 
 from detr_panoptic_d2.config import list_config_files
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
@@ -93,28 +90,6 @@ def is_mask_part(name):
 
 
 @pytest.fixture
-def instance_set(tmp_path):
-    """A registered COCO instance set: two images with two polygons each, ids with gaps."""
-    images, annotations = [], []
-    for number in range(2):
-        Image.new("RGB", (40, 32), (60 + 90 * number, 80, 120)).save(tmp_path / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 40})
-        for category, x in ((4, 4.0), (9, 22.0)):
-            polygon = [x, 6.0, x + 12, 6.0, x + 12, 22.0, x, 22.0]
-            entry = {"image_id": number, "category_id": category, "segmentation": [polygon]}
-            entry |= {"bbox": [x, 6.0, 12.0, 16.0], "area": 192.0, "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, **entry})
-    categories = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "instances.json").write_text(json.dumps({"info": {}, **content}))
-    name = "recipe_instances"
-    register_coco_instances(name, {}, str(tmp_path / "instances.json"), str(tmp_path))
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-@pytest.fixture
 def run(make_cfg):
     """Return ``run(recipe, data set, **entries)``: a tiny training with the recipe's entries.
 
@@ -141,15 +116,9 @@ def run(make_cfg):
     return run
 
 
-@pytest.mark.parametrize("kind", ["panoptic", "instance"])
-def test_two_steps(run, make_cfg, request, kind, caplog):
-    if kind == "panoptic":
-        request.getfixturevalue("panoptic_set")("two_steps", [request.getfixturevalue("scene")] * 4)
-        names = ("detr_panoptic_R50_boxes.yaml", "detr_panoptic_R50_masks.yaml", "two_steps")
-    else:
-        dataset = request.getfixturevalue("instance_set")
-        names = ("detr_instance_R50_boxes.yaml", "detr_instance_R50.yaml", dataset)
-    boxes, losses, _ = run(names[0], names[2])
+def test_two_steps(run, make_cfg, panoptic_set, scene, caplog):
+    panoptic_set("two_steps", [scene] * 4)
+    boxes, losses, _ = run("detr_panoptic_R50_boxes.yaml", "two_steps")
     assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0"} <= losses
     assert not losses & {"loss_mask", "loss_dice"}
     assert not any(is_mask_part(name) for name in boxes.model.state_dict())
@@ -157,7 +126,8 @@ def test_two_steps(run, make_cfg, request, kind, caplog):
     saved = torch.load(boxes_file, weights_only=True)["model"]
     caplog.clear()
     caplog.set_level(logging.INFO)
-    masks, losses, before = run(names[1], names[2], MODEL__WEIGHTS=boxes_file)
+    entries = {"MODEL__WEIGHTS": boxes_file}
+    masks, losses, before = run("detr_panoptic_R50_masks.yaml", "two_steps", **entries)
 
     assert losses == {"loss_mask", "loss_dice"}
     for name, value in masks.model.state_dict().items():
@@ -175,15 +145,11 @@ def test_two_steps(run, make_cfg, request, kind, caplog):
     assert caplog.text.count("Learning rate") == 1
     assert f": {values} values in {len(trained)} tensors" in caplog.text
 
-    if kind == "panoptic":
-        # What comes out is a whole panoptic model.
-        cfg = make_cfg("whole", MODEL__RESNETS__NORM=masks.cfg.MODEL.RESNETS.NORM)
-        whole = build_model(cfg)
-        file = f"{masks.cfg.OUTPUT_DIR}/model_final.pth"
-        PanopticTrainer.build_checkpointer(cfg, whole).load(file, complete=True)
-        for name, value in masks.model.state_dict().items():
-            assert torch.equal(whole.state_dict()[name], value), name
-        assert 0 <= PanopticTrainer.test(cfg, whole)["panoptic_seg"]["PQ"] <= 100
-    else:
-        assert masks.model.num_classes == 2
-        assert set(PanopticTrainer.test(masks.cfg, masks.model)) <= {"bbox", "segm"}
+    # What comes out is a whole panoptic model.
+    cfg = make_cfg("whole", MODEL__RESNETS__NORM=masks.cfg.MODEL.RESNETS.NORM)
+    whole = build_model(cfg)
+    file = f"{masks.cfg.OUTPUT_DIR}/model_final.pth"
+    PanopticTrainer.build_checkpointer(cfg, whole).load(file, complete=True)
+    for name, value in masks.model.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], value), name
+    assert 0 <= PanopticTrainer.test(cfg, whole)["panoptic_seg"]["PQ"] <= 100

@@ -8,12 +8,10 @@ import pytest
 import torch
 import yaml
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.engine.hooks import PanopticVisualizationHook
 from detr_panoptic_d2.errors import UserError
 
 ITERATIONS = 6
@@ -206,17 +204,3 @@ def test_pictures_come_and_nothing_else_changes(make_cfg, train, tmp_path, caplo
         failing, _ = train(make_cfg("failing", **drawing))
     assert failing == plain
     assert caplog.text.count("the training continues") == 2 and "Traceback" in caplog.text
-
-
-def test_pictures_are_drawn_by_the_main_process_where_there_is_something_to_draw(
-    make_cfg, monkeypatch
-):
-    def draws(**entries):
-        hooks = PanopticTrainer(make_cfg("out", VIS_PERIOD=2, **entries))._hooks
-        return any(isinstance(h, PanopticVisualizationHook) for h in hooks)
-
-    assert draws()
-    assert not draws(DATASETS__TEST="()")
-    assert not draws(MODEL__DETR__TEST__PANOPTIC_ON=False)
-    monkeypatch.setattr(comm, "get_rank", lambda: 1)
-    assert not draws()
