@@ -188,3 +188,10 @@ def target_masks(instances: Instances) -> torch.Tensor:
     if isinstance(masks, BitMasks):
         masks = masks.tensor
     return masks.to(instances.gt_classes.device, torch.bool)
+
+
+def select_rows(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Select rows of a tensor on any device by a bool vector on the host, without a sync."""
+    if bool(keep.all()):
+        return values
+    return values[keep.nonzero()[:, 0].to(values.device, non_blocking=True)]

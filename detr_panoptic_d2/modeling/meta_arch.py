@@ -21,7 +21,7 @@ from .backbone import LEVELS, check_backbone, freeze_unused_parameters
 from .criterion import SetCriterion
 from .detector import Detector
 from .mask_head import BoxAttentionMap, build_mask_head
-from .mask_ops import semantic_scores, target_masks, to_instances
+from .mask_ops import select_rows, semantic_scores, target_masks, to_instances
 from .matcher import Targets
 from .panoptic_inference import build_panoptic_inference
 from .structures import Detections, Frame, Selection
@@ -297,7 +297,7 @@ class PanopticDETR(Detector):
             if self.panoptic_on:
                 kept = selection.panoptic[i]
                 result["panoptic_seg"] = self.panoptic_inference(
-                    _rows(masks[i], kept[masked]), scores[kept], labels[kept], frame
+                    select_rows(masks[i], kept[masked]), scores[kept], labels[kept], frame
                 )
             if self.semantic_on:
                 probabilities = detections.pred_logits[-1, i].softmax(-1)[:, :-1]
@@ -305,18 +305,11 @@ class PanopticDETR(Detector):
             if self.instance_on:
                 kept = selection.instance[i]
                 result["instances"] = to_instances(
-                    _rows(detections.pred_boxes[-1, i], kept),
+                    select_rows(detections.pred_boxes[-1, i], kept),
                     scores[kept].to(self.device),
                     labels[kept].to(self.device),
-                    None if masks[i] is None else _rows(masks[i], kept[masked]),
+                    None if masks[i] is None else select_rows(masks[i], kept[masked]),
                     frame,
                 )
             results.append(result)
         return results
-
-
-def _rows(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Select rows of a tensor on any device by a bool vector on the host, without a sync."""
-    if bool(keep.all()):
-        return values
-    return values[keep.nonzero()[:, 0].to(values.device, non_blocking=True)]

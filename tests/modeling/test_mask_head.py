@@ -230,17 +230,6 @@ def test_chunks_and_checkpointing_change_neither_values_nor_gradients(batch, mon
     assert set(whole) == {pairs}, "in training without checkpointing there are no chunks"
 
 
-def test_autocast_keeps_close_and_gives_full_precision_gradients():
-    head, inputs = make_head(), make_inputs(batch="any order")
-    expected = plain_head(head, WIDTHS["as DETR"][-1], *inputs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        masks = head(*inputs)
-    assert (masks - expected).abs().mean() < 0.05 * expected.std()
-    masks.float().square().mean().backward()
-    for name, p in head.named_parameters():
-        assert p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any(), name
-
-
 # Building by config
 
 
