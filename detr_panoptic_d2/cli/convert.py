@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_mask_suffix(sub)
     sub.add_argument("--void-value", type=int, help="value that is void, not an object")
 
-    sub = add("class-masks", "a mask per image, pixel = class (number or colour)")
+    sub = add("class-masks", "a mask per image, pixel = class (number or color)")
     add_input(sub, "--images", "folder of the images")
     add_input(sub, "--masks", "folder of the masks")
     text = "folder of object masks (VOC), which separate the objects of thing classes"
@@ -113,7 +113,7 @@ def _common_options() -> argparse.ArgumentParser:
     text = "text files with the names of the images of each split"
     add("--image-lists", type=Path, nargs="+", default=[], metavar="FILE", help=text)
     add = common.add_argument_group("classes").add_argument
-    add("--classes", type=Path, help="list of the classes: sets ids, order, colours, things")
+    add("--classes", type=Path, help="list of the classes: sets ids, order, colors, things")
     add("--things", nargs="+", default=[], metavar="NAME", help="classes that are things")
     add("--stuff", nargs="+", default=[], metavar="NAME", help="classes that are stuff")
     add("--ignore", nargs="+", default=[], metavar="NAME", help="classes that become void")

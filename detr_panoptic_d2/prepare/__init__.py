@@ -1,1 +1,1 @@
-"""Data sets made ready: conversion and checking."""
+"""Prepare data sets: conversion and checking."""

@@ -1,4 +1,4 @@
-"""One call per image in several processes, with a progress bar."""
+"""Call a function for each image in several processes, with a progress bar."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ def map_images(
     Args:
         function: picklable, such as a ``functools.partial`` of a function of a module.
         items: picklable, one per image.
-        workers: number of processes; 1 works in this one.
-        description: stands before the progress bar.
+        workers: number of processes; 1 is this process alone.
+        description: text of the progress bar.
 
     Raises:
-        UserError: ``workers`` is no positive number, or a process was killed.
+        UserError: ``workers`` is not positive, or a process was killed.
     """
     if workers < 1:
         raise UserError(f"--workers is {workers}, but must be 1 (this process alone) or more.")
@@ -32,7 +32,7 @@ def map_images(
     bar |= {"disable": None}
     if workers == 1 or len(items) < 2:
         return list(tqdm(map(function, items), **bar))
-    # A terminal sends Ctrl-C to all processes: the main one ends the others.
+    # A terminal sends Ctrl-C to all processes. The main process ends the others.
     pool = ProcessPoolExecutor(
         min(workers, len(items)),
         initializer=signal.signal,
@@ -42,7 +42,7 @@ def map_images(
         return list(tqdm(pool.map(function, items, chunksize=4), **bar))
     except BrokenProcessPool as error:
         raise UserError(
-            "A process was killed, most often because memory ran out. --workers 1 needs the least."
+            "A process was killed, probably because memory ran out. --workers 1 needs less memory."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -351,7 +351,7 @@ SKY = {"id": 9, "name": "sky", "isthing": 0, "color": [70, 130, 180]}
 BUS = {"id": 5, "name": "bus", "isthing": 1, "color": [0, 0, 0]}
 
 
-def test_ids_of_segments_differ_and_begin_with_the_colour():
+def test_ids_of_segments_differ_and_begin_with_the_color():
     names = ["car"] * 300 + ["sky"] + ["bus"] * 40
     labels = Labels(np.arange(1, 342, dtype=np.int32)[None], [Segment(name) for name in names])
     ids = to_panoptic(labels, [CAR, SKY, BUS]).ids

@@ -419,7 +419,7 @@ def test_one_group_and_label_is_one_object(make, convert_and_check, kind):
 # ---- masks
 
 
-def test_class_masks_in_colour(make, convert_and_check):
+def test_class_masks_in_color(make, convert_and_check):
     """CamVid's form: sky, two cars of which one has parts that touch at a corner, and void."""
     mask = np.zeros((H, W, 3), np.uint8)
     mask[:4] = 128
@@ -579,19 +579,19 @@ BAD = {
         {"head": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>'},
         "has a DOCTYPE",
     ),
-    "unknown colour": (
+    "unknown color": (
         "class-masks",
         np.full((H, W, 3), (1, 2, 3), np.uint8),
         {},
-        r"a_L.png' has the colour \(1, 2, 3\)",
+        r"a_L.png' has the color \(1, 2, 3\)",
     ),
     "unknown value": ("class-masks", MASK + 9, {}, "a_L.png' has the value 9, .*--void-value"),
     "mask size": ("class-masks", MASK.T, {}, "a_L.png': it is 24 wide and 32 high.*EXIF"),
     "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
     "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
-    "colour twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "colour of its own"),
+    "color twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "color of its own"),
     "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "2 classes with the name 'a'"),
-    "colour mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
+    "color mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
 }
 
 

@@ -11,10 +11,6 @@ from scipy import ndimage
 
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.convert.categories import ClassOptions
-from detr_panoptic_d2.prepare.convert.coco import coco_instances
-from detr_panoptic_d2.prepare.convert.cvat import cvat
-from detr_panoptic_d2.prepare.convert.labelme import labelme
-from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
 from detr_panoptic_d2.prepare.convert.writer import convert
@@ -166,23 +162,3 @@ def test_finished_maps_are_sound(case, min_area, background, data):
     assert not ids[void].any()
     if background:
         assert ids[~void].all()
-
-
-@given(data=st.binary(max_size=300), name=st.sampled_from(["coco", "labelme", "cvat", "mask"]))
-@FUZZ
-def test_garbage_is_a_named_error(data, name):
-    """Any bytes as input: an error that names the file, and no output."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        instance_masks_folder(folder, np.ones((3, 3), np.uint8), (3, 3))
-        target = {"labelme": "images/x.json", "mask": "masks/sub/a_mask.png"}.get(name, "x")
-        (folder / target).write_bytes(data)
-        with pytest.raises((OSError, ValueError), match=Path(target).name):
-            source = {
-                "coco": lambda: coco_instances(folder / "x", folder / "images"),
-                "labelme": lambda: labelme(folder / "images"),
-                "cvat": lambda: cvat(folder / "x", folder / "images"),
-                "mask": lambda: instance_masks(folder / "images", folder / "masks"),
-            }[name]()
-            convert({"train": source}, folder / "out")
-        assert not list(folder.glob("out/*.json"))

@@ -94,7 +94,7 @@ def _choose_examples(report: Report) -> list[ImageResult]:
 
 
 def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, dict[str, tuple]]:
-    """Return the image under the colours of its classes, and these colours by name.
+    """Return the image under the colors of its classes, and these colors by name.
 
     Borders between segments are white. Void has diagonal stripes.
     """

@@ -1,1 +1,1 @@
-"""Other formats -> COCO panoptic: one module per format, one writer."""
+"""Convert other formats to COCO panoptic: a module per format, one writer."""

@@ -1,4 +1,4 @@
-"""Choose the categories of a converted data set: names, ids, colours, things or stuff."""
+"""Choose the categories of a converted data set: names, ids, colors, things or stuff."""
 
 import itertools
 import logging
@@ -22,7 +22,7 @@ class ClassOptions:
     """Options about classes: names of those that are things, stuff, and void.
 
     ``file`` is a list of classes (see :func:`.class_files.read_class_file`). It replaces ids,
-    order, colours and thing-ness of the classes of the data. ``background`` is the stuff class of
+    order, colors and thing-ness of the classes of the data. ``background`` is the stuff class of
     unlabelled pixels; None: they are void.
     """
 

@@ -34,14 +34,14 @@ def read_class_file(path: Path) -> list[dict]:
     - a table (csv) with the columns ``name`` and, optionally, ``r, g, b``, ``id``, ``isthing``;
     - lines ``R G B name`` (CamVid's ``label_colors.txt``), ``name:R,G,B::`` (CVAT's
       ``labelmap.txt``), ``name,id``, or one name per line;
-    - no file but the name ``voc``: the 21 classes of Pascal VOC with their colours.
+    - no file but the name ``voc``: the 21 classes of Pascal VOC with their colors.
 
     In a form without ids the id is the position in the file, from 0. A first line ``__ignore__``
     is left out, because LabelMe numbers its ``labels.txt`` from -1.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: it has none of these forms, or a name, id or colour is invalid.
+        UserError: it has none of these forms, or a name, id or color is invalid.
     """
     if str(path) == "voc" and not path.exists():
         return voc_classes()
@@ -88,7 +88,7 @@ def _class_of_line(line: str) -> dict:
 
 
 def voc_classes() -> list[dict]:
-    """Return the classes of Pascal VOC with the colours of its palette."""
+    """Return the classes of Pascal VOC with the colors of its palette."""
     classes = []
     for number, name in enumerate(_VOC.split()):
         # Bits 0, 1, 2 of the number are the highest bits of red, green, blue; and so on.

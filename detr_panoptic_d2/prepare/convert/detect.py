@@ -15,7 +15,7 @@ from .yolo import labels_folder, read_yaml
 
 _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 _MAX_DEPTH = 4
-# Images of more colours than this are photographs.
+# Images of more colors than this are photographs.
 _MAX_MASK_COLORS = 256
 
 

@@ -158,16 +158,16 @@ def _draw_objects(
 def read_mask_classes(labels: Path) -> list[dict]:
     """Read the list of the classes of masks; see :func:`.class_files.read_class_file`.
 
-    A list with colours is for masks in colour (RGB or palette). Other masks hold ids: positions in
+    A list with colors is for masks in color (RGB or palette). Other masks hold ids: positions in
     the list, unless it has ids.
 
     Raises:
         FileNotFoundError: the list is missing.
-        UserError: the list is invalid, or has an id or colour twice.
+        UserError: the list is invalid, or has an id or color twice.
     """
     classes = read_class_file(labels)
     if len({tuple(c["color"]) for c in classes if c["color"]}) not in (0, len(classes)):
-        raise UserError(f"'{labels}': each class, or none, must have a colour of its own.")
+        raise UserError(f"'{labels}': each class, or none, must have a color of its own.")
     return classes
 
 
@@ -178,7 +178,7 @@ def class_regions(
 
     Raises:
         OSError: the mask is missing or broken.
-        UserError: it has another size than its image, or a value or colour of no class.
+        UserError: it has another size than its image, or a value or color of no class.
     """
     image = _read(mask, size)
     names = {c["id"]: c["name"] for c in classes}
@@ -187,7 +187,7 @@ def class_regions(
         names = {int(np.dot(c["color"], _PACK)): c["name"] for c in classes}
         values = _pack_colors(image)
         if image.mode == "P":
-            # Borders of VOC have an index and a colour of no class.
+            # Borders of VOC have an index and a color of no class.
             is_void = (np.asarray(image) == void_value) & ~np.isin(values, list(names))
             values[is_void] = -1
     else:
@@ -200,7 +200,7 @@ def class_regions(
         elif in_color:
             rgb = value & 255, value >> 8 & 255, value >> 16
             raise UserError(
-                f"Mask '{mask}' has the colour {rgb}, which no class of the list has. (A mask that "
+                f"Mask '{mask}' has the color {rgb}, which no class of the list has. (A mask that "
                 "was stored as JPEG or resized smoothly cannot be used.)"
             )
         elif value != void_value:
@@ -227,7 +227,7 @@ def _read(mask: Path, size: Size) -> Image.Image:
 
 
 def _pack_colors(image: Image.Image) -> np.ndarray:
-    """Return the colours of an image as int32 (H, W), R + 256 G + 65536 B."""
+    """Return the colors of an image as int32 (H, W), R + 256 G + 65536 B."""
     return (np.asarray(image.convert("RGB")).astype(np.int32) @ _PACK).astype(np.int32)
 
 

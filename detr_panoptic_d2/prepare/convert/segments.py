@@ -80,7 +80,7 @@ def to_panoptic(
 
 
 def _next_free_id(color: list[int], used_ids: set[int]) -> int:
-    """Return the id that has the colour of the class, or the next free one."""
+    """Return the id that has the color of the class, or the next free one."""
     red, green, blue = color
     segment_id = red + 256 * green + 65536 * blue
     while segment_id in used_ids:
