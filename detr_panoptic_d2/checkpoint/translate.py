@@ -180,7 +180,9 @@ def _find(name: str, file_names: Iterable[str]) -> list[str]:
 def _keep_new_parts(result: Translation, loaded_parts: set[str], own_parts: set[str]) -> None:
     if loaded_parts == {"backbone"} and "query_embed" in own_parts:
         result.kept = own_parts - loaded_parts
-        result.warnings.append("The file holds a backbone only: all else keeps its initial values")
+        result.warnings.append(
+            "The file holds a backbone only: all other parts keep their initial values"
+        )
         return
     result.kept = own_parts - loaded_parts - set(_DETR)
     if result.kept:

@@ -21,7 +21,10 @@ def written(panoptic_set, scene, tmp_path):
     options += ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]
     options += ["MODEL.DETR.TEST.SCORE_THRESH", "0.01", "MODEL.DETR.NUM_CLASSES", "-1"]
     cfg = setup_cfg("shapes/tiny.yaml", options)
+    torch.manual_seed(3)
     model = PanopticTrainer.build_model(cfg)
+    # No query is without an object.
+    torch.nn.init.constant_(model.class_embed.bias[-1:], -20)
     PanopticTrainer.build_checkpointer(cfg, model).save_untagged("model_best", iteration=3)
     path = str(tmp_path / "out" / "model_best.pth")
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -221,7 +221,7 @@ def test_resnet_of_torchvision(build, load, torchvision_weights, backbone, caplo
     pytest.importorskip(backbone)
     assert_resnet(load(build(), torchvision_weights), torchvision_weights)
     (warning,) = warnings(caplog)
-    assert "holds a backbone only: all else keeps its initial values" in warning
+    assert "holds a backbone only: all other parts keep their initial values" in warning
     options = ["MODEL.BACKBONE.NAME", f"build_{backbone}_backbone", "MODEL.RESNETS.NORM", "BN"]
     options += ["MODEL.DETR.BACKBONE.MODEL_NAME", "resnet18", "MODEL.BACKBONE.FREEZE_AT", 0]
     torchvision_weights["bn1.num_batches_tracked"] += 5

@@ -1,6 +1,4 @@
-"""Files that transformers writes. That their numbers agree too: tests/modeling."""
-
-import logging
+"""Files that transformers writes. Panoptic folders, and equal numbers: tests/modeling."""
 
 import pytest
 import torch
@@ -68,28 +66,13 @@ def assert_loaded(model, theirs):
         assert torch.equal(ours["mask_head.lay5.weight"], stage.refine.conv.weight)
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_folder_and_file(build, load, hugging_face, tmp_path, native, caplog):
-    theirs = hugging_face(native=native)
-    theirs.save_pretrained(tmp_path / "folder")
-    # Files have the names of transformers 4.
-    names = load_file(tmp_path / "folder" / "model.safetensors")
-    assert "mask_head.lay1.weight" in names
-    assert "detr.model.encoder.layers.0.self_attn.out_proj.weight" in names
-    for path in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
-        model = build()
-        PanopticCheckpointer(model).load(str(path))
-        assert_loaded(model, theirs)
-    assert_loaded(load(build(), names, name="pytorch_model.bin"), theirs)
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-
-
 def test_boxes_only(build, hugging_face, boxes_only, tmp_path):
     theirs = hugging_face(masks=False, rows=92)
     theirs.save_pretrained(tmp_path / "folder")
-    model = build(*boxes_only)
-    PanopticCheckpointer(model).load(str(tmp_path / "folder"))
-    assert_loaded(model, theirs)
+    for path in (tmp_path / "folder", tmp_path / "folder" / "model.safetensors"):
+        model = build(*boxes_only)
+        PanopticCheckpointer(model).load(str(path))
+        assert_loaded(model, theirs)
 
 
 def test_bin_and_what_its_config_says(build, hugging_face, tmp_path, caplog):
