@@ -21,6 +21,7 @@ Examples:
 import argparse
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
@@ -69,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--void-value", type=int, default=255, help="value of unlabelled pixels (%(default)s)"
     )
 
+    _add_tools(add, add_input)
+
+
+def _add_tools(add: Callable, add_input: Callable) -> None:
+    """Add the formats of annotation tools, and others with few options."""
     sub = add("labelme", "LabelMe: a json per image")
     add_input(sub, "--annotations", "folder of the jsons")
     add_input(sub, "--images", "folder that holds all images, if another", required=False)

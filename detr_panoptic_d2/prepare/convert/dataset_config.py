@@ -80,13 +80,17 @@ def write_dataset_config(
     with atomic_file(path) as f:
         yaml.safe_dump(config, f, sort_keys=False, allow_unicode=True)
     if config["DATASETS"]["TRAIN"] == config["DATASETS"]["TEST"]:
-        logger.warning(
-            "There is only one split: '%s' trains and evaluates on the same images, so its "
-            "figures say little. Convert with --split 0.8 0.2, or add a split by another call "
-            "with --split-names val.",
-            path,
-        )
+        _warn_of_single_split(path)
     return path
+
+
+def _warn_of_single_split(path: Path) -> None:
+    logger.warning(
+        "There is only one split: '%s' trains and evaluates on the same images, so its figures say "
+        "little. Convert with --split 0.8 0.2, or add a split by another call with --split-names "
+        "val.",
+        path,
+    )
 
 
 def num_queries(splits: Sequence[Converted]) -> int:
