@@ -18,14 +18,14 @@ from .instances import PanopticInstanceEvaluator
 from .panoptic import PanopticEvaluator
 from .semantic import PanopticSemanticEvaluator
 
-# By evaluator_type: the evaluator, and the key of the output that it needs.
+# By evaluator_type: the evaluator, and the config key of the output that it needs.
 _OTHER_SETS = {"coco": (COCOEvaluator, "INSTANCE_ON"), "sem_seg": (SemSegEvaluator, "SEMANTIC_ON")}
 
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluator:
-    """Build what the data set's ``evaluator_type`` and the model's outputs allow.
+    """Build the evaluators for the ``evaluator_type`` of the data set and the model's outputs.
 
     Panoptic sets: PQ with ``MODEL.DETR.TEST.PANOPTIC_ON``, AP of the things with ``INSTANCE_ON``,
     mIoU with ``SEMANTIC_ON``. Instance sets ("coco"): AP. Semantic sets ("sem_seg"): mIoU.
@@ -36,7 +36,7 @@ def build_evaluator(
         output_dir: default ``OUTPUT_DIR/inference/<dataset_name>``.
 
     Raises:
-        UserError: the type is not known, or the model's outputs do not fit it.
+        UserError: the type is unknown, or the model does not return the outputs that it needs.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     metadata, test = MetadataCatalog.get(dataset_name), cfg.MODEL.DETR.TEST

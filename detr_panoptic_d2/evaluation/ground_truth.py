@@ -1,4 +1,4 @@
-"""Ground truth of a panoptic data set, in the forms that Detectron2's evaluators take."""
+"""Ground truth of panoptic data sets in the forms that Detectron2's evaluators read."""
 
 import contextlib
 import uuid
@@ -14,13 +14,14 @@ from ..errors import UserError
 
 @contextlib.contextmanager
 def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iterator[str]:
-    """Register a data set for evaluators that ask Detectron2's catalogs; yield its unique name.
-
-    It is forgotten at the end, while an evaluator keeps what it has read.
+    """Register a data set within the context, for evaluators that read Detectron2's catalogs.
 
     Args:
-        loader: gives the dataset dicts.
-        metadata: of the set.
+        loader: returns the dataset dicts.
+        metadata: metadata of the data set.
+
+    Yields:
+        str: its unique name.
     """
     name = f"detr_panoptic_d2_{uuid.uuid4().hex}"
     DatasetCatalog.register(name, loader)

@@ -19,20 +19,19 @@ from .ground_truth import temporary_dataset
 class PanopticInstanceEvaluator(COCOEvaluator):
     """``COCOEvaluator`` on the things of a panoptic data set.
 
-    Ground truth is the data set's own ``json_file`` where that exists; else Detectron2 makes it
-    from the panoptic PNGs, once per state of the annotations. Only the images of the data set
-    count.
+    The ground truth is the ``json_file`` of the data set. If there is none, Detectron2 makes it
+    from the panoptic PNGs, and again if the annotations change. Only images of the data set count.
 
     Args:
         dataset_name: a registered panoptic data set with things.
-        output_dir: where the results go, and the ground truth if it is made.
+        output_dir: folder of the results, and of the ground truth if it is made.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
         metadata = MetadataCatalog.get(dataset_name)
         items = DatasetCatalog.get(dataset_name)
         self._image_ids = [item["image_id"] for item in items]
-        # COCOEvaluator wants classes 0 .. T - 1, all of them things.
+        # COCOEvaluator needs classes 0 .. T - 1, all of them things.
         things = thing_class_ids(metadata)
         self._thing_index = {c: i for i, c in enumerate(things)}
         categories = [categories_of(metadata)[c] for c in things]
@@ -52,12 +51,12 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             super().__init__(name, output_dir=output_dir)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Keep ``instances``, whose ``pred_classes`` are contiguous over things and stuff."""
+        """Process the things in ``instances``. Classes are contiguous over things and stuff."""
         things = [{"instances": self._things(output["instances"])} for output in outputs]
         super().process(inputs, things)
 
     def evaluate(self, img_ids: list | None = None) -> dict[str, dict[str, float]]:
-        """Return AP, on rank 0."""
+        """Return AP, in the main process."""
         return super().evaluate(img_ids or self._image_ids)
 
     def _things(self, instances: Instances) -> Instances:
@@ -70,11 +69,11 @@ class PanopticInstanceEvaluator(COCOEvaluator):
 
 
 def with_annotations(item: dict, thing_index: dict[int, int]) -> dict:
-    """Give a panoptic dataset dict ``annotations``: RLE masks of the things that have pixels.
+    """Add ``annotations`` to a panoptic dataset dict: RLE masks of the things that have pixels.
 
     Args:
         item: dataset dict with contiguous category ids.
-        thing_index: category of the annotation by contiguous id. Crowd stays crowd.
+        thing_index: category of the annotation by contiguous id.
     """
     ids = read_panoptic_png(item["pan_seg_file_name"])
     annotations = []

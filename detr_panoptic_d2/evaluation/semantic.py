@@ -13,12 +13,13 @@ from .ground_truth import check_prediction_size, temporary_dataset
 class PanopticSemanticEvaluator(SemSegEvaluator):
     """``SemSegEvaluator`` over all classes of a panoptic data set, things and stuff.
 
-    That one wants a semantic PNG per image, which panoptic sets do not have. Void pixels do not
-    count, crowds count as their class. Without a labelled pixel mIoU is NaN.
+    ``SemSegEvaluator`` reads a semantic PNG per image, which panoptic sets do not have. Here the
+    classes come from the panoptic PNGs. Void pixels do not count, crowds count as their class.
+    Without a labelled pixel, mIoU is NaN.
 
     Args:
         dataset_name: a registered panoptic data set.
-        output_dir: where the results go.
+        output_dir: folder of the results.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):

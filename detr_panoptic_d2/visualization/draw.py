@@ -97,10 +97,10 @@ def read_ground_truth(item: dict[str, Any]) -> Panoptic | None:
 
 
 def limit_size(max_size: int, image: np.ndarray, *panoptic: Panoptic | None) -> list:
-    """Make an image and its segmentations smaller, for pictures of a reasonable size.
+    """Reduce an image and its segmentations to a maximum size.
 
     Args:
-        max_size: longer side in pixels; what is not larger stays as it is.
+        max_size: maximum of the longer side in pixels. Smaller images are not changed.
         image: H x W x 3 uint8 RGB.
         panoptic: pairs of ids H x W and segments, or None.
 
