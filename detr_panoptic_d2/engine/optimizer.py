@@ -135,9 +135,8 @@ def _check_state(
             )
     if problem:
         raise UserError(
-            f"The checkpoint in {cfg.OUTPUT_DIR} cannot be resumed: {problem}. Use the config that "
-            "it was written with, or start a new training with the checkpoint as MODEL.WEIGHTS, "
-            "another OUTPUT_DIR and without --resume."
+            f"The optimizer of the checkpoint does not fit: {problem}. Use the config of the "
+            "checkpoint, or start a new training with it as MODEL.WEIGHTS and another OUTPUT_DIR"
         )
 
 

@@ -88,7 +88,7 @@ def test_optimizer_state_that_does_not_fit(make_cfg, train, entries, message):
     train(make_cfg("out", SOLVER__MAX_ITER=2))
     entries = {f"MODEL__DETR__{key}": value for key, value in entries.items()}
     trainer = PanopticTrainer(make_cfg("out", **entries))
-    with pytest.raises(UserError, match=f"out cannot be resumed: .*{message}"):
+    with pytest.raises(UserError, match=f"cannot be resumed: .*does not fit: .*{message}"):
         trainer.resume_or_load(resume=True)
 
 
