@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from detectron2.data import Metadata
 
 from ...data.dataset_mapper import read_image
 
@@ -17,25 +16,14 @@ Panoptic = tuple[Any, list[dict]]
 _MAX_WAITING_BATCHES = 4
 
 
-class Predictor(Protocol):
-    """A predictor of this package: Detectron2's call in two steps."""
-
-    metadata: Metadata
-
-    def prepare(self, image: np.ndarray) -> Any:
-        """Prepare an H x W x 3 uint8 BGR image for :meth:`predict_batch`."""
-
-    def predict_batch(self, inputs: list[Any]) -> list[dict]:
-        """Return ``panoptic_seg`` for each prepared image."""
-
-
 def segment_images(
-    predictor: Predictor, paths: list[Path], batch_size: int
+    predictor: Any, paths: list[Path], batch_size: int
 ) -> Iterator[tuple[Path, np.ndarray, Panoptic] | tuple[Path, Exception]]:
     """Segment image files; images of one size go through the network together.
 
     Args:
-        predictor: the model.
+        predictor: :class:`.engine.Predictor`, or another class with its ``prepare`` and
+            ``predict_batch``.
         paths: image files.
         batch_size: number of images in a batch.
 

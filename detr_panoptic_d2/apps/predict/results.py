@@ -23,6 +23,9 @@ from ...visualization.draw import draw_panoptic
 from .batches import Panoptic
 from .video import is_video
 
+# An image and its annotation in predictions.json.
+Entry = tuple[dict[str, Any], dict[str, Any]]
+
 
 class ResultFolder:
     """A folder of results, which several processes may fill together.
@@ -105,15 +108,11 @@ class ResultFolder:
             }
             for segment in panoptic[1]
         ]
-        self._add_entry(
-            {
-                "file_name": self._names[path][0],
-                "height": ids.shape[0],
-                "width": ids.shape[1],
-                "png": f"{self._names[path][1]}.png",
-                "segments_info": complete_segments(ids, infos),
-            }
-        )
+        image_entry = {"file_name": self._names[path][0]}
+        image_entry |= {"height": ids.shape[0], "width": ids.shape[1]}
+        segments_info = complete_segments(ids, infos)
+        annotation = {"file_name": f"{self._names[path][1]}.png", "segments_info": segments_info}
+        self._add_entry((image_entry, annotation))
 
     def write_json(self, metadata: Metadata) -> Path | None:
         """Write ``predictions.json`` with the entries of all processes; call it in each."""
@@ -124,13 +123,9 @@ class ResultFolder:
         if not comm.is_main_process():
             return None
         order = {name: i for i, (name, _) in enumerate(self._names.values())}
-        entries = sorted(self._entries.values(), key=lambda e: order.get(e["file_name"], -1))
-        images, annotations = [], []
-        for number, entry in enumerate(entries, start=1):
-            image = {key: entry[key] for key in ("file_name", "height", "width")}
-            images.append({"id": number, **image})
-            annotation = {"file_name": entry["png"], "segments_info": entry["segments_info"]}
-            annotations.append({"image_id": number, **annotation})
+        entries = sorted(self._entries.values(), key=lambda e: order.get(e[0]["file_name"], -1))
+        images = [{**image, "id": i} for i, (image, _) in enumerate(entries, start=1)]
+        annotations = [{**a, "image_id": i} for i, (_, a) in enumerate(entries, start=1)]
         categories = categories_of(metadata)
         write_panoptic_json(self._json, images, annotations, categories, info=self._info)
         shutil.rmtree(self._parts, ignore_errors=True)
@@ -143,32 +138,27 @@ class ResultFolder:
         in_json = self._names[path][0] in self._entries or is_video(path) or not self._coco_json
         return in_json and self._overlays[path].is_file()
 
-    def _add_entry(self, entry: dict[str, Any]) -> None:
+    def _add_entry(self, entry: Entry) -> None:
         if self._part is None:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._part = self._parts / f"{uuid.uuid4().hex}.jsonl"
             self._part.write_text(json.dumps(self._info) + "\n", encoding="utf-8")
-        self._entries[entry["file_name"]] = entry
+        self._entries[entry[0]["file_name"]] = entry
         with open(self._part, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def _read_entries(self, resume: bool) -> dict[str, dict]:
+    def _read_entries(self, resume: bool) -> dict[str, Entry]:
         """Return the entries of earlier runs by the name of the image."""
         if not resume and (self._json.exists() or self._parts.exists()):
             raise UserError(
                 f"'{self.folder}' has results of an earlier run. Add --resume to keep them and to "
                 "predict on the other inputs, or choose another --output."
             )
-        runs: list[tuple[dict, list[dict]]] = []
+        runs: list[tuple[dict, list[Entry]]] = []
         if self._json.exists():
             content = read_panoptic_json(self._json)
             annotations = {a["image_id"]: a for a in content["annotations"]}
-            entries = []
-            for image in content["images"]:
-                annotation = annotations[image["id"]]
-                values = {key: image[key] for key in ("file_name", "height", "width")}
-                values["png"] = annotation["file_name"]
-                entries.append({**values, "segments_info": annotation["segments_info"]})
+            entries = [(image, annotations[image["id"]]) for image in content["images"]]
             runs.append((content.get("info", {}), entries))
         for part in sorted(self._parts.glob("*.jsonl")):
             # The last line is incomplete if the process was killed.
@@ -182,7 +172,7 @@ class ResultFolder:
                     f"'{self.folder}' has results of {info}, not of {self._info}. Choose another "
                     "--output."
                 )
-        return {entry["file_name"]: entry for _, entries in runs for entry in entries}
+        return {image["file_name"]: (image, a) for _, entries in runs for image, a in entries}
 
 
 def _overlay_name(path: Path, result: str) -> str:

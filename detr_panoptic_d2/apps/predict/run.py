@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from .batches import Predictor, segment_images
+from .batches import segment_images
 from .results import ResultFolder
 from .video import is_video, predict_video
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    predictor: Predictor,
+    predictor: Any,
     paths: Sequence[Path],
     output_dir: Path,
     *,
@@ -29,7 +30,7 @@ def predict(
     """Predict on images and videos. The processes of a distributed job share the inputs.
 
     Args:
-        predictor: the model.
+        predictor: see :func:`.batches.segment_images`.
         paths: image and video files.
         output_dir: folder of the results, see :class:`.results.ResultFolder`.
         coco_json: write ``predictions.json`` and ``panoptic/*.png`` in COCO's panoptic format for

@@ -94,8 +94,8 @@ class _Merger:
     """Collects tiles and merges them. It holds 5 bytes for each pixel of each tile."""
 
     def __init__(self):
-        # Of each tile: slices, H x W int32 numbers of segments (0 is void), H x W uint8 votes.
-        self._tiles: list[tuple[slice, slice, np.ndarray, np.ndarray]] = []
+        # Of each tile: top, left, H x W int32 numbers of segments (0 is void), H x W uint8 votes.
+        self._tiles: list[tuple[int, int, np.ndarray, np.ndarray]] = []
         # By number: the segment, and the number that it was joined to.
         self._segments: Segments = [{}]
         self._joined = [0]
@@ -107,20 +107,23 @@ class _Merger:
         for segment in tile.segments:
             number = table[segment["id"]] = len(self._segments)
             self._segments.append(segment)
-            first = number
-            if not segment["isthing"]:
-                first = self._stuff.setdefault(segment["category_id"], number)
-            self._joined.append(first)
+            if segment["isthing"]:
+                self._joined.append(number)
+            else:
+                self._joined.append(self._stuff.setdefault(segment["category_id"], number))
         numbers = table[tile.ids]
-        rows = slice(top, top + numbers.shape[0])
-        columns = slice(left, left + numbers.shape[1])
-        for other_rows, other_columns, other_numbers, _ in self._tiles:
-            zone = _intersect(rows, other_rows), _intersect(columns, other_columns)
-            if zone[0].start < zone[0].stop and zone[1].start < zone[1].stop:
-                ours = _crop(numbers, rows, columns, zone)
-                theirs = _crop(other_numbers, other_rows, other_columns, zone)
+        height, width = numbers.shape
+        for other_top, other_left, others, _ in self._tiles:
+            y, x = max(top, other_top), max(left, other_left)
+            bottom = min(top + height, other_top + others.shape[0])
+            right = min(left + width, other_left + others.shape[1])
+            if y < bottom and x < right:
+                ours = numbers[y - top : bottom - top, x - left : right - left]
+                theirs = others[
+                    y - other_top : bottom - other_top, x - other_left : right - other_left
+                ]
                 self._join_things(theirs, ours)
-        self._tiles.append((rows, columns, numbers, votes))
+        self._tiles.append((top, left, numbers, votes))
 
     def _join_things(self, first: np.ndarray, second: np.ndarray) -> None:
         """Join things of two tiles, given the numbers of their segments in the overlap.
@@ -149,13 +152,20 @@ class _Merger:
         """Return ids and segments of the whole image."""
         roots = np.array([self._root(number) for number in range(len(self._segments))], np.int32)
         ids = np.zeros((height, width), np.int32)
-        for zone in self._zones():
+        for y, bottom, x, right in self._zones():
             numbers, votes = [], []
-            for rows, columns, tile_numbers, tile_votes in self._tiles:
-                if _contains(rows, zone[0]) and _contains(columns, zone[1]):
-                    numbers.append(roots[_crop(tile_numbers, rows, columns, zone)])
-                    votes.append(_crop(tile_votes, rows, columns, zone))
-            ids[zone] = _vote(numbers, votes)
+            for top, left, tile_numbers, tile_votes in self._tiles:
+                tile_height, tile_width = tile_numbers.shape
+                if (
+                    top <= y
+                    and bottom <= top + tile_height
+                    and left <= x
+                    and right <= left + tile_width
+                ):
+                    zone = slice(y - top, bottom - top), slice(x - left, right - left)
+                    numbers.append(roots[tile_numbers[zone]])
+                    votes.append(tile_votes[zone])
+            ids[y:bottom, x:right] = _vote(numbers, votes)
         areas = np.bincount(ids.ravel(), minlength=len(roots))
         scores: dict[int, float] = {}
         for root, segment in zip(roots.tolist()[1:], self._segments[1:], strict=True):
@@ -168,13 +178,13 @@ class _Merger:
                 segments.append({**self._segments[root], **values})
         return table[ids], segments
 
-    def _zones(self) -> Iterator[tuple[slice, slice]]:
-        """Yield rectangles that the same tiles cover everywhere."""
-        sides = []
-        for axis in (0, 1):
-            edges = sorted({x for t in self._tiles for x in (t[axis].start, t[axis].stop)})
-            sides.append([slice(*pair) for pair in itertools.pairwise(edges)])
-        return itertools.product(*sides)
+    def _zones(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield rectangles (top, bottom, left, right) that the same tiles cover everywhere."""
+        height, width = self._tiles[0][2].shape
+        rows = sorted({y for top, *_ in self._tiles for y in (top, top + height)})
+        columns = sorted({x for _, left, *_ in self._tiles for x in (left, left + width)})
+        for row, column in itertools.product(itertools.pairwise(rows), itertools.pairwise(columns)):
+            yield *row, *column
 
 
 def _vote(numbers: list[np.ndarray], votes: list[np.ndarray]) -> np.ndarray:
@@ -187,19 +197,3 @@ def _vote(numbers: list[np.ndarray], votes: list[np.ndarray]) -> np.ndarray:
         totals += np.where(own == other, vote, 0)
     totals[own == 0] = -1
     return np.take_along_axis(own, totals.argmax(0)[None], 0)[0]
-
-
-def _intersect(a: slice, b: slice) -> slice:
-    return slice(max(a.start, b.start), min(a.stop, b.stop))
-
-
-def _contains(outer: slice, inner: slice) -> bool:
-    return outer.start <= inner.start and inner.stop <= outer.stop
-
-
-def _crop(values: np.ndarray, rows: slice, columns: slice, zone: tuple[slice, slice]) -> np.ndarray:
-    """Return the part of a tile's values in a zone of the image."""
-    return values[
-        zone[0].start - rows.start : zone[0].stop - rows.start,
-        zone[1].start - columns.start : zone[1].stop - columns.start,
-    ]
