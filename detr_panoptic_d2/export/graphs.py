@@ -142,7 +142,7 @@ def export_programs(
         name = type(model.backbone).__name__
         raise UserError(
             f"The backbone {name} cannot be exported for free image sizes "
-            f"({str(error).splitlines()[0]}). Try one size: --size HxW."
+            f"({str(error).splitlines()[0]}). Try one size, --size HxW, or torch 2.14."
         ) from error
     mask_program = torch.export.export(
         masks, (hs[:3], *rest), dynamic_shapes=mask_shapes, strict=False
