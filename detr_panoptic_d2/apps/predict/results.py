@@ -1,6 +1,7 @@
 """The results of ``predict`` in their folder: overlays, and COCO panoptic json with PNGs."""
 
 import json
+import math
 import os
 import shutil
 import uuid
@@ -23,6 +24,8 @@ from ...visualization.draw import draw_panoptic
 from .batches import Panoptic
 from .video import is_video
 
+# Pictures of larger images are reduced by a whole factor, because drawing takes 200 bytes a pixel.
+_MAX_OVERLAY_PIXELS = 2**24
 # An image and its annotation in predictions.json.
 Entry = tuple[dict[str, Any], dict[str, Any]]
 
@@ -93,12 +96,18 @@ class ResultFolder:
         target = self._overlays[path]
         target.parent.mkdir(parents=True, exist_ok=True)
         options = {"labels": self._labels, "legend": self._labels == "auto"}
-        overlay = Image.fromarray(draw_panoptic(image, *panoptic, metadata, **options))
+        ids, segments = panoptic[0].cpu().numpy(), panoptic[1]
+        step = math.ceil(math.sqrt(ids.size / _MAX_OVERLAY_PIXELS))
+        small_ids = np.ascontiguousarray(ids[::step, ::step])
+        visible = set(np.unique(small_ids).tolist())
+        shown = [segment for segment in segments if segment["id"] in visible]
+        small_image = np.ascontiguousarray(image[::step, ::step])
+        overlay = Image.fromarray(draw_panoptic(small_image, small_ids, shown, metadata, **options))
         with atomic_file(target, "wb") as file:
             overlay.save(file, format="PNG" if target.suffix == ".png" else "JPEG", quality=95)
         if not self._coco_json:
             return
-        ids, category_ids = panoptic[0].cpu().numpy(), dataset_ids(metadata)
+        category_ids = dataset_ids(metadata)
         write_panoptic_png(self._png(path), ids)
         infos = [
             {
@@ -106,7 +115,7 @@ class ResultFolder:
                 "category_id": category_ids[segment["category_id"]],
                 "score": round(float(segment["score"]), 4),
             }
-            for segment in panoptic[1]
+            for segment in segments
         ]
         image_entry = {"file_name": self._names[path][0]}
         image_entry |= {"height": ids.shape[0], "width": ids.shape[1]}
