@@ -11,6 +11,7 @@ import contextlib
 import logging
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -69,16 +70,24 @@ def build_train_loader(
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=_leave_ctrl_c_to_main,
         pin_memory=torch.cuda.is_available(),
         # The loader must not draw from the generator that the model uses.
         generator=torch.Generator(),
     )
 
 
-def _ignore_ctrl_c(worker_id: int) -> None:
+def _leave_ctrl_c_to_main(worker_id: int) -> None:
     """Leave Ctrl-C to the main process, which ends its workers: they would print tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _print_unless_disconnected
+
+
+def _print_unless_disconnected(kind, error, traceback) -> None:
+    """Exception hook of a worker: the thread that sends tensors loses its peer when the main
+    process ends. Errors of the mapper do not come here, the main process raises them."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler]:
