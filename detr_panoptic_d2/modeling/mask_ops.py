@@ -28,11 +28,13 @@ def _interpolation_cells(frame: Frame, grid: Sequence[int], dimension: int):
         lower cell, upper cell (int64) and weight of the upper cell (float32) of each row or
         column, on the host, because not every device supports float64.
     """
-    canvas, image, output = (size[dimension] for size in frame)
+    # Sizes are tensors while a model is traced.
+    canvas, image, output = (int(size[dimension]) for size in frame)
+    num_cells = int(grid[dimension])
     pixel = np.minimum(np.floor((np.arange(output) + 0.5) * (image / output)), image - 1)
-    position = np.maximum((pixel + 0.5) * (grid[dimension] / canvas) - 0.5, 0)
-    lower = np.minimum(np.floor(position), grid[dimension] - 1).astype(np.int64)
-    upper = np.minimum(lower + 1, grid[dimension] - 1)
+    position = np.maximum((pixel + 0.5) * (num_cells / canvas) - 0.5, 0)
+    lower = np.minimum(np.floor(position), num_cells - 1).astype(np.int64)
+    upper = np.minimum(lower + 1, num_cells - 1)
     return lower, upper, (position - lower).astype(np.float32)
 
 

@@ -272,7 +272,7 @@ def test_what_cannot_be_exported_is_said_before(tiny_model, cfg, tmp_path):
     large = setup_cfg("shapes/tiny.yaml", [*OPTIONS, "INPUT.MAX_SIZE_TEST", "9999"])
     with pytest.raises(UserError, match="MAX_SIZE_TEST"):
         export_model(tiny_model(), large, tmp_path / "new")
-    with pytest.raises(UserError, match="one of --half and --int8"):
+    with pytest.raises(UserError, match="--half and --int8 exclude each other"):
         export_model(tiny_model(), cfg, tmp_path / "new", graph_format="torch-export", half=True)
     assert not list(tmp_path.iterdir())
 

@@ -203,7 +203,7 @@ def test_timm_errors(name, message):
 
 def test_timm_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"pip install 'detr_panoptic_d2\[timm\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[timm\]'"):
         build_timm("resnet18")
 
 

@@ -79,8 +79,8 @@ class Run(NamedTuple):
                 for event in EventFileLoader(str(path)).Load()
                 if any(value.tag == "total_loss" for value in event.summary.value)
             ]
-            if len(times) > 1:
-                first = _PERIOD * float(np.median(self.values("time")))
+            if times:
+                first = min(_PERIOD, self.done) * float(np.median(self.values("time")))
                 spans.append(max(times) - min(times) + first)
         return sum(spans) if spans and self.done else None
 
