@@ -139,6 +139,7 @@ def test_against_huggingface(tool, tmp_path, monkeypatch, capsys):
     assert {f"{x}, {THEIRS}" for x in losses} <= training["agreement"].keys()
     # transformers is an extra.
     monkeypatch.setitem(sys.modules, "transformers", None)
+    capsys.readouterr()  # transformers draws progress bars
     assert tool(*words, "--work", "inference", *RESNET) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install '.[benchmark,timm]'" in line
