@@ -21,6 +21,9 @@ def add_detr_panoptic_config(cfg: CN) -> None:
     Args:
         cfg: a config from :func:`detectron2.config.get_cfg`.
     """
+    # Precision of float32 matrix products: "highest", "high" (TF32 on Ampere and newer GPUs) or
+    # "medium"; see torch.set_float32_matmul_precision.
+    cfg.FLOAT32_MATMUL_PRECISION = "highest"
     _add_model_keys(cfg)
     _add_ema_keys(cfg)
     _add_test_keys(cfg)

@@ -18,14 +18,15 @@ from ..errors import UserError, check_value, look_up
 from .console import set_up_logging
 
 logger = logging.getLogger(__name__)
+_PRECISIONS = ("highest", "high", "medium")
 
 
 def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """Make the frozen config that a model can be built from.
 
     Registers the data sets of ``DATASETS.REGISTER``, compares the classes of all data sets, fills
-    in ``MODEL.DETR.NUM_CLASSES`` if it is -1, and changes ``MODEL.DEVICE`` to ``cpu`` if there is
-    no GPU.
+    in ``MODEL.DETR.NUM_CLASSES`` if it is -1, changes ``MODEL.DEVICE`` to ``cpu`` if there is no
+    GPU, and sets PyTorch's precision of matrix products to ``FLOAT32_MATMUL_PRECISION``.
 
     Args:
         config_file, opts: see :func:`.config.merged_cfg`.
@@ -46,8 +47,11 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     mean = cfg.MODEL.PIXEL_MEAN
     allowed = f"3 numbers, one for each channel of INPUT.FORMAT {cfg.INPUT.FORMAT}"
     check_value("MODEL.PIXEL_MEAN", list(mean), len(mean) == 3, allowed)
+    precision, allowed = cfg.FLOAT32_MATMUL_PRECISION, "highest, high or medium"
+    check_value("FLOAT32_MATMUL_PRECISION", precision, precision in _PRECISIONS, allowed)
     register_from_config(cfg)
     _check_classes(cfg)
+    torch.set_float32_matmul_precision(precision)
     cfg.freeze()
     return cfg
 

@@ -58,6 +58,20 @@ def test_num_classes(own_data):
         setup_cfg("detr_panoptic_R50.yaml", ["DATASETS.TRAIN", "('coco_panoptik',)"])
 
 
+def test_matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    try:
+        setup_cfg("shapes/tiny.yaml", ["FLOAT32_MATMUL_PRECISION", "high"])
+        assert torch.get_float32_matmul_precision() == "high"
+        with pytest.raises(UserError, match="FLOAT32_MATMUL_PRECISION is 'tf32'.*highest, high or"):
+            setup_cfg("shapes/tiny.yaml", ["FLOAT32_MATMUL_PRECISION", "tf32"])
+        assert torch.get_float32_matmul_precision() == "high"
+        setup_cfg("shapes/tiny.yaml")
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

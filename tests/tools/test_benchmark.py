@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detr_panoptic_d2.apps.demo import make_shapes
+from detr_panoptic_d2.engine import setup_cfg
 
 REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools" / "benchmark"
@@ -248,3 +250,30 @@ def test_inputs(module):
     assert len(masks) == 5
     assert (masks.sum(0) == 1).all()
     assert x["instances"].gt_classes.max() < 3
+
+
+def test_saved_bytes_of_fake_and_real_tensors_agree(module, monkeypatch, capsys):
+    memory = module("activations")
+    x, weight = torch.ones(10, requires_grad=True), torch.ones(10, requires_grad=True)
+    with memory.SavedTensors({weight.untyped_storage()._cdata}) as saved:
+        y = x.exp()
+        (y.view(2, 5) * y.view(2, 5) * weight.view(2, 5)).sum()
+    # The result of exp, with its views, and the first product.
+    assert saved.total() == 2 * 40
+
+    for value in ("False", "True"):
+        keys = [x for key in memory.CHECKPOINTS for x in (f"MODEL.DETR.{key}", value)]
+        step = (setup_cfg("shapes/tiny.yaml", ["MODEL.DEVICE", "cpu", *keys]), 2, (64, 96), 3)
+        counted = memory.run_forward(*step, "cpu")
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert memory.run_forward(*step, "cpu") == counted
+        assert (counted[3] > 0) == (value == "True")
+    # PyTorch's own checkpoint saves the same.
+    assert memory.run_forward(*step, "cpu", count_recomputed=False)[:3] == counted[:3]
+    saved = [memory.run_on_fake_gpu(dtype, *step)[2] for dtype in memory.TYPES.values()]
+    assert saved[0] > saved[1] == saved[2]
+
+    monkeypatch.setattr(memory, "TYPES", {"bfloat16": torch.bfloat16})
+    options = ["--config-file", "shapes/tiny.yaml", "--size", "64x96", "--batch", "1"]
+    memory.main([*options, "--segments", "3"])
+    assert capsys.readouterr().out.count("bfloat16") == 3
