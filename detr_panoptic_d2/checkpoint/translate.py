@@ -229,8 +229,8 @@ def _choose_classes(
     ]
     if conflicts or not shared:
         result.warnings.append(
-            f"The class head keeps its initial values: the file's {len(weight)} class rows are not "
-            f"for the model's {num_classes} classes (DATASETS.TRAIN){''.join(conflicts[:1])}"
+            f"The class head keeps its initial values: the file's {len(weight) - 1} classes are "
+            f"not for the model's {num_classes} classes (DATASETS.TRAIN){''.join(conflicts[:1])}"
         )
         result.kept.add("class_embed")
         for name in CLASS_HEAD:

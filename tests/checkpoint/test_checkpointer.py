@@ -67,7 +67,7 @@ QUERIES = "MODEL.DETR.NUM_OBJECT_QUERIES"
         (
             None,
             "",
-            "file's 6 class rows are not for the model's 3 classes .DATASETS.TRAIN",
+            "file's 5 classes are not for the model's 3 classes .DATASETS.TRAIN",
             ("class_embed",),
         ),
         ((), "(?!mask_head|bbox_att)", "nothing for bbox_attention, mask_head", ("bbox_a", "mask")),

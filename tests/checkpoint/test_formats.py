@@ -187,11 +187,11 @@ def test_class_rows_by_id(rows, file_names, ids, names, expected):
     ("rows", "file_names", "ids", "names", "why"),
     [
         # Row 26 of COCO's head exists, but 26 is no category of COCO.
-        (251, None, [26], ["hat"], "the file's 251 class rows are not for the model's 1 classes"),
+        (251, None, [26], ["hat"], "the file's 250 classes are not for the model's 1 classes"),
         (251, None, [1, 2], ["cell", "bicycle"], "id 1 is 'person', not 'cell'"),
         (92, {1: "cell"}, [1], ["person"], "id 1 is 'cell', not 'person'"),
-        (251, None, None, ["person"], "the file's 251 class rows are not for the model's 1"),
-        (12, None, [1], ["person"], "the file's 12 class rows are not for the model's 1"),
+        (251, None, None, ["person"], "the file's 250 classes are not for the model's 1"),
+        (12, None, [1], ["person"], "the file's 11 classes are not for the model's 1"),
     ],
 )
 def test_other_classes_get_nothing(rows, file_names, ids, names, why):
