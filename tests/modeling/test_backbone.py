@@ -118,6 +118,31 @@ def test_torchvision_freezing(freeze_at):
         assert norms == {FrozenBatchNorm2d if number <= freeze_at else nn.BatchNorm2d}
 
 
+@pytest.mark.parametrize("freeze_at", [0, 1, 2, 3])
+def test_torchvision_shufflenet(freeze_at):
+    torch.manual_seed(0)
+    options = ("MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.RESNETS.NORM", "BN")
+    backbone = build_torchvision("shufflenet_v2_x0_5", *options)
+    assert {
+        name
+        for name in ("conv1", "stage2", "stage3")
+        if not next(backbone.body[name].parameters()).requires_grad
+    } == set(((), ("conv1",), ("conv1",), ("conv1", "stage2"))[freeze_at])
+    network = models.shufflenet_v2_x0_5().eval()
+    randomize_norms(network)
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith(("conv5", "fc"))}
+    backbone.eval().body.load_state_dict(state, strict=freeze_at == 0)
+    images = torch.randn(1, 3, 65, 97)
+    x = network.maxpool(network.conv1(images))
+    expected = [
+        x := stage(x) for stage in (nn.Identity(), network.stage2, network.stage3, network.stage4)
+    ]
+    for (level, shape), feature in zip(backbone.output_shape().items(), expected, strict=True):
+        torch.testing.assert_close(backbone(images)[level], feature)
+        assert shape.channels == feature.shape[1]
+        assert [math.ceil(n / shape.stride) for n in (65, 97)] == list(feature.shape[-2:])
+
+
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_torchvision_imagenet_weights(monkeypatch, norm):
     torch.manual_seed(1)

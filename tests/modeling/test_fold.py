@@ -7,7 +7,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
-from detr_panoptic_d2.modeling.backbone import TorchvisionResNet
+from detr_panoptic_d2.modeling.backbone import TorchvisionBackbone
 from detr_panoptic_d2.modeling.fold import fold_batch_norms
 
 NORMS = ("FrozenBatchNorm2d", "BatchNorm2d", "SyncBatchNorm")
@@ -25,8 +25,8 @@ def detectron2(name, norm="BN"):
 
 BACKBONES = {
     "detectron2 R18": lambda: detectron2("build_detr_resnet_backbone", "FrozenBN"),
-    "torchvision R18 trained": lambda: TorchvisionResNet(model_name="resnet18", norm="BN"),
-    "torchvision R50 DC5": lambda: TorchvisionResNet(model_name="resnet50", dilated=True),
+    "torchvision R18 trained": lambda: TorchvisionBackbone(model_name="resnet18", norm="BN"),
+    "torchvision R50 DC5": lambda: TorchvisionBackbone(model_name="resnet50", dilated=True),
     "narrow trained": lambda: detectron2("build_narrow_resnet_backbone"),
     "narrow synchronised": lambda: detectron2("build_narrow_resnet_backbone", "SyncBN"),
 }

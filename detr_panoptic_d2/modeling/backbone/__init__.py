@@ -7,13 +7,13 @@ from .adapter import LEVELS, RenamedBackbone, check_backbone, is_dilated
 from .freezing import freeze_unused_parameters, frozen_norms, lacks_norm_statistics
 from .resnet import build_detr_resnet_backbone
 from .timm_backbone import TimmBackbone
-from .torchvision_backbone import TorchvisionResNet
+from .torchvision_backbone import TorchvisionBackbone
 
 __all__ = [
     "LEVELS",
     "RenamedBackbone",
     "TimmBackbone",
-    "TorchvisionResNet",
+    "TorchvisionBackbone",
     "build_detr_resnet_backbone",
     "check_backbone",
     "freeze_unused_parameters",
