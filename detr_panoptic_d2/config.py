@@ -160,9 +160,12 @@ def _add_data_keys(cfg: CN) -> None:
     # name, image_root, panoptic_root, panoptic_json. Paths in a config file are relative to the
     # folder of the file.
     cfg.DATASETS.REGISTER = []
-    # Flip and multi-scale resizing are Detectron2's INPUT keys. With this probability, the short
-    # edge is first resized to one of CROP.RESIZE_MIN_SIZES and the image is cropped to
-    # INPUT.CROP.SIZE. Official DETR: 0.5.
+    # Augmentation: a preset, "detr" (None), "lsj", "color" or "flip-rotate", or a list of presets
+    # and of Detectron2's augmentations: ["detr", ["RandomBrightness", 0.8, 1.2], ["RandomFlip",
+    # {"prob": 0.5}]].
+    cfg.INPUT.AUG = None
+    # With this probability, "detr" first resizes the short edge to one of CROP.RESIZE_MIN_SIZES and
+    # crops to INPUT.CROP.SIZE. Official DETR: 0.5.
     cfg.INPUT.CROP.PROB = 0.5
     # Lengths of the short edge before the crop, in pixels.
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = [400, 500, 600]

@@ -10,7 +10,7 @@ from detectron2.data import Metadata
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.transforms import Bbox
 
-from ..data.colors import Color, choose_colors, shades, to_oklab
+from ..data.colors import Color, choose_colors, shades, to_lab
 from .panels import text_size
 
 Segments = list[dict[str, Any]]
@@ -165,7 +165,7 @@ class PanopticVisualizer(Visualizer):
         Returns:
             bool: whether it was written.
         """
-        light = to_oklab(255 * np.array([color]))[0, 0] > 0.62
+        light = to_lab(255 * np.array([color]))[0, 0] > 56
         label = self.output.ax.text(
             *position,
             # "$" would start a formula.
