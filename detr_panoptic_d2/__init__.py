@@ -25,11 +25,7 @@ with warnings.catch_warnings():
 
 
 def load(path: str, *opts: object):
-    """Build a predictor from a checkpoint alone, see :func:`.engine.load`.
-
-    ``load("model_best.pth")(image)`` returns the model's outputs for a BGR image.
-    """
-    # Imported late: detectron2.engine is needed by programs only.
+    """Build a predictor from a checkpoint alone, see :func:`.engine.predictor.load`."""
     from .engine import load as load_predictor
 
     return load_predictor(path, *opts)

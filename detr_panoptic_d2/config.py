@@ -6,7 +6,7 @@ Keys of the official DETR ``d2/`` wrapper keep their names and meaning.
 import difflib
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode as CN
@@ -14,29 +14,26 @@ from detectron2.config import get_cfg
 
 from .errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parent
+# Inside an installed package, beside it in a checkout.
+_CONFIGS = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")))
+
 
 def add_detr_panoptic_config(cfg: CN) -> None:
-    """Add every key of the project to a Detectron2 config, in place.
-
-    Args:
-        cfg: a config from :func:`detectron2.config.get_cfg`.
-    """
-    # Precision of float32 matrix products: "highest", "high" (TF32 on Ampere and newer GPUs) or
-    # "medium"; see torch.set_float32_matmul_precision.
+    """Add every key of the project to a config from :func:`detectron2.config.get_cfg`."""
+    # See torch.set_float32_matmul_precision: "highest", "high" (TF32 on newer GPUs) or "medium".
     cfg.FLOAT32_MATMUL_PRECISION = "highest"
+    # Writers beside the log: "tensorboard" (always), "wandb" (Weights & Biases).
+    cfg.WRITERS = ["tensorboard"]
     _add_model_keys(cfg)
-    _add_ema_keys(cfg)
-    _add_test_keys(cfg)
-    _add_backbone_keys(cfg)
-    _add_data_keys(cfg)
+    _add_ema_and_test_keys(cfg)
+    _add_backbone_and_data_keys(cfg)
     _add_solver_keys(cfg)
-    _add_writer_keys(cfg)
 
 
 def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
-    # Number of classes, things and stuff together, without no-object. COCO panoptic has 133.
-    # -1: the number of classes of the data set.
+    # Number of classes, things and stuff together, without no-object. -1: that of the data set.
     cfg.MODEL.DETR.NUM_CLASSES = 133
     # Channels of the transformer and of the mask head's input.
     cfg.MODEL.DETR.HIDDEN_DIM = 256
@@ -50,7 +47,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.ENC_LAYERS = 6
     # Number of decoder layers, 1 or more.
     cfg.MODEL.DETR.DEC_LAYERS = 6
-    # Layer norm before (True) or after (False, the published models) attention and feed-forward.
+    # Layer norm before (True) or after (False, as published) attention and feed-forward.
     cfg.MODEL.DETR.PRE_NORM = False
     # Number of queries. An image can have at most this many segments.
     cfg.MODEL.DETR.NUM_OBJECT_QUERIES = 100
@@ -67,8 +64,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.DICE_WEIGHT = 1.0
     # Weight of the no-object class in the cross entropy.
     cfg.MODEL.DETR.NO_OBJECT_WEIGHT = 0.1
-    # Weights of classes in the cross entropy, pairs of name and weight: [["rider", 3.0]]. Others
-    # have 1.
+    # Weights of classes in the cross entropy: [["rider", 3.0]]. Others have 1.
     cfg.MODEL.DETR.CLASS_WEIGHTS = []
     # Class and box losses after every decoder layer (True) or only after the last one (False).
     cfg.MODEL.DETR.DEEP_SUPERVISION = True
@@ -81,9 +77,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.MASK_HEAD = CN()
     # A name in MASK_HEAD_REGISTRY.
     cfg.MODEL.DETR.MASK_HEAD.NAME = "MaskHeadSmallConv"
-    # The box-attention maps of a new mask head are multiplied by this: a number, or "auto" for
-    # h w sqrt(C M / 3), with which masks learn at once. None: 1, as in official DETR. A checkpoint
-    # with a mask head keeps its own value.
+    # Factor of the box-attention maps of a new mask head: a number, or "auto" for
+    # h w sqrt(C M / 3), with which masks learn at once. None: 1, as in official DETR.
     cfg.MODEL.DETR.MASK_HEAD.ATTENTION_SCALE = None
 
     # Recompute activations of the encoder in the backward pass: less memory, more time.
@@ -94,18 +89,15 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.COMPILE = False
 
 
-def _add_ema_keys(cfg: CN) -> None:
+def _add_ema_and_test_keys(cfg: CN) -> None:
     cfg.MODEL_EMA = CN()
-    # Keep an exponential moving average of the weights. It is evaluated instead of the model, and
-    # saved beside it in every checkpoint.
+    # Keep an exponential moving average of the weights, and evaluate it instead of the model.
     cfg.MODEL_EMA.ENABLED = False
     # The average keeps this fraction of itself in each iteration.
     cfg.MODEL_EMA.DECAY = 0.9997
     # The fraction rises from 0 to DECAY with 1 - exp(-iteration / WARMUP). 0: no rise.
     cfg.MODEL_EMA.WARMUP = 2000
 
-
-def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST = CN()
     # A name in PANOPTIC_INFERENCE_REGISTRY.
     cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE = "DETRPanopticInference"
@@ -115,30 +107,26 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST.INSTANCE_ON = False
     # Whether it returns "sem_seg".
     cfg.MODEL.DETR.TEST.SEMANTIC_ON = False
-    # A query is kept if its best object class has a probability above this value. Rules other than
-    # MaskNMSPanopticInference also require that no-object is less probable.
+    # A query is kept if its best object class is more probable than this, and than no-object
+    # (except in MaskNMSPanopticInference).
     cfg.MODEL.DETR.TEST.SCORE_THRESH = 0.85
     # Segments with at most this many pixels in the output image are dropped.
     cfg.MODEL.DETR.TEST.MIN_SEGMENT_AREA = 4
-    # Smallest allowed part of a mask that is not lost to other masks; 0: off.
-    # DETRPanopticInference drops a segment that wins less of its own mask in the argmax, as
-    # Mask2Former does. MaskNMSPanopticInference removes a query, before the argmax, if less of its
-    # mask is free of the masks of better queries.
+    # Smallest allowed part of a mask that is not lost to other masks; 0: off. DETR's rule compares
+    # after the argmax, as Mask2Former does; mask NMS before it, with the masks of better queries.
     cfg.MODEL.DETR.TEST.OVERLAP_THRESH = 0.0
-    # Inference batches with images of different sizes: False runs each size on its own, so that
-    # results do not depend on the batch; True pads them to one size as the official code does.
+    # Images of different sizes in a batch: run each size on its own (False), so that results do
+    # not depend on the batch, or pad them to one size (True) as the official code does.
     cfg.MODEL.DETR.TEST.PAD_MIXED_SIZES = False
     # Images per batch and process during evaluation.
     cfg.MODEL.DETR.TEST.BATCH_SIZE = 1
-    # Number of images of DATASETS.TEST that are drawn every VIS_PERIOD (a key of Detectron2; 0,
-    # the default: never) iterations, for TensorBoard and OUTPUT_DIR/pictures.
+    # Number of images of DATASETS.TEST that are drawn every VIS_PERIOD (Detectron2's) iterations.
     cfg.TEST.VIS_IMAGES = 4
-    # Write the losses on the first data set of DATASETS.TEST (val/loss_ce, val/total_loss, ...) at
-    # each evaluation.
+    # Write the losses on the first data set of DATASETS.TEST, val/loss_*, at each evaluation.
     cfg.TEST.LOSS = False
 
 
-def _add_backbone_keys(cfg: CN) -> None:
+def _add_backbone_and_data_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.BACKBONE = CN()
     # build_torchvision_backbone: a name in torchvision.models; build_timm_backbone: one in timm;
     # build_renamed_backbone: one in BACKBONE_REGISTRY.
@@ -154,23 +142,19 @@ def _add_backbone_keys(cfg: CN) -> None:
     # Its stem's stride, and with it that of res2 and of the masks: 4, or 2 (no max pooling).
     cfg.MODEL.DETR.BACKBONE.STEM_STRIDE = 4
 
-
-def _add_data_keys(cfg: CN) -> None:
-    # User data sets, registered when the config is set up. Each item is a mapping with the keys
-    # name, image_root, panoptic_root, panoptic_json. Paths in a config file are relative to the
-    # folder of the file.
+    # Your data sets: mappings with name, image_root, panoptic_root and panoptic_json, see
+    # data.register. Paths in a config file are relative to the folder of the file.
     cfg.DATASETS.REGISTER = []
-    # Augmentation: a preset, "detr" (None), "lsj", "color" or "flip-rotate", or a list of presets
-    # and of Detectron2's augmentations: ["detr", ["RandomBrightness", 0.8, 1.2], ["RandomFlip",
-    # {"prob": 0.5}]].
+    # Augmentation: "detr" (None), "lsj", "color" or "flip-rotate", or a list of such names and of
+    # Detectron2's augmentations with their arguments: ["detr", ["RandomBrightness", 0.8, 1.2]].
     cfg.INPUT.AUG = None
     # With this probability, "detr" first resizes the short edge to one of CROP.RESIZE_MIN_SIZES and
     # crops to INPUT.CROP.SIZE. Official DETR: 0.5.
     cfg.INPUT.CROP.PROB = 0.5
     # Lengths of the short edge before the crop, in pixels.
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = [400, 500, 600]
-    # Compute sizes of resized images as official DETR does, which rounds the longer side down.
-    # Detectron2 rounds to the nearest: 640 x 480 becomes 1066 x 800 (True) or 1067 x 800 (False).
+    # Round the longer side of resized images down as official DETR does (1066 x 800), not to the
+    # nearest as Detectron2 does (1067 x 800).
     cfg.INPUT.OFFICIAL_SIZES = False
 
 
@@ -179,15 +163,13 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Learning rate of the backbone relative to BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
-    # The learning rate of each stage of the backbone is that of the next stage times this. 1: the
-    # same rate for all.
+    # The learning rate of each stage of the backbone is that of the next stage times this.
     cfg.SOLVER.LAYER_DECAY = 1.0
-    # Compute the gradients of each batch in this many parts, one after the other, which needs less
-    # memory. SOLVER.IMS_PER_BATCH stays the whole batch, and an iteration one optimizer step.
+    # Compute the gradients of each batch in this many parts, which needs less memory.
+    # SOLVER.IMS_PER_BATCH stays the whole batch, and an iteration one optimizer step.
     cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.EARLY_STOPPING = CN()
-    # Stop the training after this many evaluations (TEST.EVAL_PERIOD) without a better result: PQ,
-    # or AP without masks. 0: never.
+    # Stop after this many evaluations without a better PQ (AP without masks). 0: never.
     cfg.SOLVER.EARLY_STOPPING.PATIENCE = 0
     # A result is better if it exceeds the best one by more than this.
     cfg.SOLVER.EARLY_STOPPING.MIN_DELTA = 0.0
@@ -195,27 +177,13 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "float16"
 
 
-def _add_writer_keys(cfg: CN) -> None:
-    # "tensorboard", always written, and "wandb" (Weights & Biases), which reads TensorBoard's file
-    # and needs its package.
-    cfg.WRITERS = ["tensorboard"]
-
-
 def list_config_files() -> list[str]:
     """Return the names of the configs of the package, sorted, with ``/`` between folders."""
-    root = _config_dir()
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    return sorted(path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.yaml"))
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config.
-
-    Args:
-        name: a path, or a name below ``configs/`` such as ``"detr_panoptic_R50.yaml"``.
-
-    Raises:
-        FileNotFoundError: there is no such config; the message lists all names.
-    """
+    """Return the path of a config: a path, or a name below ``configs/``."""
     if Path(name).is_file():
         return name
     names = list_config_files()
@@ -224,7 +192,7 @@ def get_config_file(name: str) -> str:
             f"No config '{name}', neither in the current directory ({Path.cwd()}) nor in the "
             f"package, which has {', '.join(names)}"
         )
-    return str(_config_dir() / name)
+    return str(_CONFIGS / name)
 
 
 def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
@@ -233,7 +201,7 @@ def merged_cfg(config_file: str, opts: list[str] | None = None) -> CN:
     Only plain yaml is read. Tags that construct Python objects, which can run code, are refused.
 
     Args:
-        config_file: a path, or the name of a config of the package. "": none.
+        config_file: see :func:`get_config_file`. "": none.
         opts: flat list of keys and values.
 
     Raises:
@@ -274,30 +242,17 @@ class _PlainYaml(CN):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        # fvcore puts the folder of the child config before the name in _BASE_.
-        if not Path(filename).is_file() and "://" not in filename:
-            parts = PurePath(filename).parts
-            for name in sorted(list_config_files(), key=len, reverse=True):
-                if parts[-len(PurePath(name).parts) :] == PurePath(name).parts:
-                    filename = get_config_file(name)
-                    break
-        cfg = super().load_yaml_with_base(filename, allow_unsafe=False)
-        _resolve_paths(cfg, Path(filename).parent)
+        path = Path(filename)
+        if not path.is_file():
+            # fvcore puts the folder of the child config before the name in _BASE_.
+            names = (_CONFIGS.joinpath(*path.parts[i:]) for i in range(len(path.parts)))
+            path = next(filter(Path.is_file, names), path)
+        cfg = super().load_yaml_with_base(str(path), allow_unsafe=False)
+        datasets = cfg.get("DATASETS")
+        items = datasets.get("REGISTER") if isinstance(datasets, dict) else None
+        for item in items if isinstance(items, list) else ():
+            # Paths are relative to the folder of the file.
+            for key in item.keys() - {"name"} if isinstance(item, dict) else ():
+                if isinstance(item[key], str) and item[key] and "://" not in item[key]:
+                    item[key] = os.path.abspath(path.parent / os.path.expanduser(item[key]))
         return cfg
-
-
-def _resolve_paths(cfg: dict, folder: Path) -> None:
-    """Make paths of ``DATASETS.REGISTER`` absolute. They are relative to the folder of the file."""
-    datasets = cfg.get("DATASETS")
-    items = datasets.get("REGISTER") if isinstance(datasets, dict) else None
-    for item in items if isinstance(items, list) else ():
-        for key in item.keys() - {"name"} if isinstance(item, dict) else ():
-            if isinstance(item[key], str) and item[key] and "://" not in item[key]:
-                item[key] = os.path.abspath(folder / os.path.expanduser(item[key]))
-
-
-def _config_dir() -> Path:
-    """Return the folder of the configs: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"

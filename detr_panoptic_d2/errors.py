@@ -8,40 +8,23 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """An error that the user can fix.
+    """An error that the user can fix. The message names file, key or value, and what to do.
 
-    The message names the file, the key or the value, and what to do. Programs print it as one
-    line. Any other exception except ``OSError`` is a bug and keeps its traceback.
+    Programs print it as one line. Any other exception except ``OSError`` keeps its traceback.
     """
 
 
 def check_value(key: str, value: object, valid: bool, allowed: str) -> None:
-    """Check the value of a config key, in the constructor that uses it.
+    """Raise a ``UserError`` if the value of a config key is not valid.
 
-    Args:
-        key: full name of the key, such as ``MODEL.DETR.DROPOUT``.
-        value: its value.
-        valid: whether the value is allowed.
-        allowed: the allowed values, such as "a number from 0 to 1".
-
-    Raises:
-        UserError: the value is not allowed.
+    ``allowed`` says what it may be, such as "a number from 0 to 1".
     """
     if not valid:
         raise UserError(f"{key} is {value!r}, but must be {allowed}.")
 
 
 def look_up(key: str, name: str, registry: Any) -> Any:
-    """Return the object that is registered under the value of a config key.
-
-    Args:
-        key: full name of the key.
-        name: its value.
-        registry: a registry of Detectron2 or of this package.
-
-    Raises:
-        UserError: there is no such name; the message lists all names.
-    """
+    """Return what a registry has under the value of a config key. Errors list all names."""
     names = ", ".join(sorted(item[0] for item in registry))
     check_value(key, name, name in registry, f"one of {names}")
     return registry.get(name)
