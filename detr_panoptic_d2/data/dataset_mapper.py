@@ -21,10 +21,7 @@ from .panoptic_png import open_image, read_panoptic_png
 
 
 def is_target(segment: Mapping[str, Any]) -> bool:
-    """Return whether training learns from a segment or an instance annotation: not from a crowd.
-
-    The mapper, the training loader and ``detr-panoptic check`` all use this definition.
-    """
+    """Return whether training learns from a segment or an instance annotation: not from a crowd."""
     return not segment.get("iscrowd", 0)
 
 
@@ -32,14 +29,9 @@ class PanopticDatasetMapper:
     """Map a dict in Detectron2's dataset format to the model's input.
 
     The mapper accepts panoptic dicts (``pan_seg_file_name``, ``segments_info``) and instance dicts
-    (``annotations`` with polygons or RLE, or with boxes alone if no masks are needed). If a dict
-    has both, the panoptic annotation is used. Things and stuff become rows of one ``Instances``.
-    Crowd segments and void do not. Random numbers come from NumPy's global generator, which
-    Detectron2's loader seeds.
-
-    Ids in a PNG that no entry of ``segments_info`` names are void. Entries without pixels are
-    dropped. The first such file of a process is named in a warning. Segments that vanish by
-    cropping or resizing are dropped.
+    (``annotations`` with polygons or RLE, or with boxes alone if no masks are needed). Things and
+    stuff become rows of one ``Instances``. Crowd segments and void do not, nor do segments that
+    have no pixel, also after cropping and resizing. Ids in a PNG without an entry are void.
     """
 
     @configurable
@@ -56,9 +48,7 @@ class PanopticDatasetMapper:
             augmentations: applied in this order to image and annotation.
             image_format: as in :func:`detectron2.data.detection_utils.read_image`.
             with_targets: add ``instances``. From a config: in training only.
-                ``PanopticDatasetMapper(cfg, is_train=False, with_targets=True)`` returns the
-                targets at test size.
-            with_masks: give the instances ``gt_masks``. The box stage needs none.
+            with_masks: give the instances ``gt_masks``. From a config: if ``MODEL.MASK_ON``.
         """
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -68,7 +58,6 @@ class PanopticDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        """Read the ``INPUT`` keys. Masks are made if ``MODEL.MASK_ON``."""
         image_format = cfg.INPUT.FORMAT
         check_value("INPUT.FORMAT", image_format, image_format in ("RGB", "BGR"), "RGB or BGR")
         return {
@@ -80,17 +69,12 @@ class PanopticDatasetMapper:
 
     def __call__(self, dataset_dict: dict) -> dict:
         """
-        Args:
-            dataset_dict: one image in Detectron2's dataset format. It is not changed.
-
         Returns:
             dict: ``image`` (C, H, W) of the transformed size; ``file_name``, ``image_id``,
             ``height``, ``width`` of the file; and with targets ``instances`` with ``gt_classes``
             (contiguous), ``gt_boxes`` (XYXY in pixels of ``image``) and ``gt_masks``
             (``BitMasks``). Boxes of panoptic segments are tight around the transformed masks, with
-            inclusive pixel indices as in official DETR. Boxes of instances with masks are
-            Detectron2's tight boxes of the masks. Boxes without masks are transformed with the
-            image.
+            inclusive pixel indices as in official DETR; those of instances are Detectron2's.
 
         Raises:
             OSError: the image or the PNG is missing or broken.
@@ -130,30 +114,24 @@ class PanopticDatasetMapper:
         ids = read_panoptic_png(png)
         image_name = f"its image '{dataset_dict['file_name']}'"
         _check_same_size(f"Panoptic PNG '{png}'", ids.shape, image_name, image_size)
-        infos = dataset_dict["segments_info"]
-        targets = [s for s in infos if is_target(s)]
-        crowds = [s for s in infos if not is_target(s)]
+        # Targets first, then crowds.
+        infos = sorted(dataset_dict["segments_info"], key=is_target, reverse=True)
         try:
-            labels, unnamed_ids = ids_to_labels(ids, [s["id"] for s in targets + crowds])
+            labels, unnamed_ids = ids_to_labels(ids, [s["id"] for s in infos])
         except UserError as error:
             raise UserError(f"Annotation of '{png}': {error}") from error
         transformed = _transform_labels(labels, transforms)
-        boxes, areas = label_boxes_and_areas(transformed, len(infos))
-        present = np.flatnonzero(areas[: len(targets)])
-        empty = []
-        if len(present) < len(targets):
-            pixels = np.bincount(labels.reshape(-1), minlength=len(targets) + 1)
-            empty = [s["id"] for n, s in enumerate(targets, start=1) if not pixels[n]]
-        if len(unnamed_ids) or empty:
+        if len(unnamed_ids):
             log_first_n(
                 logging.WARNING,
                 f"Panoptic PNG '{png}' and its segments_info differ. Ids without entry are void: "
-                f"{unnamed_ids[:3].tolist()}. Entries without a pixel are dropped: {empty[:3]}. "
-                "Run detr-panoptic check for a list of all such files.",
+                f"{unnamed_ids[:3].tolist()}. Run detr-panoptic check for a list of such files.",
                 name=__name__,
             )
+        boxes, areas = label_boxes_and_areas(transformed, len(infos))
+        present = np.flatnonzero(areas[: sum(map(is_target, infos))])
         instances = Instances(transformed.shape)
-        classes = np.array([s["category_id"] for s in targets], dtype=np.int64)
+        classes = np.array([s["category_id"] for s in infos], dtype=np.int64)
         instances.gt_classes = torch.from_numpy(classes[present])
         instances.gt_boxes = Boxes(torch.from_numpy(boxes[present]))
         if self.with_masks:
@@ -172,14 +150,12 @@ class PanopticDatasetMapper:
         needed = ("bbox", "bbox_mode", "segmentation")[: 3 if self.with_masks else 2]
         annotations = []
         for annotation in filter(is_target, dataset_dict["annotations"]):
-            missing = [key for key in needed if annotation.get(key) in (None, [])]
+            missing = next((key for key in needed if annotation.get(key) in (None, [])), None)
             if missing:
-                way_out = " Set MODEL.MASK_ON to False to train on boxes." * (
-                    missing == ["segmentation"]
-                )
                 raise UserError(
                     f"Image '{dataset_dict['file_name']}': an annotation of category_id "
-                    f"{annotation.get('category_id')} has no '{missing[0]}'.{way_out}"
+                    f"{annotation.get('category_id')} has no '{missing}'. With "
+                    "MODEL.MASK_ON False, boxes are enough."
                 )
             annotation = {k: v for k, v in annotation.items() if k not in unused}
             annotations.append(utils.transform_instance_annotations(annotation, transforms, size))
@@ -193,21 +169,10 @@ class PanopticDatasetMapper:
 
 
 def read_image(file_name: str | os.PathLike, image_format: str) -> np.ndarray:
-    """Read an image with Detectron2's ``read_image``; errors name the file.
+    """Read an image, H x W x C, with Detectron2's ``read_image``; errors name the file.
 
     16-bit images are scaled to 8 bits, where Pillow would clip all values above 255 to white.
-    Gray, CMYK, palette and alpha images are converted. EXIF orientation is applied.
-
-    Args:
-        file_name: an image in any format that Pillow reads.
-        image_format: "BGR", "RGB", or another one of Detectron2.
-
-    Returns:
-        ndarray: (H, W, C).
-
-    Raises:
-        FileNotFoundError, OSError: see :func:`.panoptic_png.open_image`.
-        UserError: pixel values are not 8- or 16-bit integers.
+    A ``UserError`` says that pixel values are neither.
     """
     hint = "Check the image root and DETECTRON2_DATASETS."
     with open_image(file_name, "Image", hint) as image:

@@ -2,9 +2,7 @@
 
 The functions expect the "standard" panoptic form: ``thing_dataset_id_to_contiguous_id`` and
 ``stuff_dataset_id_to_contiguous_id`` map the ids of the annotation file to contiguous ids that
-together are ``0 .. C - 1``. Instance data sets have things only, without the stuff map. The loader
-of a set may define the classes (``register_coco_instances`` with empty metadata). Such a set is
-loaded first.
+together are ``0 .. C - 1``. Instance data sets have things only, without the stuff map.
 """
 
 from typing import Any
@@ -15,10 +13,7 @@ from ..errors import UserError
 
 
 def dataset_ids(metadata: Metadata) -> list[int]:
-    """Return the id in the annotation file of each contiguous class, in order of contiguous ids.
-
-    Args:
-        metadata: the data set's entry in ``MetadataCatalog``.
+    """Return the id in the annotation file of each contiguous class, in order.
 
     Raises:
         UserError: the metadata has no classes, or things and stuff share contiguous ids
@@ -44,16 +39,13 @@ def dataset_ids(metadata: Metadata) -> list[int]:
 
 
 def thing_class_ids(metadata: Metadata) -> list[int]:
-    """Return the contiguous ids of the thing classes, ascending; raises as :func:`dataset_ids`."""
+    """Return the contiguous ids of the thing classes, ascending."""
     dataset_ids(metadata)
     return sorted(_id_maps(metadata)[0].values())
 
 
 def class_names(metadata: Metadata) -> list[str] | None:
-    """Return the name of each contiguous class, in order. None: the metadata has no names.
-
-    Raises as :func:`dataset_ids`.
-    """
+    """Return the name of each contiguous class, in order. None: the metadata has no names."""
     count = len(dataset_ids(metadata))
     lists = (metadata.get("stuff_classes"), metadata.get("thing_classes"))
     return next((list(names) for names in lists if names and len(names) == count), None)
@@ -82,6 +74,7 @@ def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
     maps = "thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id"
     name = metadata.get("name")
     if not any(map(metadata.get, ("thing_classes", *maps))) and name in DatasetCatalog.list():
+        # The loader may define the classes: register_coco_instances with empty metadata.
         DatasetCatalog.get(name)
     things, stuff = map(metadata.get, maps)
     if things is None and stuff is None:

@@ -5,7 +5,6 @@ Loading a data set raises the first error. ``detr-panoptic check`` collects all 
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import UserError
@@ -22,7 +21,7 @@ class EntryError(UserError):
     Attributes:
         where: file name of the image, or the name of the list that holds the entry.
         detail: the reason, without ``where``.
-        place: keys and indices that lead to the entry.
+        place: leads to the entry.
         repeated: the entry repeats an earlier one exactly, so removing it loses nothing.
     """
 
@@ -34,8 +33,7 @@ class EntryError(UserError):
 ErrorHandler = Callable[[EntryError], None]
 
 
-@dataclass(frozen=True)
-class AnnotatedImage:
+class AnnotatedImage(NamedTuple):
     """An image with its annotation: its entry, the paths of both files, its valid segments."""
 
     image: dict
@@ -63,13 +61,8 @@ def check_panoptic_json(
 ) -> PanopticContent:
     """Check all that can be checked without opening an image.
 
-    Integers may also be written as 3.0 or "3". The result has them as integers.
-
-    Args:
-        content: of a COCO panoptic json. It is not changed.
-        image_root: folder of the images.
-        panoptic_root: folder of the PNGs.
-        on_error: is called with each error. If it returns, the invalid entry is left out.
+    Integers may also be written as 3.0 or "3"; the result has integers. ``on_error`` is called with
+    each error. If it returns, the invalid entry is left out.
     """
     categories = check_categories(content.get("categories"), on_error)
 
@@ -86,10 +79,10 @@ def check_panoptic_json(
         image_id = annotation["image_id"]
         if image_id not in images:
             # The same number, as text in one list and as a number in the other.
-            other = str(image_id) if isinstance(image_id, int) else as_int(image_id)
-            if other not in images:
-                raise UserError("there is no such image in 'images', or its entry is invalid")
-            annotation["image_id"] = other
+            image_id = str(image_id) if isinstance(image_id, int) else as_int(image_id)
+        if image_id not in images:
+            raise UserError("there is no such image in 'images', or its entry is invalid")
+        annotation["image_id"] = image_id
         if not _is_list_of_mappings(annotation.get("segments_info")):
             raise UserError("'segments_info' must be a list of mappings")
 
@@ -104,7 +97,7 @@ def check_panoptic_json(
             )
         segment["category_id"] = category_id
         if "iscrowd" in segment:
-            segment["iscrowd"] = _to_flag("iscrowd", segment["iscrowd"])
+            _convert_flag(segment, "iscrowd")
 
     images = _check_list(content.get("images"), ("images",), check_image, on_error)
     annotations = _check_list(
@@ -115,11 +108,8 @@ def check_panoptic_json(
         image_place, image = images[annotation["image_id"]]
         name, infos = image["file_name"], annotation["segments_info"]
         segments = _check_list(infos, (*place, "segments_info"), check_segment, on_error, name)
-        image_path = inside_root(image_root, name)
-        png_path = inside_root(panoptic_root, annotation["file_name"])
-        annotated.append(
-            AnnotatedImage(image, image_place, image_path, png_path, list(segments.values()))
-        )
+        paths = inside_root(image_root, name), inside_root(panoptic_root, annotation["file_name"])
+        annotated.append(AnnotatedImage(image, image_place, *paths, list(segments.values())))
     return PanopticContent(categories, {i: image for i, (_, image) in images.items()}, annotated)
 
 
@@ -134,7 +124,7 @@ def check_categories(categories: Any, on_error: ErrorHandler = raise_error) -> d
                 "no 'isthing'; add \"isthing\": 1 to classes with countable objects, "
                 '"isthing": 0 to stuff such as sky'
             )
-        category["isthing"] = _to_flag("isthing", category["isthing"])
+        _convert_flag(category, "isthing")
         if category.get("color") is not None:
             color = category["color"]
             channels = [as_int(c) for c in color] if isinstance(color, list | tuple) else []
@@ -161,11 +151,11 @@ def as_flag(value: Any) -> int | None:
     return number if number in (0, 1) else None
 
 
-def _to_flag(key: str, value: Any) -> int:
-    flag = as_flag(value)
+def _convert_flag(entry: dict, key: str) -> None:
+    flag = as_flag(entry[key])
     if flag is None:
-        raise UserError(f"'{key}' is {value!r}, but must be 0 or 1")
-    return flag
+        raise UserError(f"'{key}' is {entry[key]!r}, but must be 0 or 1")
+    entry[key] = flag
 
 
 def _check_list(
@@ -177,36 +167,26 @@ def _check_list(
 ) -> dict[Any, tuple[Place, dict]]:
     """Return copies of the valid entries of a list, with their places, by id.
 
-    Args:
-        entries: the list.
-        list_place: leads to it. It ends with the name of the list.
-        check: raises ``UserError`` if an entry is invalid; converts its numbers in place. Its id
-            is an integer or a string.
-        on_error: is called with each error.
-        where: of the errors. Default: the name of the list.
+    ``list_place`` ends with the name of the list, which is also the default of ``where``. ``check``
+    raises a ``UserError`` if an entry is invalid, and converts its numbers in place.
     """
     name = str(list_place[-1])
     where = where or name
-    id_key = "image_id" if name == "annotations" else "id"
     if not _is_list_of_mappings(entries):
         on_error(EntryError(where, f"'{name}' must be a list of mappings", list_place))
         return {}
+    id_key = "image_id" if name == "annotations" else "id"
+    # An image id that is text stays text: "007" is not 7.
+    text_ids = name in ("images", "annotations")
     first: dict[Any, dict] = {}
     valid: dict[Any, tuple[Place, dict]] = {}
     for index, entry in enumerate(entries):
         place, raw_id = (*list_place, index), entry.get(id_key)
-        # An image id that is text stays text: "007" is not 7.
-        keeps_text = isinstance(raw_id, str) and name in ("images", "annotations")
-        entry_id = raw_id if keeps_text else as_int(raw_id)
+        entry_id = raw_id if text_ids and isinstance(raw_id, str) else as_int(raw_id)
         is_new = first.setdefault(entry_id, entry) is entry
-        if entry_id is not None and not is_new and first[entry_id] == entry:
-            detail = f"{id_key} {raw_id!r} is listed twice"
-            on_error(EntryError(where, detail, place, repeated=True))
-            continue
         try:
             if entry_id is None:
-                kinds = "an integer or text" if name in ("images", "annotations") else "an integer"
-                raise UserError(f"the {id_key} must be {kinds}")
+                raise UserError(f"the {id_key} must be an integer{' or text' * text_ids}")
             copy = {**entry, id_key: entry_id}
             if is_new:
                 check(copy)
@@ -215,7 +195,8 @@ def _check_list(
             valid[copy[id_key]] = place, copy
         except UserError as error:
             detail = f"entry {index}, {id_key} {raw_id!r}: {error}"
-            on_error(EntryError(where, detail, place))
+            repeated = entry_id is not None and not is_new and first[entry_id] == entry
+            on_error(EntryError(where, detail, place, repeated))
     return valid
 
 

@@ -25,16 +25,9 @@ _MANY_IDS = 1000
 def open_image(
     path: str | os.PathLike, what: str = "Image", hint: str = ""
 ) -> Iterator[Image.Image]:
-    """Open an image. Errors name the file, including those of decoding inside the block.
+    """Open an image. ``OSError`` names the file, also for errors of decoding inside the block.
 
-    Args:
-        path: of the image.
-        what: the kind of file, for errors.
-        hint: the way out if the file does not exist.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it is not an image, or truncated.
+    ``what`` is the kind of file, and ``hint`` the way out if there is none.
     """
     try:
         with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
@@ -48,13 +41,10 @@ def open_image(
 
 
 def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
-    """Read the ids of an RGB image. Alpha is ignored.
-
-    Returns:
-        ndarray: uint32 ids (H, W).
+    """Read the H x W uint32 ids of an RGB image. Alpha is ignored.
 
     Raises:
-        FileNotFoundError, OSError: see :func:`open_image`.
+        OSError: see :func:`open_image`.
         UserError: it does not have three color channels (a class mask, for example), or nearly
             all pixels have different ids (a photograph, or a mask that was saved as JPEG).
     """
@@ -80,12 +70,7 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
 
 
 def write_panoptic_png(path: str | os.PathLike, ids: np.ndarray) -> None:
-    """Write ids atomically. The folder is made if it does not exist.
-
-    Args:
-        path: of the PNG.
-        ids: integer ids (H, W) from 0 to 2^24 - 1.
-    """
+    """Write H x W ids from 0 to 2^24 - 1. The folder is made if it does not exist."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     packed = np.ascontiguousarray(ids, dtype="<u4")
     image = Image.frombytes("RGB", ids.shape[::-1], packed, "raw", "RGBX")

@@ -13,6 +13,11 @@ from detectron2.utils.file_io import PathManager
 from ..errors import UserError
 from .panoptic_json import load_panoptic_json, panoptic_metadata, read_valid_content
 
+_FORMS = (
+    {"name", "image_root", "panoptic_root", "panoptic_json"},
+    {"name", "image_root", "instances_json"},
+)
+
 
 def register_panoptic(
     name: str,
@@ -20,14 +25,13 @@ def register_panoptic(
     panoptic_root: str | os.PathLike,
     panoptic_json: str | os.PathLike,
 ) -> None:
-    """Register a data set in COCO panoptic format under ``name``.
+    """Register a data set in COCO panoptic format for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
 
-    The json is read and checked immediately. The list of images is built on first use. Relative
-    paths are relative to the current directory. A second registration with the same arguments does
-    nothing.
+    The json is read and checked immediately. The list of images is built on first use. A second
+    registration with the same arguments does nothing.
 
     Args:
-        name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        name: of the set.
         image_root: folder of the images. The names in the json's ``images`` are relative to it.
         panoptic_root: folder of the panoptic PNGs.
         panoptic_json: annotation file. Its ``categories`` need ``id``, ``name`` and ``isthing``;
@@ -37,12 +41,12 @@ def register_panoptic(
         FileNotFoundError: a file or folder is missing.
         UserError: the json is not in the format, or another set has the name.
     """
-    keys = ("image_root", "panoptic_root", "panoptic_json")
-    values = (image_root, panoptic_root, panoptic_json)
-    paths = dict(zip(keys, (os.path.expanduser(os.fspath(v)) for v in values), strict=True))
+    roots = {"image_root": image_root, "panoptic_root": panoptic_root}
+    paths = {**roots, "panoptic_json": panoptic_json}
+    paths = {key: os.path.expanduser(os.fspath(path)) for key, path in paths.items()}
 
     def read_metadata() -> dict[str, Any]:
-        for key in keys[:2]:
+        for key in roots:
             if not PathManager.isdir(paths[key]):
                 raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is not a folder.")
         categories = read_valid_content(**paths).categories
@@ -55,51 +59,29 @@ def register_from_config(cfg: CfgNode) -> None:
     """Register every item of ``cfg.DATASETS.REGISTER``.
 
     An item is a mapping with the arguments of :func:`register_panoptic`, or for boxes alone with
-    name, image_root and instances_json (a COCO instances json). Relative paths in a config
-    file are relative to its folder::
+    name, image_root and instances_json (a COCO instances json)::
 
         DATASETS:
           REGISTER:
             - {name: mine_train, image_root: mine/train, panoptic_root: mine/panoptic_train,
                panoptic_json: mine/panoptic_train.json}
           TRAIN: ("mine_train",)
-
-    Raises as :func:`registered_items` and :func:`register_panoptic`.
     """
     for item in registered_items(cfg):
-        if "instances_json" in item:
-            _register_instances(**item)
-        else:
+        if "panoptic_json" in item:
             register_panoptic(**item)
-
-
-def _register_instances(name: str, image_root: str, instances_json: str) -> None:
-    """Register a COCO instances json, whose boxes train a model without masks.
-
-    Raises:
-        FileNotFoundError: the json is missing.
-        UserError: another set has this name.
-    """
-    if not PathManager.isfile(instances_json):
-        raise FileNotFoundError(f"'{instances_json}' does not exist.")
-    if name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, instances_json, image_root)
-    elif MetadataCatalog.get(name).get("json_file") != instances_json:
-        raise UserError(f"Data set name '{name}' is already registered. Choose another name.")
+            continue
+        name, path = item["name"], item["instances_json"]
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(f"'{path}' does not exist.")
+        if not _is_registered(name, {"json_file": path}):
+            register_coco_instances(name, {}, path, item["image_root"])
 
 
 def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
-    """Return the items of ``cfg.DATASETS.REGISTER``; see :func:`register_from_config`.
-
-    Raises:
-        UserError: an item is not such a mapping.
-    """
-    forms = (
-        {"name", "image_root", "panoptic_root", "panoptic_json"},
-        {"name", "image_root", "instances_json"},
-    )
+    """Return the items of ``cfg.DATASETS.REGISTER``; a ``UserError`` if one has another form."""
     for index, item in enumerate(cfg.DATASETS.REGISTER):
-        valid = isinstance(item, dict) and item.keys() in forms
+        valid = isinstance(item, dict) and item.keys() in _FORMS
         if not valid or not all(isinstance(v, str) and v for v in item.values()):
             raise UserError(
                 f"DATASETS.REGISTER[{index}] is {item!r}, but must be a mapping from name, "
@@ -113,33 +95,28 @@ def register_once(
     name: str,
     loader: Callable[[], list[dict]],
     paths: dict[str, str],
-    metadata: Callable[[], dict[str, Any]],
+    read_metadata: Callable[[], dict[str, Any]],
 ) -> None:
-    """Add a panoptic set to Detectron2's two catalogs, unless it is there with the same paths.
+    """Add a panoptic set to Detectron2's two catalogs, unless it is there with the same ``paths``.
 
-    Args:
-        name: of the set.
-        loader: returns the dataset dicts.
-        paths: entries of the metadata.
-        metadata: returns the other entries. It is called for a new set only.
-
-    Raises:
-        UserError: another set has this name.
+    The metadata are ``paths`` and what ``read_metadata`` returns, which is called for a new set
+    only.
     """
-    if name in DatasetCatalog.list():
-        other = {key: MetadataCatalog.get(name).get(key) for key in paths}
-        if other == paths:
-            return
+    if _is_registered(name, paths):
+        return
+    entries = {**paths, **read_metadata(), "evaluator_type": "coco_panoptic_seg"}
+    DatasetCatalog.register(name, loader)
+    MetadataCatalog.get(name).set(ignore_label=255, label_divisor=1000, **entries)
+
+
+def _is_registered(name: str, entries: dict[str, str]) -> bool:
+    """Return whether a set has this name; a ``UserError`` if its metadata has other entries."""
+    if name not in DatasetCatalog.list():
+        return False
+    other = {key: MetadataCatalog.get(name).get(key) for key in entries}
+    if other != entries:
         raise UserError(
             f"Data set name '{name}' is already registered with {other}. Choose another name, or "
             f"call DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
         )
-    entries = metadata()
-    DatasetCatalog.register(name, loader)
-    MetadataCatalog.get(name).set(
-        evaluator_type="coco_panoptic_seg",
-        ignore_label=255,
-        label_divisor=1000,
-        **paths,
-        **entries,
-    )
+    return True
