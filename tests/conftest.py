@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import json
 import logging
 import os
 import shutil
@@ -15,15 +14,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.logger import setup_logger
-from panopticapi.utils import id2rgb
-from PIL import Image
 from torch import nn
 
 from detr_panoptic_d2.cli import main
 from detr_panoptic_d2.data.register import register_panoptic
 from detr_panoptic_d2.engine import setup_cfg
-
-pytest_plugins = ["tests.data_fixtures"]
+from tests.panoptic_set import PanopticSet
 
 # One thread for each process of pytest-xdist.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -36,6 +32,11 @@ CATEGORIES = [
     {"id": 10, "name": "ball", "isthing": 1},
     {"id": 21, "name": "ground", "isthing": 0},
     {"id": 30, "name": "box", "isthing": 1},
+]
+SMALL_CATEGORIES = [
+    {"id": 50, "name": "road", "isthing": 0},
+    {"id": 4, "name": "car", "isthing": 1, "color": [0, 0, 142]},
+    {"id": 9, "name": "tree", "isthing": 0},
 ]
 
 
@@ -200,49 +201,37 @@ def browser() -> Iterator[object]:
 
 
 @pytest.fixture
-def panoptic_set(tmp_path):
-    """Make and register a data set: ``panoptic_set("name", maps)``.
+def small_set(tmp_path: Path) -> PanopticSet:
+    """Two images of 12 wide and 8 high, one in a subfolder."""
+    ids = np.zeros((8, 12), np.uint32)
+    ids[:, 2:] = 70000
+    ids[2:5, 4:8] = 300
+    maps = [(ids, {70000: 50, 300: 4})] * 2
+    return PanopticSet(
+        tmp_path / "small", maps, SMALL_CATEGORIES, ("sub/a.png", "b.tif"), first_id=10
+    )
 
-    Each map is (H x W ids, {id: category id}) or (ids, categories, {ids that are crowd}).
-    """
-    names = []
+
+@pytest.fixture
+def clean_catalogs():
+    """Forget the data sets that a test registers."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def panoptic_set(tmp_path, clean_catalogs):
+    """Make and register a data set: ``panoptic_set("name", maps)``; see :class:`PanopticSet`."""
 
     def make(name, maps, categories=CATEGORIES):
-        root = tmp_path / name
-        for folder in ("images", "panoptic"):
-            (root / folder).mkdir(parents=True)
-        images, annotations = [], []
-        rng = np.random.default_rng(0)
-        for number, (ids, classes, *crowd) in enumerate(maps):
-            stem, size = f"{number:03d}", ids.shape
-            pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / "images" / f"{stem}.png")
-            Image.fromarray(id2rgb(ids)).save(root / "panoptic" / f"{stem}.png")
-            images.append(
-                {"id": number, "file_name": f"{stem}.png", "height": size[0], "width": size[1]}
-            )
-            segments = [
-                {
-                    "id": i,
-                    "category_id": c,
-                    "area": int((ids == i).sum()),
-                    "iscrowd": int(bool(crowd) and i in crowd[0]),
-                }
-                for i, c in classes.items()
-            ]
-            annotations.append(
-                {"image_id": number, "file_name": f"{stem}.png", "segments_info": segments}
-            )
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "panoptic.json").write_text(json.dumps(content))
-        register_panoptic(name, root / "images", root / "panoptic", root / "panoptic.json")
-        names.append(name)
-        return root
+        made = PanopticSet(tmp_path / name, maps, categories)
+        register_panoptic(name, **made.paths)
+        return made.root
 
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 @pytest.fixture

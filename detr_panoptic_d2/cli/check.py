@@ -5,13 +5,12 @@ paths. Every image and PNG is decoded. Exit status: 0 if there are warnings at m
 errors.
 
 --fix corrects a json where the correct value is certain: areas and boxes from the PNG, sizes from
-the image, a missing crowd flag as 0; segments without pixels and exact repetitions are removed.
-Nothing is taken from the PNG of an image with an error that cannot be fixed, nor from any PNG if
-more than a tenth of all segments would be removed or get another area. The old json is kept beside
-it as *.bak.
+the image, a missing crowd flag as 0; segments without pixels and exact repetitions are removed. It
+changes nothing if there is an error that it cannot correct, or if more than a tenth of the segments
+have another area. The old json is kept beside it as *.bak.
 
 Examples:
-  detr-panoptic check --config-file mine/mine.yaml --output checked
+  detr-panoptic check --config-file mine/mine.yaml --output checked --augmented 16
   detr-panoptic check --image-root images --panoptic-root panoptic_train \\
       --panoptic-json panoptic_train.json --fix
 """
@@ -32,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "for findings.csv, examples.png and a plot of the classes per set"
     add("--output", type=Path, metavar="FOLDER", help=text)
     add("--fix", action="store_true", help="correct the json where that is certain; see above")
+    text = "draw N training images as the network sees them, into augmented.png of --output"
+    add("--augmented", type=int, default=0, metavar="N", help=text)
     text = "number of processes (%(default)s)"
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=text)
     add_config_options(parser, required=False)
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.opts and not args.config_file:
         args.parser.error("KEY VALUE pairs change a config: give --config-file as well")
+    if args.augmented and not (args.config_file and args.output):
+        args.parser.error("--augmented needs --config-file and --output")
 
     from ..prepare.check.dataset import DatasetPaths
     from ..prepare.check.program import check_config, check_sets
@@ -53,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
     set_up_console(args)
     options = {"output": args.output, "fix": args.fix, "workers": args.workers}
     if args.config_file:
-        return check_config(args.config_file, args.opts, **options)
+        return check_config(args.config_file, args.opts, augmented=args.augmented, **options)
     return check_sets([DatasetPaths(Path(args.panoptic_json).stem, *paths)], **options)

@@ -2,7 +2,13 @@
 
 For data in splits, give one path per split to each input. The splits are named train, val and
 test, or as --split-names says. All files are written at the end, after everything is converted.
-Existing files are never overwritten, but a config of this command is extended by new splits.
+Existing files are never overwritten.
+
+If all annotations are boxes (COCO, YOLO), the result is a COCO instances json, and a config that
+trains without masks.
+
+--tile cuts large images as predict --tile does, so that training and prediction see the same
+scale. Tiles are stored as PNG, without loss. Tiles without a segment are left out.
 
 Examples:
   detr-panoptic convert auto folder --output mine
@@ -21,15 +27,12 @@ Examples:
 import argparse
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError
 from ._options import set_up_console
 
-# Options that may have a value per split, and the other options of formats.
-_INPUTS = ("images", "masks", "objects", "instances", "semantic", "annotations", "subset")
-_OPTIONS = ("labels", "mask_suffix", "void_value", "category")
+_CLASS_LIST = "list of the classes: json, csv, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,80 +40,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     common = _common_options()
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return formats.add_parser(name, help=text, description=text, parents=[common])
+    def add(name: str, text: str, required: dict, optional: dict | None = None):
+        """Add a format and its inputs, which take a path per split."""
+        sub = formats.add_parser(name, help=text, description=text, parents=[common])
+        for is_required, inputs in ((True, required), (False, optional or {})):
+            for option, help in inputs.items():
+                options = {"required": is_required, "metavar": "PATH", "help": help}
+                sub.add_argument(option, type=Path, nargs="+", **options)
+        return sub.add_argument
 
-    def add_input(sub: argparse.ArgumentParser, name: str, text: str, required: bool = True):
-        sub.add_argument(name, type=Path, nargs="+", required=required, metavar="PATH", help=text)
+    def add_mask_suffix(add_option):
+        text = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
+        add_option("--mask-suffix", help=text)
 
-    sub = add("auto", "find out the format of a folder; lists the commands if there are several")
+    images = {"--images": "folder of the images"}
+    masks = {**images, "--masks": "folder of the masks"}
+
+    sub = formats.add_parser("auto", parents=[common], help="find out the format of a folder")
     sub.add_argument("folder", type=Path, help="folder of the data set")
 
-    sub = add("coco", "COCO instances json, with or without semantic annotations")
-    add_input(sub, "--instances", "the json")
-    add_input(sub, "--images", "folder of the images")
-    add_input(sub, "--semantic", "stuff: a COCO json, or a folder of class masks", required=False)
-    _add_mask_options(sub, labels_required=False)
-    _add_boxes_only(sub)
-
-    sub = add("instance-masks", "a mask per image, pixel = number of the object, 0 = none")
-    add_input(sub, "--images", "folder of the images")
-    add_input(sub, "--masks", "folder of the masks")
-    sub.add_argument("--category", default="object", help="name of the objects' class")
-    _add_mask_suffix(sub)
-    sub.add_argument("--void-value", type=int, help="value that is void, not an object")
-
-    sub = add("class-masks", "a mask per image, pixel = class (number or color)")
-    add_input(sub, "--images", "folder of the images")
-    add_input(sub, "--masks", "folder of the masks")
-    text = "folder of object masks (VOC), which separate the objects of thing classes"
-    add_input(sub, "--objects", text, required=False)
-    _add_mask_options(sub, labels_required=True)
-    sub.add_argument(
-        "--void-value", type=int, default=255, help="value of unlabelled pixels (%(default)s)"
+    text = "stuff: a COCO json, or a folder of class masks"
+    option = add(
+        "coco",
+        "COCO instances json, with or without semantic annotations",
+        {"--instances": "the json", **images},
+        {"--semantic": text},
     )
+    option("--labels", type=Path, help=_CLASS_LIST)
+    add_mask_suffix(option)
 
-    _add_tools(add, add_input)
+    option = add(
+        "instance-masks", "a mask per image, pixel = number of the object, 0 = none", masks
+    )
+    option("--category", default="object", help="name of the objects' class")
+    option("--void-value", type=int, help="value that is void, not an object")
+    add_mask_suffix(option)
 
+    text = "folder of object masks (VOC), which separate the objects of thing classes"
+    option = add(
+        "class-masks",
+        "a mask per image, pixel = class (number or color)",
+        masks,
+        {"--objects": text},
+    )
+    option("--labels", type=Path, required=True, help=_CLASS_LIST)
+    option("--void-value", type=int, default=255, help="value of unlabelled pixels (%(default)s)")
+    add_mask_suffix(option)
 
-def _add_tools(add: Callable, add_input: Callable) -> None:
-    """Add the formats of annotation tools, and others with few options."""
-    sub = add("labelme", "LabelMe: a json per image")
-    add_input(sub, "--annotations", "folder of the jsons")
-    add_input(sub, "--images", "folder that holds all images, if another", required=False)
+    text = "folder that holds all images, if another"
+    add("labelme", "LabelMe: a json per image", {"--annotations": "folder"}, {"--images": text})
 
-    sub = add("cvat", "CVAT for images 1.1")
-    add_input(sub, "--annotations", "the XML file")
-    add_input(sub, "--images", "folder of the images")
-    sub.add_argument("--subset", nargs="+", metavar="NAME", help="subset of a project (all)")
+    option = add("cvat", "CVAT for images 1.1", {"--annotations": "the XML file", **images})
+    option("--subset", nargs="+", metavar="NAME", help="subset of a project (all)")
 
-    sub = add("yolo", "YOLO segmentation: a text file with polygons per image")
-    add_input(sub, "--images", "folder of the images")
     text = "folder of the text files (default: 'labels' in the place of 'images')"
-    add_input(sub, "--annotations", text, required=False)
-    sub.add_argument("--labels", type=Path, required=True, help="data.yaml, or list of the classes")
-    _add_boxes_only(sub)
+    option = add(
+        "yolo", "YOLO: a text file with polygons per image", images, {"--annotations": text}
+    )
+    option("--labels", type=Path, required=True, help="data.yaml, or list of the classes")
 
-    sub = add("label-studio", "Label Studio's export 'JSON': polygons, brushes, other shapes")
-    add_input(sub, "--annotations", "the json")
-    add_input(sub, "--images", "folder of the images")
+    text = "Label Studio's export 'JSON': polygons, brushes, other shapes"
+    add("label-studio", text, {"--annotations": "the json", **images})
 
-    sub = add("cityscapes", "Cityscapes' leftImg8bit and gtFine")
-    add_input(sub, "--images", "leftImg8bit/<split>")
-    add_input(sub, "--masks", "gtFine/<split>")
+    inputs = {"--images": "leftImg8bit/<split>", "--masks": "gtFine/<split>"}
+    add("cityscapes", "Cityscapes' leftImg8bit and gtFine", inputs)
 
 
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument_group("output").add_argument
-    add("--output", type=Path, required=True, help="folder; may already hold other splits")
+    add("--output", type=Path, required=True, help="folder")
     add("--name", help="of the data set in the config (default: name of the output folder)")
-    add(
-        "--base",
-        default="own_data/finetune_R50.yaml",
-        help="config that the written config builds on (%(default)s)",
-    )
+    text = "config that the written config builds on (%(default)s)"
+    add("--base", default="own_data/finetune_R50.yaml", help=text)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    add("--tile", type=int, metavar="SIZE", help="cut images into tiles of this side (pixels)")
+    text = "smallest part of a tile that the next one shares (%(default)s)"
+    add("--overlap", type=float, default=0.2, help=text)
     add = common.add_argument_group("splits").add_argument
     text = "fractions for a random split, e.g. 0.8 0.2"
     add("--split", type=float, nargs="+", metavar="FRACTION", help=text)
@@ -128,56 +134,22 @@ def _common_options() -> argparse.ArgumentParser:
     return common
 
 
-def _add_mask_options(parser: argparse.ArgumentParser, *, labels_required: bool) -> None:
-    text = "list of the classes: json, csv, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
-    parser.add_argument("--labels", type=Path, required=labels_required, help=text)
-    _add_mask_suffix(parser)
-
-
-def _add_boxes_only(parser: argparse.ArgumentParser) -> None:
-    text = "for annotations that are boxes alone: write a data set to train without masks"
-    parser.add_argument("--boxes-only", action="store_true", help=text)
-
-
-def _add_mask_suffix(parser: argparse.ArgumentParser) -> None:
-    text = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
-    parser.add_argument("--mask-suffix", help=text)
-
-
 def run(args: argparse.Namespace) -> int:
     """Convert, write the config, and print the next commands."""
+    if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
+        args.parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
+    set_up_console(args)
     if args.format == "auto":
-        return _run_auto(args)
-    from ..prepare.convert.categories import ClassOptions
+        args = _detected(args)
     from ..prepare.convert.program import run_conversion
 
-    set_up_console(args)
-    values = vars(args)
-    return run_conversion(
-        args.format,
-        {key: values[key] for key in _INPUTS if values.get(key)},
-        {key: values[key] for key in _OPTIONS if key in values},
-        output=args.output,
-        name=args.name,
-        base=args.base,
-        classes=ClassOptions(args.classes, args.things, args.stuff, args.ignore, args.background),
-        split_options={
-            "names": args.split_names,
-            "fractions": args.split,
-            "seed": args.seed,
-            "image_lists": args.image_lists,
-        },
-        min_area=args.min_area,
-        workers=args.workers,
-        boxes_only=values.get("boxes_only", False),
-    )
+    return run_conversion(args)
 
 
-def _run_auto(args: argparse.Namespace) -> int:
-    """Run the command for the format of a folder, with the options of this call."""
+def _detected(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options for the format of a folder. Those of this call replace what was found."""
     from ..prepare.convert.detect import detect
 
-    set_up_console(args)
     candidates = detect(args.folder)
     own = ["--output", str(args.output)]
     for description, arguments in candidates:
@@ -185,8 +157,6 @@ def _run_auto(args: argparse.Namespace) -> int:
     if len(candidates) > 1:
         raise UserError(f"'{args.folder}' may have several formats. Choose one of the commands.")
     detected = vars(args.parser.parse_args([*candidates[0].arguments, *own]))
-    common = vars(args.parser.parse_args(["auto", ".", *own]))
-    # What this call sets replaces what was found.
-    changed = {key: value for key, value in vars(args).items() if value != common.get(key)}
-    changed = {key: value for key, value in changed.items() if key in detected}
-    return run(argparse.Namespace(**{**detected, **changed, "parser": args.parser}))
+    default = vars(args.parser.parse_args(["auto", ".", *own]))
+    changed = {key: v for key, v in vars(args).items() if v != default.get(key) and key in detected}
+    return argparse.Namespace(**{**detected, **changed, "parser": args.parser})

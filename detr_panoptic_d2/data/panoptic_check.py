@@ -11,9 +11,6 @@ from ..errors import UserError
 from ..files import inside_root
 from .panoptic_png import MAX_SEGMENT_ID
 
-# Keys and indices that lead to an entry of the json.
-Place = tuple[str | int, ...]
-
 
 class EntryError(UserError):
     """An entry of a json is invalid.
@@ -21,26 +18,25 @@ class EntryError(UserError):
     Attributes:
         where: file name of the image, or the name of the list that holds the entry.
         detail: the reason, without ``where``.
-        place: leads to the entry.
         repeated: the entry repeats an earlier one exactly, so removing it loses nothing.
     """
 
-    def __init__(self, where: str, detail: str, place: Place, repeated: bool = False):
+    def __init__(self, where: str, detail: str, repeated: bool = False):
         super().__init__(f"{where}: {detail}.")
-        self.where, self.detail, self.place, self.repeated = where, detail, place, repeated
+        self.where, self.detail, self.repeated = where, detail, repeated
 
 
 ErrorHandler = Callable[[EntryError], None]
 
 
 class AnnotatedImage(NamedTuple):
-    """An image with its annotation: its entry, the paths of both files, its valid segments."""
+    """An image with its annotation: both entries, the paths of both files, the valid segments."""
 
     image: dict
-    place: Place
+    annotation: dict
     image_path: str
     png_path: str
-    segments: list[tuple[Place, dict]]
+    segments: list[dict]
 
 
 class PanopticContent(NamedTuple):
@@ -99,18 +95,16 @@ def check_panoptic_json(
         if "iscrowd" in segment:
             _convert_flag(segment, "iscrowd")
 
-    images = _check_list(content.get("images"), ("images",), check_image, on_error)
-    annotations = _check_list(
-        content.get("annotations"), ("annotations",), check_annotation, on_error
-    )
+    images = _check_list(content.get("images"), "images", check_image, on_error)
+    annotations = _check_list(content.get("annotations"), "annotations", check_annotation, on_error)
     annotated = []
-    for place, annotation in annotations.values():
-        image_place, image = images[annotation["image_id"]]
+    for annotation in annotations.values():
+        image = images[annotation["image_id"]]
         name, infos = image["file_name"], annotation["segments_info"]
-        segments = _check_list(infos, (*place, "segments_info"), check_segment, on_error, name)
+        segments = _check_list(infos, "segments_info", check_segment, on_error, name)
         paths = inside_root(image_root, name), inside_root(panoptic_root, annotation["file_name"])
-        annotated.append(AnnotatedImage(image, image_place, *paths, list(segments.values())))
-    return PanopticContent(categories, {i: image for i, (_, image) in images.items()}, annotated)
+        annotated.append(AnnotatedImage(image, annotation, *paths, list(segments.values())))
+    return PanopticContent(categories, images, annotated)
 
 
 def check_categories(categories: Any, on_error: ErrorHandler = raise_error) -> dict[int, dict]:
@@ -132,8 +126,7 @@ def check_categories(categories: Any, on_error: ErrorHandler = raise_error) -> d
                 raise UserError("'color' must be three integers from 0 to 255")
             category["color"] = channels
 
-    valid = _check_list(categories, ("categories",), check, on_error)
-    return {category_id: category for category_id, (_, category) in valid.items()}
+    return _check_list(categories, "categories", check, on_error)
 
 
 def as_int(value: Any) -> int | None:
@@ -160,28 +153,27 @@ def _convert_flag(entry: dict, key: str) -> None:
 
 def _check_list(
     entries: Any,
-    list_place: Place,
+    name: str,
     check: Callable[[dict], None],
     on_error: ErrorHandler,
     where: str | None = None,
-) -> dict[Any, tuple[Place, dict]]:
-    """Return copies of the valid entries of a list, with their places, by id.
+) -> dict[Any, dict]:
+    """Return copies of the valid entries of a list by id.
 
-    ``list_place`` ends with the name of the list, which is also the default of ``where``. ``check``
-    raises a ``UserError`` if an entry is invalid, and converts its numbers in place.
+    The name of the list is the default of ``where``. ``check`` raises a ``UserError`` if an entry
+    is invalid, and converts its numbers in place.
     """
-    name = str(list_place[-1])
     where = where or name
     if not _is_list_of_mappings(entries):
-        on_error(EntryError(where, f"'{name}' must be a list of mappings", list_place))
+        on_error(EntryError(where, f"'{name}' must be a list of mappings"))
         return {}
     id_key = "image_id" if name == "annotations" else "id"
     # An image id that is text stays text: "007" is not 7.
     text_ids = name in ("images", "annotations")
     first: dict[Any, dict] = {}
-    valid: dict[Any, tuple[Place, dict]] = {}
+    valid: dict[Any, dict] = {}
     for index, entry in enumerate(entries):
-        place, raw_id = (*list_place, index), entry.get(id_key)
+        raw_id = entry.get(id_key)
         entry_id = raw_id if text_ids and isinstance(raw_id, str) else as_int(raw_id)
         is_new = first.setdefault(entry_id, entry) is entry
         try:
@@ -192,11 +184,11 @@ def _check_list(
                 check(copy)
             if not is_new or copy[id_key] in valid:
                 raise UserError(f"another entry has this {id_key}")
-            valid[copy[id_key]] = place, copy
+            valid[copy[id_key]] = copy
         except UserError as error:
             detail = f"entry {index}, {id_key} {raw_id!r}: {error}"
             repeated = entry_id is not None and not is_new and first[entry_id] == entry
-            on_error(EntryError(where, detail, place, repeated))
+            on_error(EntryError(where, detail, repeated))
     return valid
 
 

@@ -46,7 +46,7 @@ def load_panoptic_json(image_root: str, panoptic_root: str, panoptic_json: str) 
             **{k: image.image[k] for k in ("height", "width") if k in image.image},
             "image_id": image.image["id"],
             "pan_seg_file_name": image.png_path,
-            "segments_info": [{**s, **classes[s["category_id"]]} for _, s in image.segments],
+            "segments_info": [{**s, **classes[s["category_id"]]} for s in image.segments],
         }
         for image in annotated
     ]

@@ -14,30 +14,19 @@ from ..errors import UserError
 def map_images(
     function: Callable[[Any], Any], items: Sequence[Any], *, workers: int, description: str
 ) -> list[Any]:
-    """Return ``[function(item) for item in items]``.
+    """Return ``[function(item) for item in items]``; both must be picklable.
 
-    Args:
-        function: picklable, such as a ``functools.partial`` of a function of a module.
-        items: picklable, one per image.
-        workers: number of processes; 1 is this process alone.
-        description: text of the progress bar.
-
-    Raises:
-        UserError: ``workers`` is not positive, or a process was killed.
+    One worker is this process alone.
     """
     if workers < 1:
         raise UserError(f"--workers is {workers}, but must be 1 (this process alone) or more.")
-    bar = {"total": len(items), "desc": description, "unit": "image", "mininterval": 1}
     # No bar in files and pipes.
-    bar |= {"disable": None}
+    bar = {"total": len(items), "desc": description, "mininterval": 1, "disable": None}
     if workers == 1 or len(items) < 2:
         return list(tqdm(map(function, items), **bar))
     # A terminal sends Ctrl-C to all processes. The main process ends the others.
-    pool = ProcessPoolExecutor(
-        min(workers, len(items)),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    ignore_ctrl_c = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = ProcessPoolExecutor(min(workers, len(items)), **ignore_ctrl_c)
     try:
         return list(tqdm(pool.map(function, items, chunksize=4), **bar))
     except BrokenProcessPool as error:

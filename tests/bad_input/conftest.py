@@ -8,85 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from panopticapi.utils import id2rgb
-from PIL import Image
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
 from detr_panoptic_d2.errors import UserError, one_line
-
-
-class Spoilt:
-    """Three images, 40 wide and 32 high, each with a ground (stuff) and a box (thing).
-
-    ``content`` is what :meth:`save` writes into the json.
-    """
-
-    name = "spoilt"
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.images, self.pngs = root / "images", root / "panoptic"
-        self.json = root / "panoptic.json"
-        for folder in (self.images, self.pngs):
-            folder.mkdir(parents=True)
-        self.content = {
-            "categories": [
-                {"id": 5, "name": "ground", "isthing": 0},
-                {"id": 9, "name": "box", "isthing": 1},
-            ],
-            "images": [],
-            "annotations": [],
-        }
-        rng = np.random.default_rng(0)
-        for number in range(3):
-            stem = f"img{number}"
-            pixels = rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(self.image(number))
-            ids = np.full((32, 40), 1)
-            ids[6:20, 5 + number : 18 + number] = 2
-            self.save_ids(number, ids)
-            self.content["images"].append(
-                {"id": number, "file_name": f"{stem}.png", "height": 32, "width": 40}
-            )
-            segments = [{"id": 1, "category_id": 5}, {"id": 2, "category_id": 9}]
-            self.content["annotations"].append(
-                {"image_id": number, "file_name": f"{stem}.png", "segments_info": segments}
-            )
-        self.save()
-
-    def image(self, number: int) -> Path:
-        return self.images / f"img{number}.png"
-
-    def png(self, number: int) -> Path:
-        return self.pngs / f"img{number}.png"
-
-    def save_ids(self, number: int, ids: np.ndarray) -> None:
-        Image.fromarray(id2rgb(ids)).save(self.png(number))
-
-    def save(self) -> None:
-        self.json.write_text(json.dumps(self.content))
-
-    def opts(self, *more: object) -> list[str]:
-        item = {
-            "name": self.name,
-            "image_root": str(self.images),
-            "panoptic_root": str(self.pngs),
-            "panoptic_json": str(self.json),
-        }
-        opts = ["DATASETS.REGISTER", [item], "DATASETS.TRAIN", (self.name,)]
-        opts += ["DATASETS.TEST", (self.name,), "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 3]
-        opts += ["INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32]
-        opts += ["OUTPUT_DIR", self.root / "output", "DATALOADER.NUM_WORKERS", 0]
-        return [str(value) for value in (*opts, *more)]
+from tests.panoptic_set import PanopticSet
 
 
 @pytest.fixture
-def spoilt(tmp_path) -> Spoilt:
-    yield Spoilt(tmp_path / "set")
-    if Spoilt.name in DatasetCatalog.list():
-        DatasetCatalog.remove(Spoilt.name)
-    MetadataCatalog.pop(Spoilt.name, None)
+def spoilt(tmp_path, clean_catalogs) -> PanopticSet:
+    """Three images, 40 wide and 32 high, each with a ground (stuff) and a box (thing)."""
+    maps = []
+    for number in range(3):
+        ids = np.full((32, 40), 1)
+        ids[6:20, 5 + number : 18 + number] = 2
+        maps.append((ids, {1: 5, 2: 9}))
+    ground, box = {"id": 5, "name": "ground"}, {"id": 9, "name": "box"}
+    categories = [{**ground, "isthing": 0}, {**box, "isthing": 1}]
+    return PanopticSet(tmp_path / "spoilt", maps, categories)
 
 
 @pytest.fixture(autouse=True)

@@ -34,29 +34,29 @@ def cut(path, size):
 
 
 AT_REGISTRATION = [
-    (lambda s: s.json.unlink(), "panoptic.json' does not exist"),
-    (lambda s: s.json.write_text('{"images": ['), "panoptic.json' is not a json"),
-    (lambda s: s.json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
-    (lambda s: s.images.rename(s.root / "i"), "image_root .*is not a folder"),
+    (lambda s: s.panoptic_json.unlink(), "panoptic.json' does not exist"),
+    (lambda s: s.panoptic_json.write_text('{"images": ['), "panoptic.json' is not a json"),
+    (lambda s: s.panoptic_json.write_text("[]"), "panoptic.json' holds a list.*COCO panoptic"),
+    (lambda s: s.image_root.rename(s.root / "i"), "image_root .*is not a folder"),
 ]
 IN_THE_MAPPER = [
-    (lambda s: s.image(1).unlink(), "img1.png' does not exist.*image root"),
-    (lambda s: s.image(1).write_bytes(b"<html>"), "images/img1.png' cannot be read"),
-    (lambda s: cut(s.image(1), 900), "images/img1.png' cannot be read.*truncated"),
-    (rotate, "img1.png' is 32 wide and 40 high.*rotated.*EXIF"),
-    (lambda s: s.png(1).unlink(), "img1.png' does not exist.*panoptic_root"),
-    (lambda s: cut(s.png(1), 50), "Panoptic PNG '.*img1.png' cannot be read"),
+    (lambda s: s.image(1).unlink(), "001.png' does not exist.*image root"),
+    (lambda s: s.image(1).write_bytes(b"<html>"), "images/001.png' cannot be read"),
+    (lambda s: cut(s.image(1), 900), "images/001.png' cannot be read.*truncated"),
+    (rotate, "001.png' is 32 wide and 40 high.*rotated.*EXIF"),
+    (lambda s: s.png(1).unlink(), "001.png' does not exist.*panoptic_root"),
+    (lambda s: cut(s.png(1), 50), "Panoptic PNG '.*001.png' cannot be read"),
     (
         lambda s: save_as(s.png(1), "RGB", (40, 30)),
-        "Panoptic PNG '.*img1.png' is 40 wide and 30 high, but its image .* 32 high",
+        "Panoptic PNG '.*001.png' is 40 wide and 30 high, but its image .* 32 high",
     ),
     (
         lambda s: save_as(s.png(1), "L"),
-        "Panoptic PNG '.*img1.png' has mode L.*COCO panoptic format",
+        "Panoptic PNG '.*001.png' has mode L.*COCO panoptic format",
     ),
     (
         lambda s: s.png(1).write_bytes(s.image(1).read_bytes()),
-        "img1.png' is not a panoptic PNG.*photograph",
+        "001.png' is not a panoptic PNG.*photograph",
     ),
 ]
 
@@ -80,7 +80,7 @@ def test_found_in_the_mapper(spoilt, error_line, spoil, message):
 def test_training_stops_with_the_error_of_a_worker(spoilt, train, error_line, no_leftovers):
     save_as(spoilt.image(1), "RGB", (20, 32))
     line = error_line(train, spoilt.opts("DATALOADER.NUM_WORKERS", 1))
-    message = "img1.png' is 20 wide and 32 high, but its annotation is 40 wide and 32 high"
+    message = "001.png' is 20 wide and 32 high, but its annotation is 40 wide and 32 high"
     assert message in line
     no_leftovers(spoilt.root / "output")
 
@@ -103,7 +103,7 @@ def test_faulty_but_usable_images_train(spoilt, train, caplog, monkeypatch):
     trainer = train(spoilt.opts("SOLVER.MAX_ITER", 2, "MODEL.DETR.TEST.SCORE_THRESH", 0.0))
     assert "PQ" in trainer._last_eval_results["panoptic_seg"]
     text = " ".join(caplog.text.split())
-    assert "img0.png' and its segments_info differ" in text
+    assert "000.png' and its segments_info differ" in text
 
 
 def test_evaluation_refuses_paths_as_well(spoilt, error_line):
@@ -111,7 +111,7 @@ def test_evaluation_refuses_paths_as_well(spoilt, error_line):
     setup_cfg("shapes/tiny.yaml", spoilt.opts())
     evaluator = PanopticEvaluator(spoilt.name, str(spoilt.root / "out"))
     (spoilt.root / "outside.png").write_bytes(spoilt.png(1).read_bytes())
-    evaluator._images[1]["pan_seg_file_name"] = str(spoilt.pngs / ".." / "outside.png")
+    evaluator._images[1]["pan_seg_file_name"] = str(spoilt.panoptic_root / ".." / "outside.png")
     output = {"panoptic_seg": (torch.ones(32, 40, dtype=torch.int32), [])}
     evaluator.reset()
     line = error_line(
@@ -125,4 +125,4 @@ def test_png_changed_after_the_start_is_an_error_in_evaluation(spoilt, error_lin
     Image.fromarray(id2rgb(np.full((10, 10), 1))).save(spoilt.png(1))
     cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 1))
     line = error_line(PanopticTrainer.test, cfg, PanopticTrainer.build_model(cfg))
-    assert "img1.png is 32 x 40" in line and "10 x 10" in line
+    assert "001.png is 32 x 40" in line and "10 x 10" in line

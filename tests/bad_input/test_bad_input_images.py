@@ -73,7 +73,7 @@ def test_images_of_every_kind(spoilt, error_line, tmp_path):
     mapper, item = PanopticDatasetMapper(cfg), DatasetCatalog.get(spoilt.name)[0]
     sizes, broken = {}, []
     for number, make in enumerate((*READABLE, *UNREADABLE)):
-        path = spoilt.images / f"{number}.png"
+        path = spoilt.image_root / f"{number}.png"
         make(path)
         if number >= len(READABLE):
             broken.append(path)

@@ -98,7 +98,7 @@ def test_loss_that_is_no_number(spoilt, error_line, value):
 
     trainer.register_hooks([Spoil()])
     line = error_line(trainer.train)
-    for word in ("iteration 3", "loss_ce", "img0.png", "img1.png", "img2.png", "SOLVER.BASE_LR"):
+    for word in ("iteration 3", "loss_ce", "000.png", "001.png", "002.png", "SOLVER.BASE_LR"):
         assert word in line
     assert "The last good checkpoint is" in line and "model_0000001.pth" in line
     output = spoilt.root / "output"

@@ -23,7 +23,7 @@ from detr_panoptic_d2.data.label_maps import LabelMasks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export.runtime import PanopticModel
-from tests.data_fixtures import masks_boxes_and_areas
+from tests.panoptic_set import masks_boxes_and_areas
 
 
 def _cfg(sizes=(8,), max_size=1333, flip="none", crop=False):
@@ -94,7 +94,7 @@ def test_crowd_void_and_absent_are_no_targets(small_set, first, caplog, monkeypa
     monkeypatch.setattr(d2_logger, "_LOG_COUNTER", type(d2_logger._LOG_COUNTER)())
     small_set.ids[7, 2:] = 123
     small_set.ids[:, 0] = 9999
-    small_set.save_ids("0.png")
+    small_set.save_ids(0)
     extra = {"category_id": 2, "isthing": False}
     first["segments_info"] += [
         {"id": 123, "iscrowd": 1, **extra},
@@ -123,7 +123,7 @@ def test_masks_and_boxes_follow_the_image(small_set, first):
     for segment_id, color in colors.items():
         image[ids == segment_id] = color
     small_set.ids = ids
-    small_set.save_ids("0.png")
+    small_set.save_ids(0)
     Image.fromarray(image).save(first["file_name"])
     first.update(height=80, width=120)
     cfg = _cfg(sizes=(60, 80, 100), flip="horizontal", crop=True)
@@ -151,7 +151,7 @@ def test_more_than_255_segments(small_set, first):
     rng = np.random.default_rng(0)
     known = rng.choice(np.arange(1, 1 << 24), 400, replace=False)
     small_set.ids = np.kron(known.reshape(20, 20), np.ones((4, 4), int)).astype(np.uint32)
-    small_set.save_ids("0.png")
+    small_set.save_ids(0)
     Image.new("RGB", (80, 80)).save(first["file_name"])
     first.update(height=80, width=80)
     first["segments_info"] = [{"id": int(i), "category_id": n % 3} for n, i in enumerate(known)]
@@ -221,7 +221,7 @@ def test_annotations_that_do_not_fit(small_set, first):
     with pytest.raises(UserError, match="a.png.*12 wide and 8 high.*13 wide and 8 high"):
         mapper({**first, "width": 13})
     small_set.ids = small_set.ids.T
-    small_set.save_ids("0.png")
+    small_set.save_ids(0)
     with pytest.raises(UserError, match="0.png.*8 wide and 12 high.*a.png.*rotated"):
         mapper(first)
 
@@ -230,7 +230,7 @@ def test_one_pixel_and_long_images(small_set, first):
     for height, width in ((1, 1), (5, 1200)):
         Image.new("RGB", (width, height)).save(first["file_name"])
         small_set.ids = np.full((height, width), 70000, np.uint32)
-        small_set.save_ids("0.png")
+        small_set.save_ids(0)
         cfg = _cfg(sizes=(16,), max_size=600, flip="horizontal", crop=True)
         out = PanopticDatasetMapper(cfg)({**first, "height": height, "width": width})
         assert len(out["instances"]) == 1 and max(out["image"].shape[1:]) <= 600

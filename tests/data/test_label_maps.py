@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detr_panoptic_d2.data.label_maps import ids_to_labels, label_boxes_and_areas
-from tests.data_fixtures import masks_boxes_and_areas
+from tests.panoptic_set import masks_boxes_and_areas
 
 
 @pytest.mark.parametrize("segments", [0, 1, 5, 254, 255, 256, 300])

@@ -13,7 +13,7 @@ from detr_panoptic_d2.cli import check as check_command
 from detr_panoptic_d2.cli import convert as convert_command
 from detr_panoptic_d2.cli import main
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.convert.categories import ClassOptions
+from detr_panoptic_d2.prepare.convert.classes import ClassOptions
 from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import Result
 

@@ -15,20 +15,26 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.export.runtime import Tile, segment_tiled
 from detr_panoptic_d2.prepare.convert import writer
-from detr_panoptic_d2.prepare.convert.categories import ClassOptions, choose_categories
-from detr_panoptic_d2.prepare.convert.class_files import read_class_file
-from detr_panoptic_d2.prepare.convert.dataset_config import choose_roles
+from detr_panoptic_d2.prepare.convert.classes import (
+    ClassOptions,
+    choose_categories,
+    read_class_file,
+)
 from detr_panoptic_d2.prepare.convert.inputs import split_randomly
 from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
+from detr_panoptic_d2.prepare.convert.program import choose_roles
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source
 from detr_panoptic_d2.prepare.convert.values import resolve_inside
 from detr_panoptic_d2.prepare.convert.writer import convert as write
 from detr_panoptic_d2.prepare.convert.writer import png_names
 from detr_panoptic_d2.prepare.parallel import map_images
+from tests.prepare.folders import Result
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -119,42 +125,15 @@ def test_splits_in_one_command(convert, tmp_path):
     assert roots == ["../a/images", "../b/images"]
     assert [len(json.loads((tmp_path / f"mine/panoptic_{s}.json").read_text())["images"])
             for s in ("train", "val")] == [3, 2]  # fmt: skip
-    status, printed = convert(
-        *split_inputs(tmp_path / "x"), "--output", tmp_path / "y", "--split-names", "one"
-    )
-    assert status == 1 and "1 --split-names need as many inputs" in printed
 
 
-def test_a_second_call_adds_its_split_to_the_config(convert, tmp_path):
-    config = tmp_path / "mine/mine.yaml"
-    for part, name in (("a", "train"), ("b", "val")):
-        arguments = make_masks(tmp_path / part, 3, first=10 * (part == "b"))
-        base = ["--base", "own_data/from_scratch_small.yaml"] if name == "train" else []
-        arguments += ["--output", config.parent]
-        status, printed = convert(*arguments, "--split-names", name, *base)
-        assert status == 0 and ("same images" in printed) == (name == "train")
-        if name == "train":
-            config.write_text(config.read_text() + "OUTPUT_DIR: output/mine\n")
-    content, train, test = datasets(config)
-    assert (train, test) == (["mine_train"], ["mine_val"])
-    assert content["OUTPUT_DIR"] == "output/mine"
-    assert setup_cfg(str(config)).DATASETS.TEST == ("mine_val",)
-
-    edited = config.read_text().replace("- mine_val", "- mine_train") + "# mine\n"
-    config.write_text(edited)
-    status, printed = convert(*arguments, "--split-names", "test")
-    assert status == 1 and "edited by hand" in printed and "name: mine_test" in printed
-    assert "detr-panoptic train" not in printed and config.read_text() == edited
-
-
-def test_splits_of_a_folder_have_the_same_classes(convert, tmp_path):
+def test_all_splits_are_converted_in_one_command(convert, tmp_path):
+    """A second call would train and evaluate on the same images, or on other classes."""
     arguments = [*make_masks(tmp_path / "in", 3), "--output", tmp_path / "mine"]
-    assert convert(*arguments, "--category", "cell", "--background", "ground")[0] == 0
-    arguments += ["--category", "cell", "--split-names", "val"]
     status, printed = convert(*arguments)
-    classes = tmp_path / "mine/panoptic_train.json"
-    assert status == 1 and f"Give --classes {classes} to use those" in printed
-    assert convert(*arguments, "--classes", classes)[0] == 0
+    assert status == 0 and "trains and evaluates on the same images" in printed
+    status, printed = convert(*arguments, "--split-names", "val")
+    assert status == 1 and "mine.yaml' exists already. Convert all splits in one" in printed
 
 
 def test_a_class_without_a_segment_is_said(convert, tmp_path):
@@ -182,23 +161,14 @@ def test_what_is_left_out_is_said(convert, tmp_path):
     assert "1 masks without an image:" in printed and "0000_mask.png" in printed
     assert "1 images without an annotation:" in printed and "0003.jpg" in printed
 
-    content = {
-        "images": [{"id": 1, "file_name": "0001.jpg"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "in/images"]
-    crowd = {"iscrowd": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}
-    content["annotations"][0] |= crowd
-    (tmp_path / "crowd.json").write_text(json.dumps(content))
-    crowds = ["coco", "--instances", tmp_path / "crowd.json", *arguments[3:]]
-    status, printed = convert(*crowds, "--output", tmp_path / "crowds")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}
+    crowd = {**box, "iscrowd": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}
+    images = [{"id": 1, "file_name": "0001.jpg"}]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "crowd.json").write_text(json.dumps({**content, "annotations": [crowd, box]}))
+    arguments = ["coco", "--instances", tmp_path / "crowd.json", "--images", tmp_path / "in/images"]
+    status, printed = convert(*arguments, "--output", tmp_path / "crowds")
     assert status == 0 and "'train' has crowds alone: nothing can be learnt" in printed
-    for background in ([], ["--background", "ground"]):
-        status, printed = convert(*arguments, "--output", tmp_path / "coco/x", *background)
-        assert status == 1 and "the 1 annotations are boxes without a segmentation" in printed
-        assert not (tmp_path / "coco").exists()
     assert "Left out: 1 boxes without a segmentation" in printed
     assert "2 images without an annotation:" in printed and "0002.jpg" in printed
 
@@ -312,10 +282,7 @@ def test_a_failed_conversion_leaves_nothing_in_the_way(splits, tmp_path, monkeyp
         patch.setattr(writer, "write_panoptic_png", stopped)
         with pytest.raises(stop if isinstance(stop, type) else type(stop)):
             write(splits, tmp_path / "out", min_area=3)
-    assert not files(tmp_path / "out")
-    # As if it had been killed, so that it could not clean up.
-    (tmp_path / "out/.convert-train-val/panoptic_train").mkdir(parents=True)
-    (tmp_path / "out/.convert-train-val/panoptic_train/old.png").write_bytes(b"")
+    assert not (tmp_path / "out").exists()
     write(splits, tmp_path / "out")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     # Nothing that is there is overwritten.
@@ -344,6 +311,43 @@ def test_a_killed_process_is_an_error_of_one_line():
         map_images(os._exit, [1] * 5, workers=2, description="x")
     with pytest.raises(ValueError, match="--workers is 0"):
         map_images(os._exit, [1], workers=0, description="x")
+
+
+def test_tiles(convert, tmp_path, save_image, save_mask):
+    """Two objects, one of which a seam cuts, and a corner without any."""
+    save_image(tmp_path / "in/images/a.jpg", 64, 64, quality=60)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[2:12, 24:44], mask[40:45, 3:9] = 1, 2
+    save_mask(tmp_path / "in/masks/a.png", mask)
+    arguments = ["instance-masks", "--images", tmp_path / "in/images"]
+    arguments += ["--masks", tmp_path / "in/masks", "--base", "shapes/tiny.yaml"]
+    assert convert(*arguments, "--output", tmp_path / "whole")[0] == 0
+    tiling = ["--tile", 32, "--overlap", 0]
+    assert convert(*arguments, "--output", tmp_path / "out", *tiling)[0] == 0
+    names = [f"a_{corner}.png" for corner in ("0_0", "0_32", "32_0")]
+    whole, tiles = Result(tmp_path / "whole"), Result(tmp_path / "out")
+    assert list(tiles.images) == names and len(tiles.annotations) == 3
+    # The object at the seam is in both upper tiles, with one id.
+    assert [np.unique(tiles.ids(name)).size for name in names] == [2, 2, 2]
+    assert np.isin(tiles.ids(names[1]), tiles.ids(names[0])).all()
+    areas = [s["area"] for name in names for s in tiles.annotations[name]["segments_info"]]
+    assert sum(areas) == (mask > 0).sum()
+    # The pixels are those that predict --tile segments, and the ids those of the whole image.
+    image, cut = read_image(tmp_path / "in/images/a.jpg", "RGB"), []
+
+    def segment(pixels):
+        cut.append(pixels)
+        return Tile(np.zeros(pixels.shape[:2], int), [], np.zeros(pixels.shape[:2], np.uint8))
+
+    segment_tiled(segment, image, 32, 0)
+    saved = [read_image(tmp_path / "out/images_train" / name, "RGB") for name in names]
+    assert all(np.array_equal(tile, pixels) for tile, pixels in zip(saved, cut, strict=False))
+    ids = whole.ids("a.jpg")
+    corners = [(0, 0), (0, 32), (32, 0)]
+    for name, (top, left) in zip(names, corners, strict=True):
+        assert np.array_equal(tiles.ids(name), ids[top : top + 32, left : left + 32])
+    cfg = setup_cfg(str(tmp_path / "out/out.yaml"))
+    assert len(DatasetCatalog.get("out_train")) == 3 and cfg.DATASETS.TEST == ("out_train",)
 
 
 CAR = {"id": 4, "name": "car", "isthing": 1, "color": [0, 0, 142]}
@@ -441,12 +445,6 @@ def test_names_that_mean_no_label_are_void(caplog, monkeypatch):
     options = ClassOptions(stuff=["Void"], things=["ignore"], background="_background_")
     chosen = choose_categories([{"name": n} for n in names], options)
     assert [c["name"] for c in chosen] == ["Void", "ignore", "sky", "avoid", "_background_"]
-
-
-def test_unlabelled_pixels_of_labelme_become_background():
-    labels = Labels(np.array([[1, 2, 0]], np.int32), [Segment("_background_"), Segment("void")])
-    ids = to_panoptic(labels, [CAR, SKY], background="sky").ids
-    assert ids[0, 0] == ids[0, 2] > 0 == ids[0, 1]
 
 
 CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id": 9, "isthing": 1}]'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
-from detr_panoptic_d2.prepare.convert.categories import ClassOptions
+from detr_panoptic_d2.prepare.convert.classes import ClassOptions
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
 from detr_panoptic_d2.prepare.convert.writer import convert

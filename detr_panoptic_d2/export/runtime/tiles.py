@@ -48,6 +48,12 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
+def tile_corners(height: int, width: int, tile: int, overlap: float) -> list[tuple[int, int]]:
+    """Return row and column of the first pixel of each tile of an image."""
+    rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
+    return list(itertools.product(rows, columns))
+
+
 def segment_tiled(
     segment: Callable[[np.ndarray], Tile], image: np.ndarray, tile: int, overlap: float
 ) -> tuple[np.ndarray, Segments]:
@@ -63,9 +69,7 @@ def segment_tiled(
         H x W int32 ids (0 is void), and the segments with ids from 1 and their ``area``.
     """
     height, width = image.shape[:2]
-    corners = list(
-        itertools.product(tile_starts(height, tile, overlap), tile_starts(width, tile, overlap))
-    )
+    corners = tile_corners(height, width, tile, overlap)
     if len(corners) == 1:
         ids, segments, _ = segment(image)
         return ids, segments

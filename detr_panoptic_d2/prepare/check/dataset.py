@@ -1,6 +1,7 @@
-"""Check every entry, image and PNG of a data set in COCO panoptic format."""
+"""Check every entry, image and PNG of a data set in COCO panoptic format, and fix the json."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,18 +12,14 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ...data.dataset_mapper import is_target, read_image
-from ...data.label_maps import ids_to_labels, label_boxes_and_areas
-from ...data.panoptic_check import (
-    AnnotatedImage,
-    EntryError,
-    PanopticContent,
-    check_panoptic_json,
-)
-from ...data.panoptic_json import read_panoptic_json
+from ...data.label_maps import ids_to_labels
+from ...data.panoptic_check import AnnotatedImage, EntryError, PanopticContent, check_panoptic_json
+from ...data.panoptic_json import complete_segments, read_panoptic_json
 from ...data.panoptic_png import read_panoptic_png
+from ...files import atomic_file
 from ..parallel import map_images
 from .duplicates import picture_hash
-from .findings import Finding, Fix, finding_of_error, keep_certain_fixes, limit_per_image
+from .findings import FIXABLE, Finding, limit_per_image
 
 
 class DatasetPaths(NamedTuple):
@@ -34,18 +31,9 @@ class DatasetPaths(NamedTuple):
     panoptic_json: str
 
 
-class SegmentSize(NamedTuple):
-    """A segment that has pixels; ``area`` is their number."""
-
-    segment_id: int
-    category_id: int
-    is_target: bool
-    area: int
-
-
 @dataclass
 class ImageResult:
-    """Findings of an image, and its segments that have pixels."""
+    """Findings of an image, and its segments that have pixels, with area and box of the PNG."""
 
     name: str
     path: str
@@ -53,23 +41,23 @@ class ImageResult:
     size: tuple[int, int] | None = None  # height, width, upright
     digest: str | None = None
     picture_hash: np.ndarray | None = None
-    segments: list[SegmentSize] = field(default_factory=list)
+    segments: list[dict] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, kind: str, detail: str, fix: Fix | None = None) -> None:
+    def add(self, kind: str, detail: str) -> None:
         """Add a finding."""
-        self.findings.append(Finding(kind, self.name, detail, fix))
+        self.findings.append(Finding(kind, self.name, detail))
 
 
 @dataclass
 class Report:
-    """The result of a check."""
+    """The result of a check. ``images`` are those of ``valid.annotated``."""
 
     paths: DatasetPaths
-    findings: list[Finding]
-    categories: dict[int, dict]
+    content: dict
+    valid: PanopticContent
     images: list[ImageResult]
-    num_uncertain: int  # findings whose fix is not certain
+    findings: list[Finding]
 
     @property
     def has_errors(self) -> bool:
@@ -79,15 +67,11 @@ class Report:
     @property
     def max_segments(self) -> int:
         """The most segments of an image, without crowds."""
-        return max((sum(s.is_target for s in image.segments) for image in self.images), default=0)
+        return max((sum(map(is_target, image.segments)) for image in self.images), default=0)
 
 
 def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     """Check every entry, image and PNG of a data set.
-
-    Args:
-        paths: of the data set.
-        workers: number of processes.
 
     Raises:
         FileNotFoundError: the json or a folder is missing.
@@ -101,17 +85,16 @@ def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
     content = read_panoptic_json(paths.panoptic_json)
     errors: list[EntryError] = []
     valid = check_panoptic_json(content, paths.image_root, paths.panoptic_root, errors.append)
+    findings = [
+        Finding("repeated-entry" if error.repeated else "bad-entry", error.where, error.detail)
+        for error in errors
+    ]
     images = map_images(
         check_image, valid.annotated, workers=workers, description=f"Checking {paths.name}"
     )
-    findings = limit_per_image(map(finding_of_error, errors)) + _check_whole(valid, images)
+    findings += _check_whole(paths.name, valid, images)
     findings += [finding for image in images for finding in image.findings]
-    if not any(segment.is_target for image in images for segment in image.segments):
-        detail = "no image has a segment with pixels that is not a crowd, so nothing can be learnt"
-        findings.append(Finding("no-labels", paths.name, detail))
-    certain = keep_certain_fixes(findings, sum(len(image.segments) for image in valid.annotated))
-    num_uncertain = sum(old.fix != new.fix for old, new in zip(findings, certain, strict=True))
-    return Report(paths, certain, valid.categories, images, num_uncertain)
+    return Report(paths, content, valid, images, limit_per_image(findings))
 
 
 def check_image(task: AnnotatedImage) -> ImageResult:
@@ -143,44 +126,37 @@ def check_image(task: AnnotatedImage) -> ImageResult:
         detail = f"(height, width) of the PNG {ids.shape}, of the upright image {result.size}"
         result.add("png-size", detail)
     elif result.size is not None and None not in listed and listed != result.size:
-        fix = Fix(task.place, dict(zip(("height", "width"), result.size, strict=True)))
-        result.add("wrong-size", f"(height, width) {listed}, the image has {result.size}", fix)
+        result.add("wrong-size", f"(height, width) {listed}, the image has {result.size}")
     _check_segments(task, ids, result)
-    result.findings = limit_per_image(result.findings)
     return result
 
 
 def _check_segments(task: AnnotatedImage, ids: np.ndarray, result: ImageResult) -> None:
-    labels, unknown_ids = ids_to_labels(ids, [segment["id"] for _, segment in task.segments])
-    boxes, areas = label_boxes_and_areas(labels, len(task.segments))
+    result.segments = complete_segments(ids, task.segments)
+    true_segments = {segment["id"]: segment for segment in result.segments}
+    _, unknown_ids = ids_to_labels(ids, [segment["id"] for segment in task.segments])
     for segment_id in unknown_ids.tolist():
         result.add("id-without-entry", f"id {segment_id}")
-    if not areas.any():
+    if not result.segments:
         result.add("nothing-labelled", "every pixel is void")
-    boxes[:, 2:] += 1 - boxes[:, :2]
-    boxes = boxes.astype(int).tolist()
-    for (place, segment), tight, area in zip(task.segments, boxes, areas.tolist(), strict=True):
+    for segment in task.segments:
         what = f"segment {segment['id']}"
-        if area == 0:
-            result.add("segment-without-pixels", what, Fix(place, None))
+        if segment["id"] not in true_segments:
+            result.add("segment-without-pixels", what)
             continue
-        result.segments.append(
-            SegmentSize(segment["id"], segment["category_id"], is_target(segment), area)
-        )
+        true = true_segments[segment["id"]]
         if "iscrowd" not in segment:
-            result.add("wrong-crowd", f"{what} has no 'iscrowd'", Fix(place, {"iscrowd": 0}))
-        if area == 1:
+            result.add("wrong-crowd", f"{what} has no 'iscrowd'")
+        if true["area"] == 1:
             result.add("one-pixel", what)
-        if segment.get("area") != area:
+        if segment.get("area") != true["area"]:
             kind = "no-area" if segment.get("area") is None else "wrong-area"
-            detail = f"{what}: area {segment.get('area')!r}, the PNG has {area}"
-            result.add(kind, detail, Fix(place, {"area": area}))
-        if "bbox" in segment and segment["bbox"] != tight:
-            detail = f"{what}: bbox {segment['bbox']!r}, the PNG has {tight}"
-            result.add("wrong-box", detail, Fix(place, {"bbox": tight}))
+            result.add(kind, f"{what}: area {segment.get('area')!r}, the PNG has {true['area']}")
+        if "bbox" in segment and segment["bbox"] != true["bbox"]:
+            result.add("wrong-box", f"{what}: bbox {segment['bbox']!r}, the PNG has {true['bbox']}")
 
 
-def _check_whole(valid: PanopticContent, images: list[ImageResult]) -> list[Finding]:
+def _check_whole(set_name: str, valid: PanopticContent, images: list[ImageResult]) -> list[Finding]:
     """Return the findings that concern more than one image."""
     findings: list[Finding] = []
     names = Counter(category["name"] for category in valid.categories.values())
@@ -191,15 +167,14 @@ def _check_whole(valid: PanopticContent, images: list[ImageResult]) -> list[Find
     for image_id, entry in valid.images.items():
         if image_id not in annotated_ids:
             findings.append(Finding("no-annotation", entry["file_name"], f"image {image_id!r}"))
-    first_of_digest: dict[str, ImageResult] = {}
+    first_of_digest: dict[str | None, ImageResult] = {}
     used_ids = set()
     for image in images:
-        first = first_of_digest.setdefault(image.digest, image) if image.digest else image
-        if first is not image:
-            findings.append(
-                Finding("duplicate-image", image.name, f"the same file as '{first.name}'")
-            )
-        for category_id, number in Counter(s.category_id for s in image.segments).items():
+        first = first_of_digest.setdefault(image.digest, image)
+        if first is not image and image.digest:
+            detail = f"the same file as '{first.name}'"
+            findings.append(Finding("duplicate-image", image.name, detail))
+        for category_id, number in Counter(s["category_id"] for s in image.segments).items():
             used_ids.add(category_id)
             category = valid.categories[category_id]
             if number > 1 and not category["isthing"]:
@@ -209,4 +184,46 @@ def _check_whole(valid: PanopticContent, images: list[ImageResult]) -> list[Find
         if category_id not in used_ids:
             where = f"category '{category['name']}'"
             findings.append(Finding("unused-class", where, "no segment"))
+    if not any(is_target(segment) for image in images for segment in image.segments):
+        detail = "no image has a segment with pixels that is not a crowd, so nothing can be learnt"
+        findings.append(Finding("no-labels", set_name, detail))
     return findings
+
+
+def why_not_fixed(report: Report) -> str:
+    """Return why the json cannot be corrected; "" if it can, or if there is nothing to correct.
+
+    With an error that is not fixable, or with areas that differ widely, the PNGs may be those of
+    another json, and nothing is taken from them.
+    """
+    kinds = Counter(finding.kind for finding in report.findings)
+    if others := [f.kind for f in report.findings if f.is_error and f.kind not in FIXABLE]:
+        return f"it has errors that cannot be fixed, such as {others[0]}. Correct these first"
+    true = {(image.name, s["id"]): s["area"] for image in report.images for s in image.segments}
+    listed = [(a.image["file_name"], s) for a in report.valid.annotated for s in a.segments]
+    num_other = sum(s.get("area") not in (None, true.get((name, s["id"]))) for name, s in listed)
+    if num_other > max(1, len(listed) // 10):
+        return "more than a tenth of the segments have another area. Are these the PNGs of the json"
+    return "" if kinds.keys() & set(FIXABLE) else "there is nothing to fix"
+
+
+def fix_json(report: Report) -> Path:
+    """Write the json with what is correct; return the path of the copy of the old one."""
+    path = Path(report.paths.panoptic_json)
+    annotations = [
+        {**annotated.annotation, "segments_info": image.segments}
+        for annotated, image in zip(report.valid.annotated, report.images, strict=True)
+    ]
+    for annotated, image in zip(report.valid.annotated, report.images, strict=True):
+        if "height" in annotated.image:
+            annotated.image["height"], annotated.image["width"] = image.size
+    backup, number = path.with_name(f"{path.name}.bak"), 0
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}.bak{number}")
+    backup.write_bytes(path.read_bytes())
+    images, categories = list(report.valid.images.values()), list(report.valid.categories.values())
+    fixed = {"images": images, "annotations": annotations, "categories": categories}
+    with atomic_file(path) as f:
+        json.dump({**report.content, **fixed}, f)
+    return backup

@@ -44,28 +44,22 @@ def find_shared_images(reports: Sequence["Report"]) -> list[Finding]:
     """Compare all pairs of data sets, and add their findings to the report of the second set."""
     findings = []
     for first, second in combinations(reports, 2):
-        new = _compare(first, second)
-        second.findings += new
-        findings += new
-    return findings
-
-
-def _compare(first: "Report", second: "Report") -> list[Finding]:
-    of_digest = {image.digest: image for image in first.images if image.digest}
-    of_photograph = {_photograph(image.name): image for image in first.images}
-    of_photograph.pop(None, None)
-    nearest = _nearest(first.images, second.images)
-    findings = []
-    for image in second.images:
-        for kind, other in (
-            ("image-in-two-sets", of_digest.get(image.digest)),
-            ("similar-image", nearest.get(image.name)),
-            ("same-photograph", of_photograph.get(_photograph(image.name))),
-        ):
-            if other is not None:
-                detail = f"'{other.name}' of {first.paths.name}"
-                findings.append(Finding(kind, image.name, detail))
-                break
+        of_digest = {image.digest: image for image in first.images if image.digest}
+        of_photograph = {_photograph(image.name): image for image in first.images}
+        of_photograph.pop(None, None)
+        nearest = _nearest(first.images, second.images)
+        for image in second.images:
+            others = {
+                "image-in-two-sets": of_digest.get(image.digest),
+                "similar-image": nearest.get(image.name),
+                "same-photograph": of_photograph.get(_photograph(image.name)),
+            }
+            for kind, other in others.items():
+                if other is not None:
+                    detail = f"'{other.name}' of {first.paths.name}"
+                    findings.append(Finding(kind, image.name, detail))
+                    second.findings.append(findings[-1])
+                    break
     return findings
 
 
@@ -75,9 +69,7 @@ def _photograph(file_name: str) -> str | None:
     name = _ROBOFLOW.sub("", stem)
     tile = _TILE.sub("", name)
     # "frame_0_12" says nothing, "street7_0_12" does.
-    is_specific = bool(re.search(r"\d", tile) and re.search("[a-zA-Z]", tile))
-    if is_specific:
-        name = tile
+    name = tile if re.search(r"\d", tile) and re.search("[a-zA-Z]", tile) else name
     return None if name == stem else name
 
 
@@ -86,16 +78,12 @@ def _nearest(
 ) -> dict[str, "ImageResult"]:
     """Return the most similar image of the first set for images of the second that have one."""
     known = [image for image in first if image.picture_hash is not None]
-    if not known:
-        return {}
-    hashes = np.stack([image.picture_hash for image in known]).astype(np.float32)
-    num_edges = abs(hashes).sum(axis=1)
+    hashes = np.array([image.picture_hash for image in known], np.float32)
     nearest = {}
-    for image in second:
+    for image in second if known else ():
         if image.picture_hash is not None:
             own = image.picture_hash.astype(np.float32)
-            agreement = 2 * (hashes @ own) / (num_edges + abs(own).sum())
-            best = int(agreement.argmax())
-            if agreement[best] >= _MIN_AGREEMENT:
-                nearest[image.name] = known[best]
+            agreement = 2 * (hashes @ own) / (abs(hashes).sum(axis=1) + abs(own).sum())
+            if agreement.max() >= _MIN_AGREEMENT:
+                nearest[image.name] = known[int(agreement.argmax())]
     return nearest

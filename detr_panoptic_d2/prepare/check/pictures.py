@@ -3,21 +3,29 @@
 import os
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from ...data.colors import choose_colors
-from ...data.dataset_mapper import read_image
+from ...data.dataset_mapper import PanopticDatasetMapper, read_image
+from ...data.panoptic_json import panoptic_metadata
 from ...data.panoptic_png import read_panoptic_png
 from ...files import atomic_file
+from ...visualization.draw import draw_panoptic, limit_size
+from ...visualization.panels import enlarge, side_by_side, with_caption
+from ...visualization.visualizer import PanopticVisualizer, class_colors
 from .dataset import ImageResult, Report
 from .report import classes_of
 
 _NUM_EXAMPLES = 6
-_LONGER_SIDE = 640
+# Of the pictures in a grid, in pixels.
+_MIN_SIZE, _MAX_SIZE = 320, 640
 
 
 def plot_classes(report: Report, path: str | os.PathLike) -> None:
@@ -29,8 +37,7 @@ def plot_classes(report: Report, path: str | os.PathLike) -> None:
     rows = np.arange(len(classes))
     colors = ["tab:blue" if category["isthing"] else "tab:orange" for category, *_ in classes]
     numbers = [len(areas) for _, areas, *_ in classes]
-    bars = counts.barh(rows, numbers, color=colors)
-    counts.bar_label(bars, padding=3)
+    counts.bar_label(counts.barh(rows, numbers, color=colors), padding=3)
     # Room for the numbers inside of the frame.
     counts.set_xlim(0, 1.15 * max([*numbers, 1]))
     counts.set_xlabel("segments")
@@ -51,33 +58,30 @@ def plot_classes(report: Report, path: str | os.PathLike) -> None:
     patches = [Patch(color="tab:blue", label="thing"), Patch(color="tab:orange", label="stuff")]
     figure.legend(handles=patches, loc="outside upper right", ncols=2)
     figure.suptitle(f"{report.paths.name}: {len(report.images)} images", x=0.01, ha="left")
-    _save(figure, path)
+    with atomic_file(path, "wb") as f:
+        figure.savefig(f, format="png", dpi=100)
 
 
 def draw_examples(reports: Sequence[Report], path: str | os.PathLike) -> None:
-    """Draw a few images of each set with their annotation and a legend of the classes, as a PNG."""
-    rows = [(report, _choose_examples(report)) for report in reports]
-    rows = [(report, images) for report, images in rows if images]
-    if not rows:
-        return
-    num_columns = min(3, max(len(images) for _, images in rows))
-    grid = [(report, image) for report, images in rows for image in images]
-    num_rows = -(-len(grid) // num_columns)
-    figure = Figure(figsize=(5 * num_columns, 3.9 * num_rows + 1), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(num_rows, num_columns)).ravel()
-    for axis in axes:
-        axis.axis("off")
-    names: dict[str, tuple] = {}
-    for axis, (report, image) in zip(axes, grid, strict=False):
-        picture, colors = _draw_annotation(report, image)
-        names |= colors
-        axis.imshow(picture)
-        title = f"{report.paths.name}: {image.name}"
-        axis.set_title(textwrap.shorten(title, 60, placeholder="..."), fontsize=9)
-    patches = [Patch(facecolor=color, label=name) for name, color in names.items()]
-    patches.append(Patch(facecolor="white", hatch="////", label="void (no label)"))
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
-    _save(figure, path)
+    """Draw a few images of each set with their annotation and its classes, as a PNG."""
+    pictures = []
+    for report in reports:
+        categories = list(report.valid.categories.values())
+        metadata = Metadata()
+        for image in _choose_examples(report):
+            if not metadata.as_dict():
+                metadata.set(**panoptic_metadata(categories, report.paths.panoptic_json))
+            contiguous = {category["id"]: n for n, category in enumerate(categories)}
+            segments = [{**s, "category_id": contiguous[s["category_id"]]} for s in image.segments]
+            for segment in segments:
+                segment["isthing"] = bool(categories[segment["category_id"]]["isthing"])
+            truth = read_panoptic_png(image.png_path), segments
+            pixels, (ids, segments) = limit_size(_MAX_SIZE, read_image(image.path, "RGB"), truth)
+            picture = draw_panoptic(
+                pixels, ids, segments, metadata, min_size=_MIN_SIZE, legend=True
+            )
+            pictures.append(with_caption(picture, f"{report.paths.name}: {image.name}"))
+    _save_grid(pictures, path)
 
 
 def _choose_examples(report: Report) -> list[ImageResult]:
@@ -86,48 +90,62 @@ def _choose_examples(report: Report) -> list[ImageResult]:
     chosen: list[ImageResult] = []
     shown: set[int] = set()
     while candidates and len(chosen) < _NUM_EXAMPLES:
-        best = max(candidates, key=lambda i: len({s.category_id for s in i.segments} - shown))
+        best = max(candidates, key=lambda i: len({s["category_id"] for s in i.segments} - shown))
         candidates.remove(best)
         chosen.append(best)
-        shown |= {segment.category_id for segment in best.segments}
+        shown |= {segment["category_id"] for segment in best.segments}
     return chosen
 
 
-def _draw_annotation(report: Report, image: ImageResult) -> tuple[np.ndarray, dict[str, tuple]]:
-    """Return the image under the colors of its classes, and these colors by name.
+def draw_augmented(cfg: CfgNode, count: int, path: str | os.PathLike) -> None:
+    """Draw what the network sees in training: images after augmentation, masks and boxes.
 
-    Borders between segments are white. Void has diagonal stripes.
+    Args:
+        cfg: its first data set for training is drawn.
+        count: number of images.
+        path: of the PNG.
     """
-    pixels = read_image(image.path, "RGB")
-    ids = read_panoptic_png(image.png_path).astype(np.int32)
-    scale = _LONGER_SIDE / max(ids.shape)
-    size = max(1, round(ids.shape[1] * scale)), max(1, round(ids.shape[0] * scale))
-    pixels = np.asarray(Image.fromarray(pixels).resize(size))
-    ids = np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
-    overlay = np.zeros((*ids.shape, 3))
-    colors = {}
-    # A dark color looks like a shadow of the image.
-    own_colors = [c.get("color") or (0, 0, 0) for c in report.categories.values()]
-    own_colors = [tuple(color) if max(color) >= 40 else None for color in own_colors]
-    isthing = [bool(c["isthing"]) for c in report.categories.values()]
-    palette = choose_colors(isthing, own_colors)
-    for color, (category_id, category) in zip(palette, report.categories.items(), strict=True):
-        segment_ids = [s.segment_id for s in image.segments if s.category_id == category_id]
-        if segment_ids:
-            overlay[np.isin(ids, segment_ids)] = color
-            colors[str(category["name"])] = tuple(np.array(color) / 255)
-    picture = 0.45 * pixels + 0.55 * overlay
-    rows, columns = np.indices(ids.shape)
-    stripes = 255 * ((rows + columns) // 6 % 2)
-    is_void = ~overlay.any(axis=2)
-    picture[is_void] = 0.5 * pixels[is_void] + 0.5 * stripes[is_void, None]
-    is_border = np.zeros(ids.shape, bool)
-    is_border[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    is_border[1:] |= ids[1:] != ids[:-1]
-    picture[is_border] = 255
-    return picture.clip(0, 255).astype(np.uint8), colors
+    seed_all_rng(max(cfg.SEED, 0))
+    name = cfg.DATASETS.TRAIN[0]
+    items, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+    mapper = PanopticDatasetMapper(cfg)
+    things = metadata.thing_dataset_id_to_contiguous_id.values()
+    pictures = []
+    for index in range(count):
+        sample = mapper(items[index % len(items)])
+        pixels, instances = sample["image"].permute(1, 2, 0).numpy(), sample["instances"]
+        pixels = pixels[..., ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+        classes, ids = instances.gt_classes.tolist(), np.zeros(pixels.shape[:2], np.int32)
+        # The box stage has no masks.
+        masks = instances.gt_masks.tensor.numpy() if instances.has("gt_masks") else ()
+        for number, mask in enumerate(masks, 1):
+            ids[mask] = number
+        segments = [
+            {"id": number, "category_id": category, "isthing": category in things}
+            for number, category in enumerate(classes, 1)
+        ]
+        large = enlarge(pixels, _MIN_SIZE)
+        visualizer = PanopticVisualizer(large, metadata)
+        visualizer.draw_panoptic_seg(enlarge(ids, _MIN_SIZE), segments)
+        colors = class_colors(metadata, max(classes, default=0) + 1)
+        boxes = instances.gt_boxes.tensor * (len(large) / len(pixels))
+        for box, category in zip(boxes.tolist(), classes, strict=True):
+            visualizer.draw_box(box, edge_color=np.divide(colors[category], 255))
+        caption = f"{Path(sample['file_name']).name}: {pixels.shape[1]} x {pixels.shape[0]}"
+        pictures.append(with_caption(visualizer.get_picture(), caption))
+    _save_grid(pictures, path, num_columns=4)
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def _save_grid(
+    pictures: Sequence[np.ndarray], path: str | os.PathLike, num_columns: int = 3
+) -> None:
+    """Save pictures in rows; larger ones are reduced to ``_MAX_SIZE``."""
+    if not pictures:
+        return
+    small = [limit_size(_MAX_SIZE, picture)[0] for picture in pictures]
+    rows = [side_by_side(small[i : i + num_columns]) for i in range(0, len(small), num_columns)]
+    width = max(row.shape[1] for row in rows)
+    margins = [((0, 6), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    padded = [np.pad(row, m, constant_values=255) for row, m in zip(rows, margins, strict=True)]
     with atomic_file(path, "wb") as f:
-        figure.savefig(f, format="png", dpi=100)
+        Image.fromarray(np.concatenate(padded)).save(f, format="PNG")

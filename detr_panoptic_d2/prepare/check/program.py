@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...config import merged_cfg
-from ...data.register import registered_items
+from ...data.register import register_from_config, registered_items
 from ...errors import UserError
 from ...files import check_not_overwritten
-from .dataset import DatasetPaths, Report, check_dataset
+from .dataset import DatasetPaths, Report, check_dataset, fix_json, why_not_fixed
 from .duplicates import find_shared_images
-from .findings import Finding, fix_json
-from .pictures import draw_examples, plot_classes
+from .findings import Finding
+from .pictures import draw_augmented, draw_examples, plot_classes
 from .report import describe, write_findings
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,13 @@ _SHARED = {
 }
 
 
-def check_config(config_file: str, opts: list[str], **options) -> int:
+def check_config(config_file: str, opts: list[str], *, augmented: int, **options) -> int:
     """Check the data sets of a config; see :func:`check_sets`.
+
+    Args:
+        config_file, opts: the config.
+        augmented: number of training images to draw after augmentation.
+        options: of :func:`check_sets`.
 
     Raises:
         UserError: the config names no data set, or one that is not panoptic.
@@ -50,8 +56,11 @@ def check_config(config_file: str, opts: list[str], **options) -> int:
             sets[name] = DatasetPaths(name, *(str(metadata.get(key)) for key in PATH_KEYS))
     if not sets:
         raise UserError(f"'{config_file}' names no data set.")
-    num_queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
-    return check_sets(list(sets.values()), num_queries=num_queries, **options)
+    status = check_sets(list(sets.values()), cfg=cfg, **options)
+    if augmented and not status:
+        register_from_config(cfg)
+        draw_augmented(cfg, augmented, options["output"] / "augmented.png")
+    return status
 
 
 def check_sets(
@@ -60,25 +69,25 @@ def check_sets(
     output: Path | None,
     fix: bool,
     workers: int,
-    num_queries: int | None = None,
+    cfg: CfgNode | None = None,
 ) -> int:
     """Check data sets, print the results, and return the exit status: 1 if there are errors.
 
     Args:
         sets: paths of the data sets.
         output: folder for findings and pictures.
-        fix: apply the fixes that are certain.
+        fix: correct the jsons.
         workers: number of processes.
-        num_queries: of the config.
+        cfg: its number of queries is compared with the data.
     """
     reports = [_check_set(paths, fix, workers) for paths in sets]
     _warn_of_shared_images(find_shared_images(reports))
     max_segments = max(report.max_segments for report in reports)
-    if num_queries is not None and max_segments > num_queries:
+    if cfg is not None and max_segments > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
         logger.warning(
             "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but an image has %d segments. A query finds one "
             "segment, so the others are not learnt. Set at least %d, better half more.",
-            num_queries,
+            cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
             max_segments,
             max_segments,
         )
@@ -89,29 +98,20 @@ def check_sets(
 
 def _check_set(paths: DatasetPaths, fix: bool, workers: int) -> Report:
     report = check_dataset(paths, workers=workers)
-    if fix:
-        count, backup = fix_json(paths.panoptic_json, report.findings)
-        if backup is None:
-            logger.info("'%s': nothing can be fixed.", paths.panoptic_json)
-        else:
-            print(f"\n{describe(report)}\n")
-            logger.info("Fixed %d in '%s'. Old file: '%s'", count, paths.panoptic_json, backup)
-            report = check_dataset(paths, workers=workers)
     print(f"\n{describe(report)}\n")
-    if report.num_uncertain:
-        logger.warning(
-            "%d findings have no certain fix: their image has an error that cannot be fixed, or "
-            "more than a tenth of all segments would be removed or get another area. Are these "
-            "the PNGs of this json?",
-            report.num_uncertain,
-        )
+    if fix:
+        if reason := why_not_fixed(report):
+            logger.info("'%s' is not changed: %s.", paths.panoptic_json, reason)
+        else:
+            logger.info("'%s' was fixed. Old file: '%s'", paths.panoptic_json, fix_json(report))
+            report = check_dataset(paths, workers=workers)
+            print(f"\n{describe(report)}\n")
     return report
 
 
 def _warn_of_shared_images(findings: Sequence[Finding]) -> None:
     """Log a warning for each kind: they make figures too good."""
-    counts = Counter(finding.kind for finding in findings)
-    for kind, count in counts.items():
+    for kind, count in Counter(finding.kind for finding in findings).items():
         example = next(finding for finding in findings if finding.kind == kind)
         logger.warning(
             "%d images are in two sets (%s), for example '%s' and %s. A model that is trained on "
@@ -125,11 +125,12 @@ def _warn_of_shared_images(findings: Sequence[Finding]) -> None:
 
 
 def _write_output(reports: Sequence[Report], output: Path) -> None:
-    table, examples = output / "findings.csv", output / "examples.png"
+    names = ("findings.csv", "examples.png", "augmented.png")
+    table, examples, augmented = (output / name for name in names)
     plots = [output / f"{Path(report.paths.name).name}.png" for report in reports]
     inputs = [report.paths.panoptic_json for report in reports]
     inputs += [p for r in reports for image in r.images for p in (image.path, image.png_path)]
-    check_not_overwritten(inputs, [table, examples, *plots])
+    check_not_overwritten(inputs, [table, examples, augmented, *plots])
     output.mkdir(parents=True, exist_ok=True)
     write_findings(reports, table)
     draw_examples(reports, examples)

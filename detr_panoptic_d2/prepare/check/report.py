@@ -2,15 +2,16 @@
 
 import csv
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from tabulate import tabulate
 
+from ...data.dataset_mapper import is_target
 from ...files import atomic_file
 from .dataset import Report
-from .findings import Finding
+from .findings import FIXABLE
 
 
 def describe(report: Report) -> str:
@@ -22,47 +23,40 @@ def describe(report: Report) -> str:
         rows.append([category["name"], kind, images, len(areas), crowds, *sizes])
     headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
     pixels = sum(np.prod(image.size) for image in report.images if image.size)
-    labelled = sum(s.area for image in report.images if image.size for s in image.segments)
+    labelled = sum(s["area"] for image in report.images if image.size for s in image.segments)
     return (
         f"{report.paths.name} ({report.paths.panoptic_json})\n\n"
         f"{tabulate(rows, headers=headers)}\n\n"
         f"{len(report.images)} images, {100 * (1 - labelled / max(pixels, 1)):.1f} % of the pixels "
         f"void. At most {report.max_segments} segments in an image.\n\n"
-        f"{_findings_table(report.findings)}"
+        f"{_findings_table(report)}"
     )
 
 
-def _findings_table(findings: Sequence[Finding]) -> str:
-    """Return a table with a line per kind: number, an example, and how many can be fixed."""
-    if not findings:
+def _findings_table(report: Report) -> str:
+    """Return a table with a line per kind: number, an example, and whether it can be fixed."""
+    if not report.findings:
         return "No errors and no warnings."
     by_kind = defaultdict(list)
-    for finding in findings:
-        by_kind[_severity(finding), finding.kind].append(finding)
+    for finding in report.findings:
+        by_kind[finding.severity, finding.kind].append(finding)
     rows = []
     for (severity, kind), group in sorted(by_kind.items()):
-        num_fixable = sum(f.fix is not None for f in group)
         example = f"{group[0].where}: {group[0].detail}"
-        rows.append([severity, kind, len(group), num_fixable or "", example])
-    headers = ["", "kind", "number", "fixable", "example"]
+        rows.append([severity, kind, len(group), "--fix" if kind in FIXABLE else "", example])
+    headers = ["", "kind", "number", "", "example"]
     return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 70])
-
-
-def _severity(finding: Finding) -> str:
-    return "error" if finding.is_error else "warning"
 
 
 def classes_of(report: Report) -> list[tuple[dict, list[int], int, int]]:
     """Return (category, areas of its segments, number of crowds, of images) of each class."""
-    areas, crowds, images = defaultdict(list), Counter(), Counter()
-    for image in report.images:
-        images.update({segment.category_id for segment in image.segments})
-        for segment in image.segments:
-            if segment.is_target:
-                areas[segment.category_id].append(segment.area)
-            else:
-                crowds[segment.category_id] += 1
-    return [(c, areas[i], crowds[i], images[i]) for i, c in report.categories.items()]
+    rows = []
+    for category_id, category in report.valid.categories.items():
+        own = [[s for s in i.segments if s["category_id"] == category_id] for i in report.images]
+        areas = [s["area"] for segments in own for s in segments if is_target(s)]
+        num_crowds = sum(map(len, own)) - len(areas)
+        rows.append((category, areas, num_crowds, sum(map(bool, own))))
+    return rows
 
 
 def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
@@ -72,5 +66,5 @@ def write_findings(reports: Sequence[Report], path: str | os.PathLike) -> None:
         writer.writerow(["data set", "severity", "kind", "where", "detail", "fixable"])
         for report in reports:
             for finding in report.findings:
-                row = [finding.kind, finding.where, finding.detail, finding.fix is not None]
-                writer.writerow([report.paths.name, _severity(finding), *row])
+                fixable = finding.kind in FIXABLE
+                writer.writerow([report.paths.name, finding.severity, *finding, fixable])

@@ -1,6 +1,7 @@
 """Read CVAT's export "CVAT for images 1.1", one XML file."""
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .drawn_shapes import Shape, draw_shapes, from_ellipse, from_mask, from_polygons, from_rectangle
+from .shapes import Shape, draw_shapes, ellipse, fill_polygons, place_mask, rectangle
 from .source import Item, Size, Source, log_left_out
 from .values import errors_in, numbers, polygon, read_size, resolve_inside, to_int
 
@@ -50,31 +51,25 @@ def cvat(annotations: Path, images: Path, subset: str | None = None) -> Source:
             where = f"{place}, {element.tag} {index}"
             if element.tag in _DRAWN:
                 with errors_in(where):
-                    shapes.append(_shape(element, where))
+                    shapes.append(_read_shape(element, where))
             elif element.tag != "tag":
                 not_drawn.append(where)
-        items[name] = Item(name, partial(draw_shapes, _encode, shapes), size=size)
+        items[name] = Item(name, partial(draw_shapes, shapes), size=size)
     log_left_out("shapes of a kind that is not drawn", not_drawn)
-    return Source(images, _classes(root), [items[name] for name in sorted(items)])
+    # All labels of the task, then others in use. All tasks of a project may list the same labels.
+    listed = root.iterfind("./meta//labels/label")
+    names = [label.findtext("name") for label in listed if label.findtext("parent") is None]
+    used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
+    classes = [{"name": name} for name in dict.fromkeys([*names, *sorted(used)]) if name]
+    return Source(images, classes, [items[name] for name in sorted(items)])
 
 
 def _image_name(image: ElementTree.Element, root: Path) -> str:
     """Return the path of an image relative to ``root``: the first one that exists."""
     name, subset = image.get("name"), image.get("subset")
-    names = [name]
-    if name and subset:
-        names = [f"{subset}/{name}", f"images/{subset}/{name}", name]
+    names = [f"{subset}/{name}", f"images/{subset}/{name}", name] if name and subset else [name]
     resolved = [resolve_inside(root, candidate) for candidate in names]
     return next((n for n in resolved if (root / n).is_file()), resolved[-1])
-
-
-def _shape(element: ElementTree.Element, where: str) -> Shape:
-    label, group = element.get("label"), element.get("group_id", "0")
-    if not label:
-        raise UserError("no 'label'")
-    z = to_int(element.get("z_order", 0), "'z_order'")
-    drawn = {"kind": element.tag, **element.attrib}
-    return Shape(where, label, drawn, None if group == "0" else group, z=z)
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -96,33 +91,36 @@ def _read_xml(path: Path) -> ElementTree.Element:
     return root
 
 
-def _classes(root: ElementTree.Element) -> list[dict]:
-    """Return the labels of the task, and those in use."""
-    listed = root.iterfind("./meta//labels/label")
-    names = [label.findtext("name") for label in listed if label.findtext("parent") is None]
-    used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
-    # Of a project, all tasks may list the same labels.
-    return [{"name": name} for name in dict.fromkeys([*names, *sorted(used)]) if name]
+def _read_shape(element: ElementTree.Element, where: str) -> Shape:
+    label, group = element.get("label"), element.get("group_id", "0")
+    if not label:
+        raise UserError("no 'label'")
+    z = to_int(element.get("z_order", 0), "'z_order'")
+    return Shape(where, label, _encoder(element), None if group == "0" else group, z=z)
 
 
-def _encode(drawn: dict[str, str], size: Size) -> dict:
+def _encoder(element: ElementTree.Element) -> Callable[[Size], dict]:
     def values(*names: str) -> list:
-        return [drawn.get(name) for name in names]
+        return [element.get(name) for name in names]
 
-    kind = drawn["kind"]
-    if kind == "polygon":
-        points = drawn.get("points", "").replace(";", ",").split(",")
-        return from_polygons([polygon(points)], size)
-    (degrees,) = numbers(values("rotation") if "rotation" in drawn else [0], "'rotation'")
-    if kind == "box":
-        return from_rectangle(values("xtl", "ytl", "xbr", "ybr"), size, degrees)
-    if kind == "ellipse":
-        return from_ellipse(values("cx", "cy", "rx", "ry"), size, degrees)
-    sides = "left", "top", "width", "height"
-    left, top, width, height = (to_int(drawn.get(side), f"'{side}'") for side in sides)
-    # Along the rows of the box; the first run is of zeros.
-    runs = [to_int(run.strip(), "a number of 'rle'") for run in drawn.get("rle", "").split(",")]
+    (degrees,) = numbers([element.get("rotation", 0)], "'rotation'")
+    if element.tag == "polygon":
+        points = polygon(element.get("points", "").replace(";", ",").split(","))
+    elif element.tag == "box":
+        points = rectangle(values("xtl", "ytl", "xbr", "ybr"), degrees)
+    elif element.tag == "ellipse":
+        points = ellipse(values("cx", "cy", "rx", "ry"), degrees)
+    else:
+        # Runs along the rows of the box; the first run is of zeros.
+        sides = ("left", "top", "width", "height")
+        box = [to_int(element.get(side), f"'{side}'") for side in sides]
+        texts = element.get("rle", "").split(",")
+        return partial(_place_runs, [to_int(t.strip(), "a number of 'rle'") for t in texts], *box)
+    return partial(fill_polygons, [points])
+
+
+def _place_runs(runs: list[int], left: int, top: int, width: int, height: int, size: Size) -> dict:
     if min(runs) < 0 or sum(runs) != width * height or width > size[1] or height > size[0]:
         raise UserError(f"the runs of a mask do not add up to {width} x {height} inside the image")
-    pixels = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
-    return from_mask(pixels, left, top, size)
+    mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
+    return place_mask(mask, left, top, size)

@@ -1,23 +1,23 @@
 """Open the inputs of a conversion: one source per split."""
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from ...errors import UserError
-from .cityscapes import cityscapes
 from .coco import coco_instances
 from .cvat import cvat
 from .label_studio import label_studio
 from .labelme import labelme
-from .mask_folders import class_masks, instance_masks
+from .mask_folders import cityscapes, class_masks, instance_masks
 from .source import Source, find_images, log_left_out
 from .yolo import yolo
 
+# Readers raise FileNotFoundError for missing files, and UserError for invalid ones.
 FORMATS = {
     "coco": coco_instances,
     "instance-masks": instance_masks,
@@ -28,59 +28,51 @@ FORMATS = {
     "label-studio": label_studio,
     "cityscapes": cityscapes,
 }
-_SPLIT_NAMES = ("train", "val", "test")
+# Options of the readers that may have a value per split, and those that have one value.
+_INPUTS = ("images", "masks", "objects", "instances", "semantic", "annotations", "subset")
+_OPTIONS = ("labels", "mask_suffix", "void_value", "category")
 
 
-def open_splits(
-    format_name: str,
-    inputs: Mapping[str, Sequence[Any]],
-    options: Mapping[str, Any],
-    *,
-    names: Sequence[str] | None = None,
-    fractions: Sequence[float] | None = None,
-    seed: int = 0,
-    image_lists: Sequence[Path] = (),
-) -> dict[str, Source]:
+def open_splits(args: argparse.Namespace) -> dict[str, Source]:
     """Open data that come in splits, or divide data that do not. Warn of what is left out.
 
     Args:
-        format_name: key of ``FORMATS``.
-        inputs: paths for the function of the format: one for each split, or one for all.
-        options: further arguments of the function.
-        names: of the splits; default train, val, test, as many as needed.
-        fractions: of the images of a single input, for a random split.
-        seed: of the random split.
-        image_lists: for each split a text file with a name of an image in each line, without
-            folder and suffix if these are unique.
+        args: the options of ``detr-panoptic convert FORMAT``.
 
     Raises:
         UserError: inputs, names and fractions do not fit; or see the function of the format.
         OSError: an input is missing or cannot be read.
     """
-    count = max(len(paths) for paths in (*inputs.values(), image_lists))
+    values = vars(args)
+    inputs = {key: values[key] for key in _INPUTS if values.get(key)}
+    options = {key: values[key] for key in _OPTIONS if key in values}
+    fractions, lists = args.split, args.image_lists
+    count = max(len(paths) for paths in (*inputs.values(), lists))
     if any(len(paths) not in (1, count) for paths in inputs.values()):
         counts = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
         raise UserError(f"Each input needs one path, or one for each split ({counts}).")
     if fractions and count > 1:
         raise UserError("--split divides one input, but each split has an input of its own.")
-    names = _split_names(names, len(fractions) if fractions else count, bool(fractions))
+    names = _split_names(args.split_names, len(fractions) if fractions else count)
     sources = [
-        FORMATS[format_name](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
+        FORMATS[args.format](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
         for n in range(count)
     ]
     _log_unused_images(sources)
-    if image_lists:
-        sources = [_select(s, path) for s, path in zip(sources, image_lists, strict=True)]
+    if lists:
+        sources = [_select(s, path) for s, path in zip(sources, lists, strict=True)]
     if fractions:
-        return split_randomly(sources[0], dict(zip(names, fractions, strict=True)), seed)
+        return split_randomly(sources[0], dict(zip(names, fractions, strict=True)), args.seed)
     return dict(zip(names, sources, strict=True))
 
 
-def _split_names(names: Sequence[str] | None, count: int, has_fractions: bool) -> Sequence[str]:
-    names = names or [*_SPLIT_NAMES, *(f"split{n}" for n in range(4, count + 1))][:count]
+def _split_names(names: Sequence[str] | None, count: int) -> Sequence[str]:
+    names = names or ["train", "val", "test", *(f"split{n}" for n in range(4, count + 1))][:count]
     if len(names) != count:
-        what = "fractions after --split" if has_fractions else "inputs, or fractions after --split"
-        raise UserError(f"{len(names)} --split-names need as many {what}; there is {count}.")
+        raise UserError(
+            f"{len(names)} --split-names need as many inputs, or fractions after --split; there is "
+            f"{count}."
+        )
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
             raise UserError(
@@ -113,9 +105,6 @@ def split_randomly(source: Source, fractions: Mapping[str, float], seed: int) ->
     """Divide the images of a source randomly; ``fractions`` are by split name.
 
     The split depends on the names of the images and the seed alone.
-
-    Raises:
-        UserError: fractions are not positive or do not add up to 1, or a split would be empty.
     """
     values = np.array(list(fractions.values()))
     if (values <= 0).any() or abs(values.sum() - 1) > 1e-6:

@@ -1,16 +1,17 @@
 """Read masks beside images: a class per pixel (CamVid, VOC), or an object (Penn-Fudan, VOC)."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from PIL import Image
 from scipy import ndimage
 
 from ...errors import UserError
-from .class_files import read_class_file
+from .classes import read_class_file
 from .source import (
     Item,
     Labels,
@@ -18,7 +19,7 @@ from .source import (
     Size,
     Source,
     check_size,
-    existing_folder,
+    find_files,
     find_images,
     log_left_out,
     logger,
@@ -27,10 +28,6 @@ from .source import (
 from .values import errors_in
 
 _PACK = np.array([1, 256, 65536])
-# From the size of the image to the name and the pixels of each class.
-Regions = Callable[[Size], Iterator[tuple[str, np.ndarray]]]
-# From the pixels of a thing class to the number of the object of each pixel, 0 for void.
-Objects = Callable[[np.ndarray], np.ndarray]
 
 
 def class_masks(
@@ -62,20 +59,14 @@ def class_masks(
     """
     classes = read_mask_classes(labels)
     mask_of_image = match_masks(masks, find_images(images), mask_suffix, images)
-    split: dict[str, Objects] = {name: _connected_regions for name in mask_of_image}
+    object_masks: dict[str, Path] = {}
     if objects is not None:
         object_masks = match_masks(objects, list(mask_of_image), mask_suffix, images)
         if missing := [name for name in mask_of_image if name not in object_masks]:
             raise UserError(f"{len(missing)} images have no mask in '{objects}', as {missing[0]}.")
-        split = {
-            name: partial(_objects_of_mask, mask, void_value) for name, mask in object_masks.items()
-        }
     items = [
-        Item(
-            name,
-            partial(_draw_classes, partial(class_regions, classes, void_value, m), split[name]),
-        )
-        for name, m in mask_of_image.items()
+        Item(name, partial(_draw_classes, classes, void_value, mask, object_masks.get(name)))
+        for name, mask in mask_of_image.items()
     ]
     for category in classes:
         if category["isthing"] is None:
@@ -83,31 +74,34 @@ def class_masks(
     return Source(images, classes, items)
 
 
-def _draw_classes(regions: Regions, split: Objects, size: Size, things: Collection[str]) -> Labels:
+def _draw_classes(
+    classes: list[dict],
+    void_value: int,
+    mask: Path,
+    object_mask: Path | None,
+    size: Size,
+    things: Collection[str],
+) -> Labels:
     """Label the objects of thing classes, and each stuff class as a whole."""
     labels = Labels(np.zeros(size, np.int32), [])
-    for name, region in regions(size):
+    if object_mask is not None:
+        image = _read(object_mask, size)
+        if image.mode in ("RGB", "RGBA"):
+            object_numbers = _pack_colors(image)
+        else:
+            object_numbers = _numbers(image, object_mask)
+            object_numbers[object_numbers == void_value] = 0
+    for name, region in class_regions(classes, void_value, mask, size):
         if name not in things:
-            labels.segments.append(Segment(name))
-            labels.map[region] = len(labels.segments)
-            continue
-        numbers = split(region)
+            numbers = region
+        elif object_mask is None:
+            numbers = ndimage.label(region, np.ones((3, 3)))[0]
+        else:
+            numbers = object_numbers
         for number in np.unique(numbers[region]).tolist():
             labels.segments.append(Segment(name if number else None))
             labels.map[region & (numbers == number)] = len(labels.segments)
     return labels
-
-
-def _connected_regions(region: np.ndarray) -> np.ndarray:
-    return ndimage.label(region, np.ones((3, 3)))[0]
-
-
-def _objects_of_mask(mask: Path, void_value: int, region: np.ndarray) -> np.ndarray:
-    image = _read(mask, region.shape)
-    if image.mode in ("RGB", "RGBA"):
-        return _pack_colors(image)
-    numbers = _numbers(image, mask)
-    return np.where(numbers == void_value, 0, numbers)
 
 
 def instance_masks(
@@ -120,8 +114,6 @@ def instance_masks(
 ) -> Source:
     """Read images with one class of things, and a mask for each: 0 background, n the n-th object.
 
-    Numbers may have gaps.
-
     Args:
         images: folder of the images.
         masks: folder of the masks.
@@ -133,8 +125,7 @@ def instance_masks(
     Raises:
         FileNotFoundError: a folder is missing, or no image has a mask.
     """
-    names = find_images(images)
-    mask_of_image = match_masks(masks, names, mask_suffix, images, default="_mask.png")
+    mask_of_image = match_masks(masks, find_images(images), mask_suffix, images, "_mask.png")
     items = [
         Item(name, partial(_draw_objects, category, void_value, mask))
         for name, mask in mask_of_image.items()
@@ -146,24 +137,53 @@ def _draw_objects(
     category: str, void_value: int | None, mask: Path, size: Size, things: Collection[str]
 ) -> Labels:
     image = _read(mask, size)
-    values = _numbers(image, mask)
-    if void_value is None and image.mode == "P":
-        void_value = 255
+    void_value = 255 if void_value is None and image.mode == "P" else void_value
     # Put 0 first, which the mask may not have.
-    unique, labels = np.unique(np.append(values.ravel(), 0), return_inverse=True)
+    values = np.append(_numbers(image, mask).ravel(), 0)
+    unique, labels = np.unique(values, return_inverse=True)
     names = [None if value == void_value else category for value in unique[1:].tolist()]
     return Labels(labels[:-1].reshape(size).astype(np.int32), [Segment(name) for name in names])
 
 
-def read_mask_classes(labels: Path) -> list[dict]:
-    """Read the list of the classes of masks; see :func:`.class_files.read_class_file`.
+def cityscapes(images: Path, masks: Path) -> Source:
+    """Read images and masks of a split of Cityscapes.
 
-    A list with colors is for masks in color (RGB or palette). Other masks hold ids: positions in
-    the list, unless it has ids.
+    Classes are the 19 that are evaluated. All others are void. A group of objects is a crowd.
+
+    Args:
+        images: ``leftImg8bit/<split>``.
+        masks: ``gtFine/<split>``, with ``*_gtFine_instanceIds.png``.
 
     Raises:
-        FileNotFoundError: the list is missing.
-        UserError: the list is invalid, or has an id or color twice.
+        FileNotFoundError: a folder is missing, or no image has a mask.
+    """
+    stems = {name: name.removesuffix("_leftImg8bit.png") for name in find_images(images)}
+    mask_of_stem = match_masks(masks, list(stems.values()), "_gtFine_instanceIds.png", images)
+    keys = "id", "name", "isthing", "color"
+    classes = [{key: category[key] for key in keys} for category in CITYSCAPES_CATEGORIES]
+    items = [
+        Item(name, partial(_draw_cityscapes, mask_of_stem[stem]))
+        for name, stem in stems.items()
+        if stem in mask_of_stem
+    ]
+    return Source(images, classes, items)
+
+
+def _draw_cityscapes(mask: Path, size: Size, things: Collection[str]) -> Labels:
+    """A value below 1000 is a class, a larger one 1000 times the class and a number."""
+    names = {c["id"]: c["name"] for c in CITYSCAPES_CATEGORIES}
+    unique, inverse = np.unique(_numbers(_read(mask, size), mask), return_inverse=True)
+    segments = [
+        Segment(names.get(value if value < 1000 else value // 1000), int(value < 1000))
+        for value in unique.tolist()
+    ]
+    return Labels(inverse.reshape(size).astype(np.int32) + 1, segments)
+
+
+def read_mask_classes(labels: Path) -> list[dict]:
+    """Read the list of the classes of masks; see :func:`.classes.read_class_file`.
+
+    A list with colors is for masks in color (RGB or palette). Other masks hold ids.
     """
     classes = read_class_file(labels)
     if len({tuple(c["color"]) for c in classes if c["color"]}) not in (0, len(classes)):
@@ -181,7 +201,6 @@ def class_regions(
         UserError: it has another size than its image, or a value or color of no class.
     """
     image = _read(mask, size)
-    names = {c["id"]: c["name"] for c in classes}
     in_color = image.mode in ("P", "RGB", "RGBA") and classes[0]["color"]
     if in_color:
         names = {int(np.dot(c["color"], _PACK)): c["name"] for c in classes}
@@ -189,15 +208,14 @@ def class_regions(
         if image.mode == "P":
             # Borders of VOC have an index and a color of no class.
             is_void = (np.asarray(image) == void_value) & ~np.isin(values, list(names))
-            values[is_void] = -1
+            values[is_void] = void_value = -1
     else:
+        names = {c["id"]: c["name"] for c in classes}
         values = _numbers(image, mask)
     for value in np.unique(values).tolist():
         if value in names:
             yield names[value], values == value
-        elif value == -1:
-            continue
-        elif in_color:
+        elif in_color and value != -1:
             rgb = value & 255, value >> 8 & 255, value >> 16
             raise UserError(
                 f"Mask '{mask}' has the color {rgb}, which no class of the list has. (A mask that "
@@ -208,16 +226,6 @@ def class_regions(
                 f"Mask '{mask}' has the value {value}, which no class of the list has "
                 f"({sorted(names)}). Add it there, or give it as --void-value."
             )
-
-
-def read_mask_numbers(mask: Path, size: Size) -> np.ndarray:
-    """Return the numbers of a mask as int32 (H, W).
-
-    Raises:
-        OSError: the mask is missing or broken.
-        UserError: it has another size than its image, or no numbers.
-    """
-    return _numbers(_read(mask, size), mask)
 
 
 def _read(mask: Path, size: Size) -> Image.Image:
@@ -265,39 +273,37 @@ def match_masks(
         FileNotFoundError: the folder does not exist, or no image has a mask.
         UserError: two suffixes fit equally well.
     """
-    existing_folder(root)
-    stem_of_image = {name: str(PurePosixPath(name).with_suffix("")) for name in images}
+    files = set(find_files(root))
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in images}
     if suffix is None:
-        suffix = _find_suffix(root, set(stem_of_image.values()), image_root, default)
-    existing = {p for p in root.rglob(f"*{suffix}") if not p.name.startswith(".")}
-    candidates = {name: root / f"{stem}{suffix}" for name, stem in stem_of_image.items()}
-    matched = {name: path for name, path in candidates.items() if path in existing}
+        named = files if root != image_root else set()
+        suffix = _find_suffix(root, named, set(stems.values()), default)
+    matched = {
+        n: root / f"{stem}{suffix}" for n, stem in stems.items() if f"{stem}{suffix}" in files
+    }
     if not matched:
         raise FileNotFoundError(
             f"None of {len(images)} images has a mask. The mask of '{images[0]}' would be "
-            f"'{candidates[images[0]]}'. Check the folders and --mask-suffix."
+            f"'{root / stems[images[0]]}{suffix}'. Check the folders and --mask-suffix."
         )
-    log_left_out("masks without an image", sorted(existing - set(matched.values())))
+    masks = {root / name for name in files if name.endswith(suffix)}
+    log_left_out("masks without an image", sorted(masks - set(matched.values())))
     return matched
 
 
-def _find_suffix(root: Path, stems: Collection[str], image_root: Path, default: str) -> str:
+def _find_suffix(root: Path, files: set[str], stems: set[str], default: str) -> str:
     counts: Counter[str] = Counter()
-    for path in root.rglob("*.*"):
-        name = path.relative_to(root).as_posix()
-        if not path.name.startswith(".") and path != image_root / name:
-            ends = (end for end in range(len(name) - 1, 0, -1) if name[:end] in stems)
-            if (end := next(ends, None)) is not None:
-                counts[name[end:]] += 1
+    for name in sorted(files):
+        ends = (end for end in range(len(name) - 1, 0, -1) if name[:end] in stems)
+        if (end := next(ends, None)) is not None:
+            counts[name[end:]] += 1
     best = [suffix for suffix, count in counts.items() if count == max(counts.values())]
-    if default in best:
+    if default in best or not best:
         return default
     if len(best) > 1:
         raise UserError(
             f"'{root}' has several files for each image: {', '.join(sorted(best))}. Choose one of "
             "these with --mask-suffix."
         )
-    if not best:
-        return default
     logger.info("Masks in '%s' have the suffix '%s'.", root, best[0])
     return best[0]

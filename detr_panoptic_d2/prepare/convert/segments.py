@@ -12,12 +12,8 @@ from .source import Labels
 _STEP = 37 * 0x010101
 
 
-# LabelMe's name of the pixels without a label.
-UNLABELLED = "_background_"
-
-
 class Panoptic(NamedTuple):
-    """What COCO panoptic stores about an image, and what is not in it."""
+    """What COCO panoptic stores about an image, and how much is not in it."""
 
     ids: np.ndarray  # uint32 (H, W), 0 is void
     segments_info: list[dict]  # id, category_id, iscrowd, area, bbox (tight x, y, width, height)
@@ -45,9 +41,6 @@ def to_panoptic(
     label_of_key: dict[tuple, int] = {}
     table = [0]
     for index, (name, crowd) in enumerate(labels.segments):
-        if name == UNLABELLED and name not in by_name:
-            table.append(0)
-            continue
         if name not in by_name:
             key: tuple = (None, 0)
         elif not by_name[name]["isthing"]:
@@ -67,22 +60,17 @@ def to_panoptic(
         if areas[label] < max(min_area, 1) and name != background:
             unlabelled.append(label)
             continue
-        segment_id = _next_free_id(by_name[name]["color"], used_ids)
+        # The color of the class, or the next free id.
+        red, green, blue = by_name[name]["color"]
+        segment_id = red + 256 * green + 65536 * blue
+        while segment_id in used_ids:
+            segment_id = (segment_id + _STEP) & MAX_SEGMENT_ID
         used_ids.add(segment_id)
         segment_ids[label] = segment_id
         infos.append({"id": segment_id, "category_id": by_name[name]["id"], "iscrowd": crowd})
     if background is not None:
         segment_ids[unlabelled] = segment_ids[label_of_key[background, 0]]
     ids = segment_ids[merged]
-    num_small = np.count_nonzero(areas[unlabelled[1:]])
+    num_small = int(np.count_nonzero(areas[unlabelled[1:]]))
     num_covered = len(unlabelled) - 1 - num_small
     return Panoptic(ids, complete_segments(ids, infos), num_covered, num_small)
-
-
-def _next_free_id(color: list[int], used_ids: set[int]) -> int:
-    """Return the id that has the color of the class, or the next free one."""
-    red, green, blue = color
-    segment_id = red + 256 * green + 65536 * blue
-    while segment_id in used_ids:
-        segment_id = (segment_id + _STEP) & MAX_SEGMENT_ID
-    return segment_id

@@ -20,10 +20,9 @@ Size = tuple[int, int]  # height, width
 
 
 class Segment(NamedTuple):
-    """A segment of a label map.
+    """A segment of a label map. It is void if its class ``name`` is None or ignored.
 
-    ``name`` is the name of its class. A segment whose name is None or belongs to an ignored class
-    is void. Unlabelled pixels differ from it: they may become background or stuff of a model.
+    Unlabelled pixels differ from void: they may become background.
     """
 
     name: str | None
@@ -49,7 +48,7 @@ class Box(NamedTuple):
     where: str
     name: str
     xywh: tuple[float, float, float, float]
-    iscrowd: int = 0
+    iscrowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,8 @@ class Item:
         draw: ``draw((height, width), things)`` returns the :class:`Labels` of the upright image;
             ``things`` are the names of the thing classes. It is called in other processes, so it
             is a ``functools.partial`` with plain values.
-        image_id: from the annotation file, if it has ids.
-        size: (height, width) from the annotation file, if it has them.
-        boxes: for training without masks (``--boxes-only``).
+        image_id, size: from the annotation file, if it has them; size is (height, width).
+        boxes: annotations without a mask.
     """
 
     file_name: str
@@ -78,9 +76,9 @@ class Source:
     """A data set in another format. Its masks are drawn later."""
 
     image_root: Path
-    classes: list[dict]  # see categories.py
+    classes: list[dict]  # see classes.py
     items: list[Item]
-    num_shapes: int = 0  # annotations with a segmentation, of formats that may have boxes alone
+    has_masks: bool = True  # False: its annotations are boxes alone
 
 
 def log_left_out(what: str, places: Sequence[object]) -> None:
@@ -91,29 +89,20 @@ def log_left_out(what: str, places: Sequence[object]) -> None:
         logger.warning("Left out: %d %s: %s%s", len(places), what, examples, more)
 
 
-def existing_folder(path: Path) -> Path:
-    """Return the path of a folder that exists.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    if not path.is_dir():
-        raise FileNotFoundError(f"The folder '{path}' does not exist.")
-    return path
-
-
 def find_images(root: Path) -> list[str]:
-    """List the image files below a folder, sorted, relative to it, with ``/``. Skip hidden ones.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or has no images.
-    """
-    files = existing_folder(root).rglob("*")
-    paths = (p.relative_to(root) for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
-    names = sorted(p.as_posix() for p in paths if not any(s.startswith(".") for s in p.parts))
+    """List the image files below a folder, sorted, relative to it, with ``/``. Skip hidden ones."""
+    names = [name for name in find_files(root) if name.lower().endswith(IMAGE_SUFFIXES)]
     if not names:
         raise FileNotFoundError(f"'{root}' has no images ({', '.join(IMAGE_SUFFIXES)}).")
     return names
+
+
+def find_files(root: Path, suffix: str = "") -> list[str]:
+    """List the files below a folder in the same way."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder '{root}' does not exist.")
+    paths = (p.relative_to(root) for p in root.rglob(f"*{suffix}") if p.is_file())
+    return sorted(p.as_posix() for p in paths if not any(s.startswith(".") for s in p.parts))
 
 
 def upright_size(path: Path) -> Size:
@@ -125,11 +114,7 @@ def upright_size(path: Path) -> Size:
 
 
 def check_size(annotated: Size, size: Size) -> None:
-    """Check that an annotation has the size of its upright image; both are (height, width).
-
-    Raises:
-        UserError: the sizes differ.
-    """
+    """Raise ``UserError`` if an annotation has not the (height, width) of its upright image."""
     if annotated != size:
         raise UserError(
             f"it is {annotated[1]} wide and {annotated[0]} high, but its image {size[1]} wide and "

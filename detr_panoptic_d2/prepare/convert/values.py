@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from ...data.panoptic_check import as_flag, as_int
 from ...errors import UserError
 from ...files import inside_root
+from .source import Size
 
 Entry = TypeVar("Entry")
 
@@ -41,13 +41,17 @@ def read_json(path: Path, *keys: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not a json file: {error}") from error
     for key in keys:
-        entries = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        if not has_lists(content, key) or not all(isinstance(e, dict) for e in content[key]):
             hint = ""
             if isinstance(content, dict) and "_via_img_metadata" in content:
                 hint = " It is a project of VIA: export its annotations as COCO."
             raise UserError(f"'{path}' has another format: no list '{key}' of mappings.{hint}")
     return content
+
+
+def has_lists(content: Any, *keys: str) -> bool:
+    """Return whether the content of a json is a mapping with a list under each key."""
+    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys)
 
 
 def to_int(value: Any, what: str) -> int:
@@ -58,14 +62,12 @@ def to_int(value: Any, what: str) -> int:
     return number
 
 
-def read_size(entry: Mapping, height_key: str, width_key: str) -> tuple[int, int] | None:
+def read_size(entry: Mapping, height_key: str, width_key: str) -> Size | None:
     """Return (height, width) of an entry. None: it has none, or -1 or 0 as VIA writes."""
-    sides = []
-    for key in (height_key, width_key):
-        if entry.get(key) is None:
-            return None
-        sides.append(to_int(entry[key], f"'{key}'"))
-    return (sides[0], sides[1]) if min(sides) > 0 else None
+    if entry.get(height_key) is None or entry.get(width_key) is None:
+        return None
+    size = to_int(entry[height_key], f"'{height_key}'"), to_int(entry[width_key], f"'{width_key}'")
+    return size if min(size) > 0 else None
 
 
 def to_flag(value: Any, what: str) -> bool:
@@ -87,8 +89,6 @@ def to_text(value: Any, what: str) -> str:
 
 def to_id(value: Any, what: str) -> int | str:
     """Return an id: a text as it is, 3.0 as 3."""
-    if not isinstance(value, str) and as_int(value) is None:
-        raise UserError(f"{what} is {reprlib.repr(value)}, but must be an integer or a text")
     return value if isinstance(value, str) else to_int(value, what)
 
 
@@ -101,37 +101,31 @@ def find_by_id(entries: Mapping[int | str, Entry], value: Any, what: str, source
     raise UserError(f"{what} is {reprlib.repr(value)}, which {source} does not list")
 
 
-def _to_number(value: Any) -> float:
-    """Return a finite number, also from text; NaN for anything else."""
-    if isinstance(value, int | float | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            number = float(value)
-            return number if math.isfinite(number) else math.nan
-    return math.nan
-
-
 def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
-    """Return a flat list of finite numbers, which may be text, as float64 (N,).
+    """Return a list of finite numbers, which may be text, as float64 (N,), or pairs as (N, 2).
 
     Raises:
         UserError: it is no such list, or has not ``count`` entries.
     """
-    result = np.array([_to_number(v) for v in values] if isinstance(values, list) else [math.nan])
-    if np.isnan(result).any():
+    try:
+        result = np.array(values, np.float64) if isinstance(values, list) else np.array(np.nan)
+    except (TypeError, ValueError, OverflowError):
+        result = np.array(np.nan)
+    if result.ndim not in (1, 2) or not np.isfinite(result).all():
         raise UserError(f"{what} must be numbers, not {reprlib.repr(values)}")
-    if count is not None and len(result) != count:
-        raise UserError(f"{what} must be {count} numbers, not {len(result)}")
+    if count is not None and result.shape != (count,):
+        raise UserError(f"{what} must be {count} numbers, not {reprlib.repr(values)}")
     return result
 
 
 def polygon(values: Any, what: str = "a polygon") -> np.ndarray:
     """Return points as float64 (N, 2), from ``[x, y, x, y, ...]`` or ``[[x, y], [x, y], ...]``."""
-    if isinstance(values, list) and values and all(isinstance(v, list) for v in values):
-        return np.stack([numbers(pair, f"a point of {what}", 2) for pair in values])
-    flat = numbers(values, what)
-    if len(flat) % 2:
-        raise UserError(f"{what} has {len(flat)} numbers, but must have an even number (x and y)")
-    return flat.reshape(-1, 2)
+    result = numbers(values, what)
+    if result.shape[-1] % 2 or (result.ndim == 2 and result.shape[1] != 2):
+        raise UserError(
+            f"{what} has {result.shape[-1]} numbers, but must have pairs of numbers (x and y)"
+        )
+    return result.reshape(-1, 2)
 
 
 def polygons(values: Any) -> list[np.ndarray]:
@@ -140,13 +134,11 @@ def polygons(values: Any) -> list[np.ndarray]:
     These are one polygon (see :func:`polygon`), a list of polygons, and lists around these. In a
     list of three or more pairs of numbers each pair is a point.
     """
-    if not isinstance(values, list):
-        raise UserError(f"a polygon must be a list of numbers, not {reprlib.repr(values)}")
-    are_lists = {isinstance(value, list) for value in values}
-    if are_lists == {True, False}:
-        raise UserError(f"a polygon mixes numbers and lists: {reprlib.repr(values)}")
-    if are_lists != {True}:
+    are_lists = {isinstance(v, list) for v in values} if isinstance(values, list) else {False}
+    if True not in are_lists:
         return [polygon(values)]
+    if False in are_lists:
+        raise UserError(f"a polygon mixes numbers and lists: {reprlib.repr(values)}")
     are_numbers = not any(isinstance(v, list) for value in values for v in value)
     if are_numbers and len(values) > 2 and all(len(value) == 2 for value in values):
         return [polygon(values)]

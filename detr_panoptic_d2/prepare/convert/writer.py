@@ -3,31 +3,26 @@
 import contextlib
 import glob
 import os
-import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ...data.dataset_mapper import is_target
-from ...data.panoptic_json import read_panoptic_json, write_panoptic_json
+from PIL import Image
+
+from ...data.dataset_mapper import is_target, read_image
+from ...data.panoptic_json import complete_segments, write_panoptic_json
 from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
+from ...export.runtime.tiles import tile_corners
 from ..parallel import map_images
-from .categories import ClassOptions, choose_categories
+from .boxes import convert_boxes
+from .classes import ClassOptions, choose_categories
 from .segments import to_panoptic
-from .source import (
-    Item,
-    Size,
-    Source,
-    check_size,
-    existing_folder,
-    log_left_out,
-    logger,
-    upright_size,
-)
+from .source import Item, Source, check_size, log_left_out, logger, upright_size
 from .values import errors_in
 
 
@@ -44,10 +39,24 @@ class Converted:
     num_covered: int = 0  # objects that lie completely under others
     num_small: int = 0  # segments of fewer pixels than --min-area
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the split is COCO panoptic, and not boxes alone."""
+        return "panoptic_json" in self.paths
+
+
+class Tiling(NamedTuple):
+    """How images are cut: the side of the tiles in pixels, and the part that neighbors share."""
+
+    size: int
+    overlap: float
+
 
 class _WrittenImage(NamedTuple):
-    size: Size
-    segments_info: list[dict]
+    """The entries of the json: one for the image, or one for each of its tiles."""
+
+    images: list[dict]  # id (None: not yet known), file_name, height, width
+    annotations: list[dict]  # file_name, segments_info
     num_covered: int
     num_small: int
     lost: list[str]
@@ -60,19 +69,21 @@ def convert(
     *,
     min_area: int = 1,
     workers: int = 1,
+    tiling: Tiling | None = None,
 ) -> list[Converted]:
     """Write ``panoptic_<split>/*.png`` and ``panoptic_<split>.json`` of each split.
 
-    All files are made in a hidden folder and moved into place at the end, so that a conversion
-    that fails or is interrupted leaves nothing behind. All splits have the same categories. The
-    files do not depend on the number of processes.
+    If all annotations are boxes, write ``instances_<split>.json`` instead. All files are made in a
+    hidden folder and moved into place at the end, so that a conversion that fails or is interrupted
+    leaves nothing behind. The files do not depend on the number of processes.
 
     Args:
         splits: name and source of each.
         output: folder; created if it does not exist.
-        classes: options of the user about classes.
+        classes: options of the user about classes. All splits have the same categories.
         min_area: segments of fewer pixels become unlabelled.
         workers: number of processes.
+        tiling: cut the images, and write the tiles that have a segment to ``images_<split>``.
 
     Raises:
         FileExistsError: ``output`` has files of these names.
@@ -80,48 +91,64 @@ def convert(
         UserError: the data is inconsistent, or has not a single segment.
     """
     for name, source in splits.items():
-        check_images(name, source)
+        _check_images(name, source)
+    has_masks = any(source.has_masks for source in splits.values())
+    if tiling is not None and not has_masks:
+        raise UserError("--tile cuts masks, but all annotations are boxes.")
     categories = choose_categories([c for s in splits.values() for c in s.classes], classes)
+    kind = "panoptic" if has_masks else "instances"
     # The jsons are last: a split that has one is complete.
-    parts = [f"panoptic_{name}{end}" for end in ("", ".json") for name in splits]
-    check_new(output, parts)
-    compare_with_other_splits(categories, output, "panoptic_*.json")
-    convert_image = partial(
-        _convert_image, categories=categories, background=classes.background, min_area=min_area
-    )
-    with hidden_folder(output, "-".join(splits)) as work:
-        converted = []
-        for name, source in splits.items():
-            pngs = png_names([item.file_name for item in source.items])
-            tasks = [
-                (source.image_root / item.file_name, item, work / f"panoptic_{name}" / png)
-                for item, png in zip(source.items, pngs, strict=True)
-            ]
-            written = map_images(
-                convert_image, tasks, workers=workers, description=f"Converting {name}"
-            )
-            _write_json(source, pngs, written, categories, work / f"panoptic_{name}.json")
-            lost = [place for image in written for place in image.lost]
-            boxes = [box.where for item in source.items for box in item.boxes]
-            log_left_out("boxes without a segmentation", boxes)
-            log_left_out("annotations without a single pixel in their image", lost)
-            converted.append(_summarize(name, source, written, categories, output))
-        _check_segments(splits, converted, classes.background)
-        for part in parts:
-            os.replace(work / part, output / part)
+    parts = [f"images_{name}" for name in splits] if tiling else []
+    parts += [f"panoptic_{name}" for name in splits] if has_masks else []
+    parts += [f"{kind}_{name}.json" for name in splits]
+    if existing := [output / part for part in parts if (output / part).exists()]:
+        raise FileExistsError(
+            f"'{existing[0]}' exists already. Choose another --output, or remove it with the other "
+            "files of its conversion."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=output) as work:
+            converted = []
+            for name, source in splits.items():
+                task = partial(
+                    _convert_image,
+                    image_root=source.image_root,
+                    png_root=Path(work, f"panoptic_{name}"),
+                    tile_root=Path(work, f"images_{name}"),
+                    categories=categories,
+                    background=classes.background,
+                    min_area=min_area,
+                    tiling=tiling,
+                )
+                if has_masks:
+                    entries = _convert_masks(name, source, task, workers)
+                else:
+                    entries = [*convert_boxes(source, categories), 0, 0]
+                write_panoptic_json(Path(work, f"{kind}_{name}.json"), *entries[:2], categories)
+                paths = {"image_root": output / f"images_{name}" if tiling else source.image_root}
+                if has_masks:
+                    paths["panoptic_root"] = output / f"panoptic_{name}"
+                paths[f"{kind}_json"] = output / f"{kind}_{name}.json"
+                converted.append(_summarize(name, paths, categories, *entries))
+            _check_segments(converted, classes.background)
+            for part in parts:
+                os.replace(Path(work, part), output / part)
+    except BaseException:
+        # Only an empty folder is removed.
+        with contextlib.suppress(OSError):
+            output.rmdir()
+        raise
     return converted
 
 
-def check_images(name: str, source: Source) -> None:
-    """Check that a split has images, and that they exist.
-
-    Raises:
-        FileNotFoundError: an image is missing. The message names the subfolder that has it.
-        UserError: there are no images.
-    """
+def _check_images(split: str, source: Source) -> None:
+    """Check that a split has images, and that they exist."""
     if not source.items:
-        raise UserError(f"There are no images to convert for the split '{name}'.")
-    root = existing_folder(source.image_root)
+        raise UserError(f"There are no images to convert for the split '{split}'.")
+    root = source.image_root
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder '{root}' does not exist.")
     missing = [item.file_name for item in source.items if not (root / item.file_name).is_file()]
     if not missing:
         return
@@ -135,140 +162,112 @@ def check_images(name: str, source: Source) -> None:
     )
 
 
-def check_new(output: Path, parts: Sequence[str]) -> None:
-    """Raise ``FileExistsError`` if a file or folder of these names exists in the output folder."""
-    for part in parts:
-        if (output / part).exists():
-            raise FileExistsError(
-                f"'{output / part}' exists already. Choose another --output or --split-names, or "
-                "remove it with the other files of its split."
-            )
-
-
-@contextlib.contextmanager
-def hidden_folder(output: Path, name: str) -> Iterator[Path]:
-    """Make an empty folder in ``output`` for the time of a conversion.
-
-    Left by an exception, it also removes ``output`` and its parents as far as it created them.
-    """
-    created = [folder for folder in (output, *output.parents) if not folder.exists()]
-    folder = output / f".convert-{name}"
-    # A conversion that was killed may have left one.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in created:
-            # Another program may have written there.
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_segments(
-    splits: Mapping[str, Source], converted: Sequence[Converted], background: str | None
-) -> None:
-    """Check that there are segments beside the background. Warn if a split has none to learn.
-
-    Raises:
-        UserError: there is not a single segment.
-    """
+def _check_segments(converted: Sequence[Converted], background: str | None) -> None:
+    """Check that there are segments beside the background. Warn if a split has none to learn."""
     num_segments = 0
     for split in converted:
+        if not split.num_images:
+            raise UserError(f"The split '{split.name}' has no tile with a segment.")
         num_targets = sum(n for name, n in split.num_segments.items() if name != background)
         num_segments += num_targets + split.num_crowds
         if not num_targets:
             reason = "crowds alone" if split.num_crowds else "not a single segment"
             logger.warning("The split '%s' has %s: nothing can be learnt.", split.name, reason)
-    if num_segments:
-        return
-    num_images = sum(split.num_images for split in converted)
-    num_boxes = sum(len(item.boxes) for source in splits.values() for item in source.items)
-    if num_boxes:
+    if not num_segments:
         raise UserError(
-            f"Not a single segment in {num_images} images: the {num_boxes} annotations are boxes "
-            "without a segmentation. --boxes-only converts boxes, to train without masks."
+            f"Not a single segment in {sum(s.num_images for s in converted)} images. Check the "
+            "annotations, and the list of classes of masks."
         )
-    raise UserError(
-        f"Not a single segment in {num_images} images. Check the annotations, and the list of "
-        "classes of masks."
-    )
 
 
-def compare_with_other_splits(categories: list[dict], output: Path, pattern: str) -> None:
-    """Check that the splits of a folder, which are used together, have the same classes."""
-    new = [(c["id"], c["name"], c.get("isthing")) for c in categories]
-    for path in sorted(output.glob(pattern)):
-        listed = read_panoptic_json(path).get("categories") or []
-        old = [(c.get("id"), c.get("name"), c.get("isthing")) for c in listed]
-        if old != new:
-            raise UserError(
-                f"'{path}' has other classes (id, name, isthing), {old}, than this split: {new}. "
-                f"Give --classes {path} to use those, or another --output."
-            )
+def _convert_masks(
+    split: str, source: Source, task: Callable[[tuple[Item, str]], _WrittenImage], workers: int
+) -> tuple[list[dict], list[dict], int, int]:
+    """Write the PNGs of a split; return images and annotations of its json, and two counts."""
+    pngs = png_names([item.file_name for item in source.items])
+    items = list(zip(source.items, pngs, strict=True))
+    written = map_images(task, items, workers=workers, description=f"Converting {split}")
+    boxes = [box.where for item in source.items for box in item.boxes]
+    log_left_out("boxes without a segmentation", boxes)
+    lost = [place for result in written for place in result.lost]
+    log_left_out("annotations without a single pixel in their image", lost)
+    images = [image for result in written for image in result.images]
+    annotations = [annotation for result in written for annotation in result.annotations]
+    for number, (image, annotation) in enumerate(zip(images, annotations, strict=True), 1):
+        image["id"] = annotation["image_id"] = number if image["id"] is None else image["id"]
+    num_covered = sum(result.num_covered for result in written)
+    return images, annotations, num_covered, sum(result.num_small for result in written)
 
 
 def _convert_image(
-    task: tuple[Path, Item, Path], *, categories: list[dict], background: str | None, min_area: int
+    item_and_png: tuple[Item, str],
+    *,
+    image_root: Path,
+    png_root: Path,
+    tile_root: Path,
+    categories: list[dict],
+    background: str | None,
+    min_area: int,
+    tiling: Tiling | None,
 ) -> _WrittenImage:
-    """Write the PNG of one image."""
-    path, item, png = task
-    size = upright_size(path)
+    """Write the PNG of one image, or the tiles of the image and their PNGs."""
+    item, png = item_and_png
+    path = image_root / item.file_name
+    height, width = upright_size(path)
     if item.size is not None:
         with errors_in(f"The annotation of '{path}'"):
-            check_size(item.size, size)
-    labels = item.draw(size, {c["name"] for c in categories if c["isthing"]})
-    panoptic = to_panoptic(labels, categories, background=background, min_area=min_area)
-    write_panoptic_png(png, panoptic.ids)
-    return _WrittenImage(size, *panoptic[1:], labels.lost)
-
-
-def _write_json(
-    source: Source,
-    pngs: Sequence[str],
-    written: Sequence[_WrittenImage],
-    categories: list[dict],
-    path: Path,
-) -> None:
-    """Write the json of a split."""
+            check_size(item.size, (height, width))
+    labels = item.draw((height, width), {c["name"] for c in categories if c["isthing"]})
+    ids, infos, *counts = to_panoptic(labels, categories, background=background, min_area=min_area)
+    if tiling is None:
+        write_panoptic_png(png_root / png, ids)
+        image = {"id": item.image_id, "file_name": item.file_name, "height": height, "width": width}
+        annotation = {"file_name": png, "segments_info": infos}
+        return _WrittenImage([image], [annotation], *counts, labels.lost)
+    # The pixels that ``predict --tile`` segments. A PNG keeps them.
+    pixels = read_image(path, "RGB")
     images, annotations = [], []
-    for number, (item, png, result) in enumerate(zip(source.items, pngs, written, strict=True), 1):
-        image_id = number if item.image_id is None else item.image_id
-        height, width = result.size
-        image = {"id": image_id, "file_name": item.file_name, "height": height, "width": width}
-        images.append(image)
-        annotations.append(
-            {"image_id": image_id, "file_name": png, "segments_info": result.segments_info}
-        )
-    info = {"description": "converted by detr_panoptic_d2"}
-    write_panoptic_json(path, images, annotations, categories, info=info)
+    for top, left in tile_corners(height, width, *tiling):
+        zone = slice(top, top + tiling.size), slice(left, left + tiling.size)
+        if tile_infos := complete_segments(ids[zone], infos):
+            name = f"{png.removesuffix('.png')}_{top}_{left}.png"
+            write_panoptic_png(png_root / name, ids[zone])
+            (tile_root / name).parent.mkdir(parents=True, exist_ok=True)
+            tile = Image.fromarray(pixels[zone])
+            tile.save(tile_root / name)
+            image = {"id": None, "file_name": name, "height": tile.height, "width": tile.width}
+            images.append(image)
+            annotations.append({"file_name": name, "segments_info": tile_infos})
+    return _WrittenImage(images, annotations, *counts, labels.lost)
 
 
 def _summarize(
     name: str,
-    source: Source,
-    written: Sequence[_WrittenImage],
+    paths: dict[str, Path],
     categories: list[dict],
-    output: Path,
+    images: list[dict],
+    annotations: list[dict],
+    num_covered: int,
+    num_small: int,
 ) -> Converted:
-    segments = [s for image in written for s in image.segments_info]
-    counts = Counter(s["category_id"] for s in segments if is_target(s))
+    # A COCO instances json has an annotation for each segment.
+    segments = [
+        {**segment, "image_id": annotation["image_id"]}
+        for annotation in annotations
+        for segment in annotation.get("segments_info", [annotation])
+    ]
+    targets = [segment for segment in segments if is_target(segment)]
+    counts = Counter(segment["category_id"] for segment in targets)
+    per_image = Counter(segment["image_id"] for segment in targets)
     return Converted(
         name=name,
-        paths={
-            "image_root": source.image_root,
-            "panoptic_root": output / f"panoptic_{name}",
-            "panoptic_json": output / f"panoptic_{name}.json",
-        },
-        num_images=len(written),
+        paths=paths,
+        num_images=len(images),
         num_segments={c["name"]: counts[c["id"]] for c in categories},
-        num_crowds=len(segments) - counts.total(),
-        max_segments=max(sum(map(is_target, image.segments_info)) for image in written),
-        num_covered=sum(image.num_covered for image in written),
-        num_small=sum(image.num_small for image in written),
+        num_crowds=len(segments) - len(targets),
+        max_segments=max(per_image.values(), default=0),
+        num_covered=num_covered,
+        num_small=num_small,
     )
 
 

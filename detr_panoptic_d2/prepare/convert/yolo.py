@@ -1,14 +1,14 @@
-"""Read YOLO segmentation labels: a text file per image, each line a class and a polygon."""
+"""Read YOLO labels: a text file per image, each line a class and a polygon or a box."""
 
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import yaml
 
 from ...errors import UserError
-from .class_files import parse_classes, read_class_file
-from .drawn_shapes import Shape, draw_shapes, from_polygons
+from .classes import parse_classes, read_class_file
+from .shapes import Shape, draw_shapes, fill_polygons
 from .source import Box, Item, Size, Source, find_images, upright_size
 from .values import errors_in, numbers, to_int
 
@@ -30,47 +30,41 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
         FileNotFoundError: a file is missing.
         UserError: a line or the list of classes is invalid.
     """
-    classes = read_yolo_classes(labels)
+    classes = _read_classes(labels)
     names = {c["id"]: c["name"] for c in classes}
-    root = annotations or labels_folder(images)
+    if annotations is None:
+        before, found, after = f"{images.as_posix()}/".rpartition("/images/")
+        annotations = Path(f"{before}/labels/{after}")
+        if not found or not annotations.is_dir():
+            annotations = images
     items: list[Item] = []
-    num_shapes = 0
+    has_masks = False
     for name in find_images(images):
-        path = (root / name).with_suffix(".txt")
+        path = (annotations / name).with_suffix(".txt")
         if not path.is_file():
             continue
         shapes: list[Shape] = []
         boxes: list[Box] = []
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            if not line.strip():
+                continue
             where = f"'{path}': line {number}"
             with errors_in(where):
-                class_name, values = _parse_line(line, names)
-            if values is None:
-                continue
-            if len(values) == 2:
+                class_name, points = _parse_line(line, names)
+            if len(points) == 2:
                 height, width = upright_size(images / name)
-                x, y, w, h = (values * [width, height]).ravel().tolist()
+                x, y, w, h = (points * [width, height]).ravel().tolist()
                 boxes.append(Box(where, class_name, (x - w / 2, y - h / 2, w, h)))
             else:
-                shapes.append(Shape(where, class_name, values))
-        num_shapes += len(shapes)
-        items.append(Item(name, partial(draw_shapes, _encode, shapes), boxes=boxes))
+                shapes.append(Shape(where, class_name, partial(_fill, points)))
+        has_masks |= bool(shapes)
+        items.append(Item(name, partial(draw_shapes, shapes), boxes=boxes))
     if not items:
-        raise FileNotFoundError(f"No image of '{images}' has a text file in '{root}'.")
-    return Source(images, classes, items, num_shapes)
+        raise FileNotFoundError(f"No image of '{images}' has a text file in '{annotations}'.")
+    return Source(images, classes, items, has_masks)
 
 
-def labels_folder(images: Path) -> Path:
-    """Return the folder of the text files of a folder of images."""
-    parts = list(PurePath(images).parts)
-    for index in reversed(range(len(parts))):
-        if parts[index] == "images":
-            folder = Path(*parts[:index], "labels", *parts[index + 1 :])
-            return folder if folder.is_dir() else images
-    return images
-
-
-def read_yolo_classes(path: Path) -> list[dict]:
+def _read_classes(path: Path) -> list[dict]:
     """Return the classes of a ``data.yaml``, or of another list of classes."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         return read_class_file(path)
@@ -92,10 +86,8 @@ def read_yaml(path: Path) -> dict:
     return content
 
 
-def _parse_line(line: str, names: dict[int, str]) -> tuple[str, np.ndarray | None]:
-    """Return the class name and points (N, 2); (center, size) for a box; None for an empty line."""
-    if not line.strip():
-        return "", None
+def _parse_line(line: str, names: dict[int, str]) -> tuple[str, np.ndarray]:
+    """Return the class name and points (N, 2); of a box these are its center and size."""
     number, *values = line.split()
     class_id = to_int(number, "the class")
     if class_id not in names:
@@ -108,5 +100,5 @@ def _parse_line(line: str, names: dict[int, str]) -> tuple[str, np.ndarray | Non
     return names[class_id], points.reshape(-1, 2)
 
 
-def _encode(points: np.ndarray, size: Size) -> dict:
-    return from_polygons([points * size[::-1]], size)
+def _fill(points: np.ndarray, size: Size) -> dict:
+    return fill_polygons([points * size[::-1]], size)

@@ -1,4 +1,4 @@
-"""Draw annotated shapes: shapes -> run lengths of pycocotools -> label map."""
+"""Draw annotated shapes: points of polygons -> run lengths of pycocotools -> label map."""
 
 import math
 import reprlib
@@ -20,7 +20,7 @@ class Shape(NamedTuple):
     Attributes:
         where: names the shape in errors.
         name: name of its class.
-        drawn: the geometry in the form of its format.
+        encode: ``encode((height, width))`` returns compressed run lengths of pycocotools.
         group: shapes of one class and group are one object; None: of no group.
         is_crowd: whether the shape is a crowd.
         is_semantic: the shape marks a region, not an object. It is void if its class is a thing.
@@ -29,60 +29,50 @@ class Shape(NamedTuple):
 
     where: str
     name: str
-    drawn: Any
+    encode: Callable[[Size], dict]
     group: Any = None
     is_crowd: bool = False
     is_semantic: bool = False
     z: int = 0
 
 
-def draw_shapes(
-    encode: Callable[[Any, Size], dict],
-    shapes: Sequence[Shape],
-    size: Size,
-    things: Collection[str],
-) -> Labels:
+def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) -> Labels:
     """Draw shapes over each other.
 
     Order from bottom to top: by ``z``; for equal ``z`` regions and stuff, then crowds, then
     things; for equal kinds the larger shape first. A smaller shape is more likely in front.
 
     Args:
-        encode: ``encode(drawn, size)`` returns compressed run lengths of pycocotools.
-        shapes: S shapes.
+        shapes: of one image.
         size: (H, W).
         things: names of the thing classes.
     """
-    groups: dict[Any, list[Shape]] = {}
+    groups: dict[Any, list[tuple[Shape, dict]]] = {}
     lost = []
     for index, shape in enumerate(shapes):
         with errors_in(shape.where):
-            encoded = shape._replace(drawn=encode(shape.drawn, size))
-        if not mask_util.area(encoded.drawn):
-            lost.append(f"{shape.where} ({reprlib.repr(shape.drawn)})")
+            rle = shape.encode(size)
+        if not mask_util.area(rle):
+            lost.append(f"{shape.where} ({reprlib.repr(getattr(shape.encode, 'args', ''))})")
             continue
         key = index if shape.group is None else (shape.name, shape.group)
-        groups.setdefault(key, []).append(encoded)
-    objects = [
-        group[0]._replace(drawn=mask_util.merge([shape.drawn for shape in group]))
-        for group in groups.values()
-    ]
-
-    def height(shape: Shape) -> tuple:
+        groups.setdefault(key, []).append((shape, rle))
+    objects = []
+    for (shape, rle), *others in groups.values():
+        rle = mask_util.merge([rle, *(other for _, other in others)])
         is_region = shape.is_semantic or shape.name not in things
         layer = 0 if is_region else 1 if shape.is_crowd else 2
-        return shape.z, layer, -int(mask_util.area(shape.drawn))
-
+        objects.append(((shape.z, layer, -int(mask_util.area(rle))), shape, rle))
     result = Labels(np.zeros(size, np.int32), [], lost)
-    for label, shape in enumerate(sorted(objects, key=height), 1):
-        result.map[mask_util.decode(shape.drawn) != 0] = label
+    for label, (_, shape, rle) in enumerate(sorted(objects, key=lambda o: o[0]), 1):
+        result.map[mask_util.decode(rle) != 0] = label
         is_thing = shape.name in things
         name = None if shape.is_semantic and is_thing else shape.name
         result.segments.append(Segment(name, int(shape.is_crowd and is_thing)))
     return result
 
 
-def from_polygons(polygons: Sequence[np.ndarray], size: Size) -> dict:
+def fill_polygons(polygons: Sequence[np.ndarray], size: Size) -> dict:
     """Encode polygons (N, 2) of x and y in pixels. Polygons of less than three points are empty.
 
     Raises:
@@ -98,28 +88,26 @@ def from_polygons(polygons: Sequence[np.ndarray], size: Size) -> dict:
                 f"a polygon has the point ({x:g}, {y:g}), far outside of the image of {size[1]} x "
                 f"{size[0]}. Was the image resized, or are these run lengths?"
             )
-    drawn = [points.reshape(-1).tolist() for points in polygons if len(points) >= 3]
-    if not drawn:
-        return from_runs([size[0] * size[1]], size)
-    return mask_util.merge(mask_util.frPyObjects(drawn, *size))
+    flat = [points.reshape(-1).tolist() for points in polygons if len(points) >= 3]
+    if not flat:
+        return decode_runs([size[0] * size[1]], size)
+    return mask_util.merge(mask_util.frPyObjects(flat, *size))
 
 
-def from_rectangle(corners: Any, size: Size, degrees: float = 0.0) -> dict:
-    """Encode a rectangle (x, y, x, y of two opposite corners), turned clockwise by degrees."""
+def rectangle(corners: Any, degrees: float = 0.0) -> np.ndarray:
+    """Return the points of a rectangle (x, y, x, y of opposite corners), turned clockwise."""
     x0, y0, x1, y1 = numbers(corners, "the corners", 4)
-    half = np.array([x1 - x0, y1 - y0]) / 2
     signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-    return from_polygons([rotate(signs * half, (x0 + x1) / 2, (y0 + y1) / 2, degrees)], size)
+    return rotate(signs * [(x1 - x0) / 2, (y1 - y0) / 2], (x0 + x1) / 2, (y0 + y1) / 2, degrees)
 
 
-def from_ellipse(center_and_radii: Any, size: Size, degrees: float = 0.0) -> dict:
-    """Encode an ellipse (x, y of its center, radii along x and y), turned clockwise by degrees."""
+def ellipse(center_and_radii: Any, degrees: float = 0.0) -> np.ndarray:
+    """Return the points of an ellipse (x, y of its center, radii along x and y), turned."""
     cx, cy, rx, ry = numbers(center_and_radii, "center and radii", 4)
     # Edges of about two pixels.
     num_corners = int(np.clip(math.pi * max(abs(rx), abs(ry)), 12, 720))
     angles = 2 * math.pi * np.arange(num_corners) / num_corners
-    offsets = np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1)
-    return from_polygons([rotate(offsets, cx, cy, degrees)], size)
+    return rotate(np.stack([rx * np.cos(angles), ry * np.sin(angles)], 1), cx, cy, degrees)
 
 
 def rotate(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndarray:
@@ -129,12 +117,8 @@ def rotate(offsets: np.ndarray, cx: float, cy: float, degrees: float) -> np.ndar
     return offsets @ [[cos, sin], [-sin, cos]] + [cx, cy]
 
 
-def from_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict:
-    """Encode a mask (h, w) of a box of the image.
-
-    Raises:
-        UserError: the box is not inside the image.
-    """
+def place_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict:
+    """Encode a mask (h, w) of a box that must lie inside the image."""
     bottom, right = top + mask.shape[0], left + mask.shape[1]
     if top < 0 or left < 0 or bottom > size[0] or right > size[1]:
         raise UserError(
@@ -146,12 +130,8 @@ def from_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict:
     return mask_util.encode(whole)
 
 
-def from_runs(counts: Any, size: Size) -> dict:
-    """Encode the run lengths of a COCO json, a list or compressed text.
-
-    Raises:
-        UserError: they are not integers, or do not add up to the pixels of the image.
-    """
+def decode_runs(counts: Any, size: Size) -> dict:
+    """Check and encode the run lengths of a COCO json, a list or compressed text."""
     values = _decompress(counts) if isinstance(counts, str) else counts
     runs = [as_int(value) for value in values] if isinstance(values, list) else [None]
     if any(run is None or run < 0 for run in runs):
