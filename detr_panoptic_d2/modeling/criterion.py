@@ -58,9 +58,7 @@ class SetCriterion(nn.Module):
             check_value(f"MODEL.DETR: the weight of {name}", value, value >= 0, "0 or more")
         key = "MODEL.DETR.NO_OBJECT_WEIGHT"
         check_value(key, no_object_weight, no_object_weight > 0, "above 0")
-        self.num_classes = num_classes
-        self.matcher = matcher
-        self.weights = weights
+        self.num_classes, self.matcher, self.weights = num_classes, matcher, weights
         weight = torch.ones(num_classes + 1)
         weight[-1] = no_object_weight
         for index, value in (class_weights or {}).items():
@@ -69,14 +67,14 @@ class SetCriterion(nn.Module):
         self.register_buffer("class_weight", weight, persistent=False)
 
     @classmethod
-    def from_config(cls, cfg, num_classes, class_names=None):
+    def from_config(cls, cfg, class_names):
         detr, class_weights = cfg.MODEL.DETR, {}
         for name, weight in detr.CLASS_WEIGHTS:
-            allowed = f"names of classes: {', '.join(class_names or [])}"
-            check_value("MODEL.DETR.CLASS_WEIGHTS", name, name in (class_names or []), allowed)
+            allowed = f"names of classes: {', '.join(class_names)}"
+            check_value("MODEL.DETR.CLASS_WEIGHTS", name, name in class_names, allowed)
             class_weights[class_names.index(name)] = weight
         return {
-            "num_classes": num_classes,
+            "num_classes": len(class_names),
             "matcher": HungarianMatcher(detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT),
             "weights": {
                 "loss_ce": detr.CLASS_WEIGHT,
@@ -119,13 +117,13 @@ class SetCriterion(nn.Module):
         loss_ce = F.cross_entropy(
             pred_logits.flatten(0, 2), labels.flatten(), self.class_weight, reduction="none"
         )
-        divisor = self.class_divisor(targets, num_queries)
-        losses = {"loss_ce": loss_ce.view(layers, -1).sum(1) / divisor}
-
         boxes = pred_boxes[pairs]
         target_boxes = targets.boxes[matches.image, matches.target]
-        losses["loss_bbox"] = (boxes - target_boxes).abs().sum((1, 2)) / num_boxes
-        losses["loss_giou"] = (1 - generalized_iou(boxes, target_boxes)).sum(1) / num_boxes
+        losses = {
+            "loss_ce": loss_ce.view(layers, -1).sum(1) / self._class_divisor(targets, num_queries),
+            "loss_bbox": (boxes - target_boxes).abs().sum((1, 2)) / num_boxes,
+            "loss_giou": (1 - generalized_iou(boxes, target_boxes)).sum(1) / num_boxes,
+        }
         named = {}
         for name, loss in losses.items():
             loss = loss * self.weights[name]
@@ -162,16 +160,7 @@ class SetCriterion(nn.Module):
             "loss_dice": self.weights["loss_dice"] * dice / num_boxes,
         }
 
-    @torch.no_grad()
-    def class_error(
-        self, pred_logits: torch.Tensor, targets: Targets, matches: Matches
-    ) -> torch.Tensor:
-        """Percent of the last layer's matched queries with a wrong class, as official DETR logs."""
-        predicted = pred_logits[-1].argmax(-1)[matches.image, matches.query[-1]]
-        wrong = predicted != targets.labels[matches.image, matches.target[-1]]
-        return 100 * wrong.float().sum() / max(1, len(wrong))
-
-    def class_divisor(self, targets: Targets, num_queries: int) -> torch.Tensor:
+    def _class_divisor(self, targets: Targets, num_queries: int) -> torch.Tensor:
         """Return the sum of the class weights of all queries, per process.
 
         If an image has more targets than queries, its targets share the weight of its queries.
@@ -202,22 +191,18 @@ class SetCriterion(nn.Module):
 
 
 def mask_loss_sums(
-    mask_logits: torch.Tensor,
-    target_masks: list[torch.Tensor],
-    canvas: tuple[int, int],
-    alpha: float = 0.25,
+    mask_logits: torch.Tensor, target_masks: list[torch.Tensor], canvas: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over masks of the focal loss (mean over pixels) and of the dice loss.
 
-    Focal loss: Lin et al. 2017, eq. 5, with gamma 2. Dice loss: Milletari et al. 2016, with DETR's
-    smoothing of 1. Logits are upsampled bilinearly to the canvas. Its padding counts as background,
-    as in the official code.
+    Focal loss: Lin et al. 2017, eq. 5, with alpha 0.25 and gamma 2. Dice loss: Milletari et al.
+    2016, with DETR's smoothing of 1. Logits are upsampled bilinearly to the canvas. Its padding
+    counts as background, as in the official code.
 
     Args:
         mask_logits: P x h x w.
         target_masks: P bool masks, each of its own image's size, none larger than the canvas.
         canvas: (H, W).
-        alpha: weight of the foreground in the focal loss; 1 - alpha of the background.
 
     Returns:
         two float32 scalars.
@@ -227,13 +212,12 @@ def mask_loss_sums(
     focal = dice = mask_logits.float().sum() * 0
     pixels = _PIXELS_PER_STEP.get(device, _PIXELS_PER_STEP["cuda"])
     step = max(1, pixels // (canvas[0] * canvas[1]))
-    # Masks at full resolution take much memory: if there are several steps, the backward pass
-    # computes them again.
-    recompute = len(mask_logits) > step
     with torch.autocast(device, enabled=False):
         for i, logits in enumerate(mask_logits.split(step)):
-            args = (logits, target_masks[i * step : (i + 1) * step], canvas, alpha)
-            if recompute:
+            args = (logits, target_masks[i * step : (i + 1) * step], canvas)
+            # Masks at full resolution take much memory: if there are several steps, the backward
+            # pass computes them again.
+            if len(mask_logits) > step:
                 sums = checkpoint(_losses, *args, use_reentrant=False, preserve_rng_state=False)
             else:
                 sums = _losses(*args)
@@ -241,7 +225,7 @@ def mask_loss_sums(
     return focal, dice
 
 
-def _losses(mask_logits, target_masks, canvas, alpha):
+def _losses(mask_logits, target_masks, canvas):
     """Both losses of a few masks, summed."""
     logits = F.interpolate(
         mask_logits[:, None].float(), size=canvas, mode="bilinear", align_corners=False
@@ -249,7 +233,7 @@ def _losses(mask_logits, target_masks, canvas, alpha):
     target = torch.zeros_like(logits)
     for padded, mask in zip(target, target_masks, strict=True):
         padded[: mask.shape[0], : mask.shape[1]] = mask
-    focal = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=2, reduction="sum")
+    focal = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2, reduction="sum")
     probability = logits.sigmoid()
     overlap = (probability * target).sum((1, 2))
     area = probability.sum((1, 2)) + target.sum((1, 2))

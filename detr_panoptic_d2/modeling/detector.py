@@ -47,11 +47,9 @@ class Detector(nn.Module):
             backbone: with outputs res2 to res5.
             metadata: classes of the data set, things and stuff.
             hidden_dim, num_queries: C, N.
-            pixel_mean, pixel_std: per channel, in the scale of the input.
         """
         super().__init__()
-        key = "MODEL.DETR.NUM_OBJECT_QUERIES"
-        check_value(key, num_queries, num_queries >= 1, "a whole number from 1 on")
+        check_value("MODEL.DETR.NUM_OBJECT_QUERIES", num_queries, num_queries >= 1, "1 or more")
         valid = len(pixel_std) == len(pixel_mean) and min(pixel_std, default=0) > 0
         allowed = f"{len(pixel_mean)} numbers above 0, as many as MODEL.PIXEL_MEAN has"
         check_value("MODEL.PIXEL_STD", list(pixel_std), valid, allowed)
@@ -86,19 +84,15 @@ class Detector(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def compile_parts(self, **options) -> None:
-        """Compile backbone, transformer and mask head with ``torch.compile(**options)``.
-
-        With ``dynamic=True``, new image sizes are not recompiled.
-        """
+        """Compile backbone, transformer and mask head with ``torch.compile(**options)``."""
         for module in (self.backbone, self.transformer, self.mask_head):
             if module is not None:
                 module.compile(**options)
 
     def fold_for_inference(self) -> "Detector":
-        """Fold the backbone's batch norms into its convolutions in place; returns the model.
+        """Fold the backbone's batch norms into its convolutions in place; return the model.
 
-        Outputs change by rounding only. Load the weights first: a folded model can neither be
-        trained nor load or save checkpoints.
+        Load the weights first: a folded model can neither be trained nor load checkpoints.
         """
         fold_batch_norms(self.eval().backbone)
         return self

@@ -23,11 +23,8 @@ def fold_batch_norms(module: nn.Module) -> None:
 
     A norm is fixed if it is frozen or in eval mode. It is folded in Detectron2's ``Conv2d`` with a
     ``norm``, in torchvision's residual blocks, and in an ``nn.Sequential`` behind a convolution.
-    Outputs agree up to rounding. The names of the state dict change, so load checkpoints first.
-
-    Args:
-        module: any module. Afterwards none of its parameters requires a gradient. On a CPU its
-            convolutions are in ``channels_last`` memory format.
+    Outputs agree up to rounding. Afterwards no parameter requires a gradient, the names of the
+    state dict are other ones, and on a CPU the convolutions are in ``channels_last`` format.
     """
     module.requires_grad_(False)
     # A convolution that is used twice must not be folded.

@@ -4,9 +4,9 @@ Shapes: B images, P (image, query) pairs, C channels, M attention heads; h x w i
 res5, H2 x W2 that of res2, at which masks come out.
 """
 
+import functools
 import math
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,11 +32,7 @@ _TENSOR_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 
 
 def build_mask_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``.
-
-    Raises:
-        UserError: there is no such head.
-    """
+    """Build the mask head named by ``cfg.MODEL.DETR.MASK_HEAD.NAME``."""
     name = cfg.MODEL.DETR.MASK_HEAD.NAME
     return look_up("MODEL.DETR.MASK_HEAD.NAME", name, MASK_HEAD_REGISTRY)(cfg, input_shape)
 
@@ -117,7 +113,7 @@ class MaskHeadSmallConv(nn.Module):
         self.hidden_dim = hidden_dim
         self.use_checkpoint = use_checkpoint
         dim = hidden_dim + nheads
-        widths = [dim, hidden_dim // 2, hidden_dim // 4, hidden_dim // 8, hidden_dim // 16]
+        widths = [dim, *(hidden_dim // 2**i for i in range(1, 5))]
         self.lay1, self.gn1 = _conv(dim, dim), _group_norm(dim)
         self.lay2, self.gn2 = _conv(dim, widths[1]), _group_norm(widths[1])
         self.lay3, self.gn3 = _conv(widths[1], widths[2]), _group_norm(widths[2])
@@ -140,13 +136,9 @@ class MaskHeadSmallConv(nn.Module):
         }
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Set the scale to 1 if a checkpoint has the head's weights but no scale.
-
-        Official and Hugging Face checkpoints have none, nor have those of earlier versions.
-        """
+        # Official and Hugging Face checkpoints, and those of earlier versions, have no scale.
         if prefix + "lay1.weight" in state_dict:
-            name = prefix + "attention_scale"
-            state_dict.setdefault(name, torch.ones_like(self.attention_scale))
+            state_dict.setdefault(prefix + "attention_scale", torch.ones_like(self.attention_scale))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(
@@ -159,7 +151,7 @@ class MaskHeadSmallConv(nn.Module):
         """
         Args:
             src_proj: B x C x h x w, the projected res5.
-            attention: P x M x h x w maps of the wanted (image, query) pairs.
+            attention: P x M x h x w maps of (image, query) pairs.
             image_index: P integers, the image of each pair.
             fpn_features: res4, res3, res2; each B x C_i x H_i x W_i.
 
@@ -169,28 +161,22 @@ class MaskHeadSmallConv(nn.Module):
         if not len(attention):
             return src_proj.new_zeros((0, *fpn_features[-1].shape[-2:]))
         image_maps = self.image_maps(src_proj, fpn_features)
-        if torch.is_grad_enabled() and not self.use_checkpoint:
-            return self.query_masks(attention, image_index, *image_maps)
+        query_masks: Any = self.query_masks
+        if torch.is_grad_enabled():
+            if not self.use_checkpoint:
+                return query_masks(attention, image_index, *image_maps)
+            query_masks = functools.partial(
+                checkpoint, query_masks, use_reentrant=False, preserve_rng_state=False
+            )
         max_bytes = _TENSOR_BYTES.get(src_proj.device.type, _TENSOR_BYTES["cuda"])
         chunk_size = max(1, max_bytes // (image_maps[-1][0].numel() * src_proj.element_size()))
-        masks = []
         chunks = zip(attention.split(chunk_size), image_index.split(chunk_size), strict=True)
-        for maps, index in chunks:
-            if torch.is_grad_enabled():
-                options: Any = {"use_reentrant": False, "preserve_rng_state": False}
-                chunk = checkpoint(self.query_masks, maps, index, *image_maps, **options)
-            else:
-                chunk = self.query_masks(maps, index, *image_maps)
-            masks.append(chunk)
-        return torch.cat(masks)
+        return torch.cat([query_masks(maps, index, *image_maps) for maps, index in chunks])
 
     def image_maps(
         self, src_proj: torch.Tensor, fpn_features: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Image parts of the first convolution and of those after the adapters.
-
-        Args:
-            src_proj, fpn_features: see :meth:`forward`.
 
         Returns:
             B x C_i x H_i x W_i at the sizes of res5, res4, res3 and res2.
@@ -206,20 +192,16 @@ class MaskHeadSmallConv(nn.Module):
     def query_masks(
         self, attention: torch.Tensor, image_index: torch.Tensor, *image_maps: torch.Tensor
     ) -> torch.Tensor:
-        """Mask logits P x H2 x W2 of some pairs, all at once.
-
-        Args:
-            attention, image_index: see :meth:`forward`.
-            image_maps: see :meth:`image_maps`.
-        """
+        """Mask logits P x H2 x W2 of some pairs, all at once; see :meth:`forward`."""
         attention = _cpu_channels_last(attention * self.attention_scale)
         x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
         x = F.relu(self.gn1(x + _of_each_pair(image_maps[0], image_index)), inplace=True)
         x = F.relu(self.gn2(self.lay2(x)), inplace=True)
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))
         for (layer, norm), image_map in zip(stages, image_maps[1:], strict=True):
-            x = upsampled_conv(x, image_map.shape[-2:], layer.weight)
-            x = F.relu(norm(x + _of_each_pair(image_map, image_index)), inplace=True)
+            x = F.interpolate(x, size=image_map.shape[-2:], mode="nearest")
+            x = F.conv2d(x, layer.weight, padding=1) + _of_each_pair(image_map, image_index)
+            x = F.relu(norm(x), inplace=True)
         return self.out_lay(x)[:, 0]
 
 
@@ -256,43 +238,6 @@ def _attention_scale(cfg: CfgNode, stride: int) -> float:
     short = statistics.median(cfg.INPUT.MIN_SIZE_TRAIN)
     cells = short * min(4 / 3 * short, cfg.INPUT.MAX_SIZE_TRAIN) / stride**2
     return max(1.0, cells) * math.sqrt(detr.HIDDEN_DIM * detr.NHEADS / 3)
-
-
-def upsampled_conv(x: torch.Tensor, size: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
-    """``conv2d(interpolate(x, size, mode="nearest"), weight, padding=1)`` without the large map.
-
-    Nearest upsampling by two and a 3x3 convolution equal one transposed convolution of stride 2
-    with a 4x4 kernel: 16 products per cell instead of 36. This is done on a CPU, where an inference
-    takes 1.08 times as long without it (docs/benchmarks.md), and not in compiled, exported and
-    traced code, which has to be valid for odd and even sizes.
-
-    Args:
-        x: P x C x h x w.
-        size: (H, W). The transposed convolution needs 2h or 2h - 1 by 2w or 2w - 1.
-        weight: O x C x 3 x 3.
-
-    Returns:
-        P x O x H x W.
-    """
-    missing = [2 * small - large for small, large in zip(x.shape[-2:], size, strict=True)]
-    symbolic = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if x.device.type != "cpu" or symbolic or not all(m in (0, 1) for m in missing):
-        return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
-    # The 3x3 kernel is added at its four places in the 4x4 kernel.
-    places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-    kernel = torch.stack([F.pad(weight, place) for place in places]).sum(0)
-    kernel = kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-    y = F.conv_transpose2d(x, kernel, stride=2, padding=1)
-    if any(missing):
-        y = y[:, :, : size[0], : size[1]]
-    # A missing last row or column must not contribute to the one before.
-    if missing[0]:
-        row = x[:, :, -1:].repeat_interleave(2, 3)
-        y[:, :, -1:] -= F.conv2d(row, weight[:, :, 2:], padding=(0, 1))[..., : size[1]]
-    if missing[1]:
-        column = x[:, :, :, -1:].repeat_interleave(2, 2)[:, :, : size[0]]
-        y[:, :, :, -1:] -= F.conv2d(column, weight[:, :, :, 2:], padding=(1, 0))
-    return y
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:

@@ -39,11 +39,7 @@ def _interpolation_cells(frame: Frame, grid: Sequence[int], dimension: int):
 
 
 def resize_strips(mask_logits: torch.Tensor, frame: Frame):
-    """Upsample mask logits to the output size, in strips of rows to bound the memory.
-
-    Args:
-        mask_logits: Q x h x w.
-        frame: sizes of canvas, image and output.
+    """Upsample mask logits Q x h x w to the output size, in strips of rows to bound the memory.
 
     Yields:
         (slice of output rows, Q x rows x W float32 logits).
@@ -69,16 +65,8 @@ def resize_strips(mask_logits: torch.Tensor, frame: Frame):
 
 
 def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tensor) -> torch.Tensor:
-    """Mask logits at some pixels of the output: those that :func:`resize_strips` gives there.
-
-    Args:
-        mask_logits: Q x h x w.
-        frame: sizes of canvas, image and output.
-        pixels: P indices into the flat H x W output.
-
-    Returns:
-        Q x P float32.
-    """
+    """Mask logits Q x P at P pixels of the output (indices into the flat H x W), as
+    :func:`resize_strips` gives there."""
     grid, device = mask_logits.shape[-2:], mask_logits.device
     rows, columns = pixels // frame.output[1], pixels % frame.output[1]
     cell_rows, cell_columns = (_interpolation_cells(frame, grid, i) for i in (0, 1))
@@ -96,15 +84,12 @@ def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tens
 def argmax_at_output(
     mask_logits: torch.Tensor, frame: Frame, queries: list[int] | None = None
 ) -> torch.Tensor:
-    """The query with the largest logit at every output pixel. (A softmax would not change it.)
+    """The query (int64) with the largest logit at every output pixel.
 
     Args:
         mask_logits: Q x h x w, Q > 0.
         frame: sizes of canvas, image and output.
         queries: indices of the queries to choose from, ascending; None: all.
-
-    Returns:
-        H x W int64 query indices.
     """
     owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
     chosen = None
@@ -119,9 +104,8 @@ def argmax_at_output(
 
 def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
     """Binary masks Q x H x W (probability above one half) of Q x h x w logits."""
-    masks = torch.empty(
-        (len(mask_logits), *frame.output), dtype=torch.bool, device=mask_logits.device
-    )
+    size = len(mask_logits), *frame.output
+    masks = torch.empty(size, dtype=torch.bool, device=mask_logits.device)
     for part, strip in resize_strips(mask_logits, frame):
         masks[:, part] = strip > 0
     return masks
@@ -130,16 +114,13 @@ def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
 def semantic_scores(
     mask_logits: torch.Tensor, probabilities: torch.Tensor, frame: Frame
 ) -> torch.Tensor:
-    """Class scores per pixel: the sum over queries of class probability times mask probability
+    """Class scores K x H x W: the sum over queries of class probability times mask probability
     (Cheng et al. 2021, MaskFormer, section 3.4).
 
     Args:
         mask_logits: Q x h x w of all queries.
         probabilities: Q x K class probabilities, without no-object.
         frame: sizes of canvas, image and output.
-
-    Returns:
-        K x H x W float32.
     """
     classes = probabilities.float().T
     semantic = mask_logits.new_empty((len(classes), *frame.output), dtype=torch.float32)
@@ -178,12 +159,8 @@ def to_instances(
 
 
 def target_masks(instances: Instances) -> torch.Tensor:
-    """The annotated masks T x H x W (bool) of one image.
-
-    Args:
-        instances: with ``gt_masks`` in any form that Detectron2's mappers give: ``BitMasks``,
-            ``PolygonMasks``, or a tensor (Mask2Former's mapper).
-    """
+    """The annotated masks T x H x W (bool) of one image: ``gt_masks`` as ``BitMasks``,
+    ``PolygonMasks``, or a tensor (Mask2Former's mapper)."""
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks.polygons, *instances.image_size)

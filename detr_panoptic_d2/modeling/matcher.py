@@ -31,13 +31,12 @@ class Targets(NamedTuple):
     @classmethod
     def from_instances(cls, instances: list[Instances], device: torch.device) -> "Targets":
         """From one ``Instances`` per image with ``gt_classes`` and ``gt_boxes``."""
-        counts = [len(x) for x in instances]
         sizes = [x.image_size[::-1] * 2 for x in instances]
         scale = torch.tensor(sizes, dtype=torch.float32).to(device, non_blocking=True)
         labels = pad_sequence([x.gt_classes for x in instances], batch_first=True)
         boxes = pad_sequence([x.gt_boxes.tensor.float() for x in instances], batch_first=True)
         boxes = box_convert(boxes.to(device) / scale[:, None], "xyxy", "cxcywh")
-        return cls(labels.to(device), boxes, counts)
+        return cls(labels.to(device), boxes, [len(x) for x in instances])
 
 
 class Matches(NamedTuple):
@@ -59,11 +58,7 @@ class Matches(NamedTuple):
 def generalized_iou(boxes1: torch.Tensor, boxes2: torch.Tensor) -> torch.Tensor:
     """Generalized IoU (Rezatofighi et al. 2019, algorithm 1) of paired boxes.
 
-    Args:
-        boxes1, boxes2: (..., 4) in (cx, cy, w, h) form; leading dimensions broadcast.
-
-    Returns:
-        (...) values in [-1, 1].
+    Boxes are (..., 4) in (cx, cy, w, h) form; leading dimensions broadcast.
     """
     a, b = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (boxes1, boxes2))
     area = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
@@ -88,9 +83,7 @@ class HungarianMatcher(nn.Module):
         super().__init__()
         if cost_class == cost_bbox == cost_giou == 0:
             raise UserError("CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT cannot all be 0")
-        self.cost_class = cost_class
-        self.cost_bbox = cost_bbox
-        self.cost_giou = cost_giou
+        self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
 
     @torch.no_grad()
     def forward(
@@ -103,8 +96,14 @@ class HungarianMatcher(nn.Module):
             targets: the ground truth. Of more than N targets in an image, the N of least cost are
                 matched.
         """
-        num_queries = pred_logits.shape[2]
-        cost = self.cost(pred_logits, pred_boxes, targets)
+        layers, _, num_queries = pred_logits.shape[:3]
+        labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
+        cost_class = -pred_logits.softmax(-1).gather(-1, labels)
+        boxes, target_boxes = pred_boxes[..., :, None, :], targets.boxes[:, None]
+        cost_bbox = (boxes - target_boxes).abs().sum(-1)
+        cost_giou = -generalized_iou(boxes, target_boxes)
+        cost = self.cost_class * cost_class + self.cost_bbox * cost_bbox
+        cost = cost + self.cost_giou * cost_giou
         # The assignment runs on the host, after one transfer for all layers and images. A NaN here
         # is a NaN in the loss too, and the trainer reports it there.
         query, target = self.assign(cost.nan_to_num().cpu(), targets.counts)
@@ -112,7 +111,6 @@ class HungarianMatcher(nn.Module):
         image = [b for b, count in enumerate(counts) for _ in range(count)]
         indices = torch.tensor([image, *query, *target], dtype=torch.long)
         indices = indices.to(pred_logits.device, non_blocking=True)
-        layers = len(query)
         return Matches(indices[0], indices[1 : 1 + layers], indices[1 + layers :], counts)
 
     @staticmethod
@@ -126,17 +124,3 @@ class HungarianMatcher(nn.Module):
                 query[layer].extend(rows.tolist())
                 target[layer].extend(columns.tolist())
         return query, target
-
-    def cost(
-        self, pred_logits: torch.Tensor, pred_boxes: torch.Tensor, targets: Targets
-    ) -> torch.Tensor:
-        """Cost L x B x N x T of every query and target of the same image."""
-        layers, _, num_queries = pred_logits.shape[:3]
-        labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
-        cost_class = -pred_logits.softmax(-1).gather(-1, labels)
-        boxes, target_boxes = pred_boxes[..., :, None, :], targets.boxes[:, None]
-        cost_bbox = (boxes - target_boxes).abs().sum(-1)
-        cost_giou = -generalized_iou(boxes, target_boxes)
-        return (
-            self.cost_class * cost_class + self.cost_bbox * cost_bbox + self.cost_giou * cost_giou
-        )

@@ -12,7 +12,6 @@ from detectron2.config import configurable
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
 from ..data.metadata import class_names, dataset_ids, thing_class_ids
@@ -67,10 +66,8 @@ class PanopticDETR(Detector):
             deep_supervision: compute losses after every decoder layer.
             freeze_detector: train the mask head and the box attention only.
             freeze: names of modules that are not trained, such as "transformer.encoder".
-            panoptic_on, instance_on, semantic_on: which results inference returns.
             max_instances: largest number of instances per image.
             pad_mixed_sizes: at inference, pad images of different sizes to one canvas.
-            compile_modules: see :meth:`compile_parts`.
             detector: further arguments of :class:`.detector.Detector`.
         """
         super().__init__(metadata=metadata, **detector)
@@ -90,28 +87,32 @@ class PanopticDETR(Detector):
         self.panoptic_on, self.instance_on, self.semantic_on = panoptic_on, instance_on, semantic_on
         self.max_instances = max_instances
         self.pad_mixed_sizes = pad_mixed_sizes
-        is_thing = torch.zeros(self.num_classes + 1, dtype=torch.bool)
+        is_thing = torch.zeros(self.num_classes, dtype=torch.bool)
         is_thing[thing_class_ids(metadata)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
-        if freeze_detector:
-            for name, p in self.named_parameters():
-                p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
-        modules = dict(self.named_modules())
-        for name in freeze:
-            allowed = "names of modules, such as backbone, backbone.res2 or transformer.encoder"
-            check_value("MODEL.FREEZE", name, name in modules, allowed)
-            modules[name].requires_grad_(False)
-        levels = LEVELS if mask_head is not None else LEVELS[-1:]
-        freeze_unused_parameters(self.backbone, len(self.pixel_mean), levels)
+        self._freeze(freeze)
         self.train()
         if compile_modules:
             self.compile_parts(dynamic=True)
+
+    def _freeze(self, names: Sequence[str]) -> None:
+        if self.freeze_detector:
+            for name, p in self.named_parameters():
+                p.requires_grad_(name.startswith(("bbox_attention.", "mask_head.")))
+        modules = dict(self.named_modules())
+        for name in names:
+            allowed = "names of modules, such as backbone, backbone.res2 or transformer.encoder"
+            check_value("MODEL.FREEZE", name, name in modules, allowed)
+            modules[name].requires_grad_(False)
+        levels = LEVELS if self.mask_head is not None else LEVELS[-1:]
+        freeze_unused_parameters(self.backbone, len(self.pixel_mean), levels)
 
     @classmethod
     def from_config(cls, cfg):
         detr = cfg.MODEL.DETR
         backbone = build_backbone(cfg)
         check_backbone(backbone)
+        shapes = backbone.output_shape()
         names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
         if not names:
             raise UserError(
@@ -123,14 +124,11 @@ class PanopticDETR(Detector):
         allowed = f"{count}, the number of classes of '{names[0]}', or -1 to take that number"
         valid = detr.NUM_CLASSES in (-1, count)
         check_value("MODEL.DETR.NUM_CLASSES", detr.NUM_CLASSES, valid, allowed)
-        transformer, mask_head = Transformer(cfg), None
-        if cfg.MODEL.MASK_ON:
-            mask_head = build_mask_head(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
-            "transformer": transformer,
-            "mask_head": mask_head,
-            "criterion": SetCriterion(cfg, count, class_names(metadata)),
+            "transformer": Transformer(cfg),
+            "mask_head": build_mask_head(cfg, shapes) if cfg.MODEL.MASK_ON else None,
+            "criterion": SetCriterion(cfg, class_names(metadata)),
             "panoptic_inference": build_panoptic_inference(cfg, thing_class_ids(metadata)),
             "metadata": metadata,
             "hidden_dim": detr.HIDDEN_DIM,
@@ -152,10 +150,9 @@ class PanopticDETR(Detector):
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """
         Args:
-            batched_inputs: one dict per image: ``image`` (3 x H x W, 0..255, in
-                ``INPUT.FORMAT``); optionally ``height`` and ``width`` of the result; for training
-                ``instances`` with ``gt_classes``, ``gt_boxes`` and ``gt_masks``, one row per
-                segment, things and stuff.
+            batched_inputs: Detectron2's dicts: ``image`` (3 x H x W, 0..255, in ``INPUT.FORMAT``);
+                optionally ``height`` and ``width`` of the result; for training ``instances`` with
+                ``gt_classes``, ``gt_boxes`` and ``gt_masks``, one row per segment.
 
         Returns:
             In training the weighted losses. Otherwise one dict per image with the results that are
@@ -169,25 +166,16 @@ class PanopticDETR(Detector):
         for i, x in enumerate(batched_inputs):
             size = None if self.pad_mixed_sizes else tuple(x["image"].shape[-2:])
             groups.setdefault(size, []).append(i)
-        results: list[dict] = [{}] * len(batched_inputs)
+        results: dict[int, dict] = {}
         for indices in groups.values():
-            group_results = self.inference([batched_inputs[i] for i in indices])
-            for i, result in zip(indices, group_results, strict=True):
-                results[i] = result
-        return results
+            group = self.inference([batched_inputs[i] for i in indices])
+            results.update(zip(indices, group, strict=True))
+        return [results[i] for i in range(len(batched_inputs))]
 
     def predict_masks(
         self, detections: Detections, image_index: torch.Tensor, query_index: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the mask logits of some (image, query) pairs.
-
-        Args:
-            detections: of the whole batch.
-            image_index, query_index: P indices.
-
-        Returns:
-            P x H2 x W2 at the resolution of res2.
-        """
+        """Compute the mask logits P x H2 x W2 of P (image, query) pairs of a batch."""
         if self.bbox_attention is None or self.mask_head is None:
             raise RuntimeError("There are no masks: the model was built with MODEL.MASK_ON False.")
         image_index = image_index.to(self.device, non_blocking=True)
@@ -225,9 +213,6 @@ class PanopticDETR(Detector):
             losses[first] = losses[first] + sum(
                 p.sum() * 0 for p in self.parameters() if p.requires_grad
             )
-        if self.training and has_event_storage() and get_event_storage().iter % 20 == 0:
-            error = self.criterion.class_error(out.pred_logits, targets, matches)
-            get_event_storage().put_scalar("class_error", float(error))
         return losses
 
     @torch.no_grad()
@@ -276,16 +261,13 @@ class PanopticDETR(Detector):
         mask_logits: torch.Tensor | None,
         frames: list[Frame],
     ) -> list[dict]:
-        """Make the results of each image.
+        """Make the results of each image, see :meth:`forward`.
 
         Args:
             detections, selection: of the batch.
             mask_logits: P x H2 x W2 of the pairs in ``selection.masked``, in order; None for boxes
                 alone.
             frames: sizes of canvas, image and output of each image.
-
-        Returns:
-            one dict per image, see :meth:`forward`.
         """
         masks: Any = [None] * len(frames)
         if mask_logits is not None:

@@ -25,11 +25,7 @@ see :class:`DETRPanopticInference`.
 
 
 def build_panoptic_inference(cfg, thing_ids: list[int]) -> nn.Module:
-    """Build the panoptic inference named by ``cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE``.
-
-    Raises:
-        UserError: the registry has no rule of this name.
-    """
+    """Build the panoptic inference named by ``cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE``."""
     key, name = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE
     return look_up(key, name, PANOPTIC_INFERENCE_REGISTRY)(cfg, thing_ids)
 
@@ -51,10 +47,7 @@ class PixelAssigner:
         return masks_at_output(self.mask_logits, self.frame)
 
     def assign(self, queries: list[int]) -> tuple[torch.Tensor, list[int]]:
-        """Assign every pixel to one of the given queries.
-
-        Args:
-            queries: indices of the queries that take part, ascending; at least one.
+        """Assign every pixel to one of some queries (ascending indices, at least one).
 
         Returns:
             H x W query indices, and the number of pixels of each of the Q queries.
@@ -130,8 +123,8 @@ class DETRPanopticInference(nn.Module):
 
         Returns:
             H x W int32 map of segment ids (0 is void) and one dict per segment: ``id`` from 1,
-            ``isthing``, ``category_id`` (contiguous), ``area`` (pixels of the map) and ``score``
-            (the highest score of the segment's queries).
+            ``isthing``, ``category_id`` (contiguous), ``score`` (the highest of the segment's
+            queries) and ``area`` (pixels of the map).
         """
         segments: list[dict] = []
         if len(labels):
@@ -145,15 +138,9 @@ class DETRPanopticInference(nn.Module):
             return torch.zeros(frame.output, dtype=torch.int32, device=mask_logits.device), []
         segment_ids = torch.zeros(len(labels), dtype=torch.int32)
         info: list[dict] = []
-        for segment in segments:
-            segment_ids[segment["queries"]] = len(info) + 1
-            info.append(
-                {
-                    "id": len(info) + 1,
-                    "isthing": segment["category_id"] in self.thing_ids,
-                    **{key: segment[key] for key in ("category_id", "area", "score")},
-                }
-            )
+        for i, segment in enumerate(segments, start=1):
+            segment_ids[segment.pop("queries")] = i
+            info.append({"id": i, "isthing": segment["category_id"] in self.thing_ids, **segment})
         return segment_ids.to(owner.device)[owner], info
 
     def pixel_values(self, mask_logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -175,8 +162,7 @@ class DETRPanopticInference(nn.Module):
 
         Args:
             assigner: assigns pixels to queries.
-            scores, labels: of all Q queries.
-            queries: those that take part.
+            scores, labels: of all Q queries; ``queries`` take part.
 
         Returns:
             the first result of ``assigner.assign`` for the remaining queries (None if no segment
@@ -186,16 +172,13 @@ class DETRPanopticInference(nn.Module):
         for query in queries:
             category = labels[query]
             key = ("thing", query) if category in self.thing_ids else ("stuff", category)
-            segment = segments.setdefault(
-                key, {"category_id": category, "score": 0.0, "queries": []}
-            )
+            new = {"category_id": category, "score": 0.0, "queries": []}
+            segment = segments.setdefault(key, new)
             segment["queries"].append(query)
             segment["score"] = max(segment["score"], scores[query])
         return self._drop_segments(assigner, list(segments.values()))
 
-    def _drop_segments(
-        self, assigner: PixelAssigner, segments: list[dict]
-    ) -> tuple[Any, list[dict]]:
+    def _drop_segments(self, assigner: PixelAssigner, segments: list[dict]) -> tuple[Any, list]:
         owner = _assign_pixels(assigner, segments) if segments else None
         while dropped := self._segments_to_drop(assigner, segments):
             segments = [segment for segment in segments if segment not in dropped]

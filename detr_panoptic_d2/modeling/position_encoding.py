@@ -1,7 +1,4 @@
-"""Sine position encoding of an image grid.
-
-Shapes: B images, C channels (even), H x W grid.
-"""
+"""Sine position encoding of an image grid."""
 
 import math
 
@@ -14,15 +11,10 @@ class PositionEmbeddingSine(nn.Module):
 
     The encoding of Vaswani et al. 2017 (section 3.5), extended to images as in DETR (Carion et al.
     2020, appendix A.4). Positions count the cells that are not padding, and are scaled so that the
-    last one is 2 pi.
+    last one is 2 pi. The number of channels is a multiple of 4.
     """
 
     def __init__(self, num_channels: int, temperature: float = 10000.0):
-        """
-        Args:
-            num_channels: C, a multiple of 4.
-            temperature: base of the geometric progression of wavelengths.
-        """
         super().__init__()
         self.num_channels = num_channels
         self.temperature = temperature

@@ -35,8 +35,7 @@ class Selection(NamedTuple):
     """The queries that the results are made of; all tensors are B x N and on the host.
 
     Attributes:
-        scores: probability of the best object class.
-        labels: that class.
+        scores, labels: probability and index of the best object class.
         panoptic: whether the query takes part in the panoptic result.
         instance: whether the query is an instance.
         masked: whether its mask is computed.

@@ -57,20 +57,11 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
     attentions = ("self_attn", "multihead_attn")
 
     def forward(self, tgt, query_pos, memory, key, padding):
-        """
-        Args:
-            tgt, query_pos: B x N x C.
-            memory: B x S x C, the values.
-            key: B x S x C, memory with its position encoding.
-            padding: B x S bool or None.
-
-        Returns:
-            B x N x C.
-        """
+        """tgt, query_pos: B x N x C; memory, and key, which is memory with its position encoding:
+        B x S x C; padding: B x S bool or None. Returns B x N x C."""
 
         def cross_attention(x):
-            q = x + query_pos
-            return self.multihead_attn(q, key, memory, padding, need_weights=False)[0]
+            return self.multihead_attn(x + query_pos, key, memory, padding, need_weights=False)[0]
 
         tgt = self._residual(tgt, self.norm1, lambda x: self._self_attention(x, query_pos))
         tgt = self._residual(tgt, self.norm2, cross_attention)
@@ -80,13 +71,10 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers; with pre-norm, a last norm."""
 
-    def __init__(self, num_layers: int, hidden_dim: int, pre_norm: bool, use_checkpoint, **layer):
+    def __init__(self, num_layers: int, use_checkpoint: bool, **layer: Any):
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(hidden_dim, pre_norm=pre_norm, **layer)
-            for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(hidden_dim) if pre_norm else None
+        self.layers = nn.ModuleList(TransformerEncoderLayer(**layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(layer["hidden_dim"]) if layer["pre_norm"] else None
         self.use_checkpoint = use_checkpoint
 
     def forward(self, src, pos, padding):
@@ -102,12 +90,10 @@ class TransformerEncoder(nn.Module):
 class TransformerDecoder(nn.Module):
     """A stack of decoder layers; every returned output is normalised."""
 
-    def __init__(self, num_layers: int, hidden_dim: int, **layer):
+    def __init__(self, num_layers: int, **layer: Any):
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(hidden_dim, **layer) for _ in range(num_layers)
-        )
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.layers = nn.ModuleList(TransformerDecoderLayer(**layer) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(layer["hidden_dim"])
 
     def forward(self, query_pos, memory, pos, padding, return_intermediate: bool):
         """Queries B x N x C and memory, pos B x S x C to hs L (or 1) x B x N x C."""
@@ -139,7 +125,6 @@ class Transformer(nn.Module):
         """
         Args:
             hidden_dim: C.
-            nheads: number of attention heads.
             enc_layers, dec_layers: number of layers; ``dec_layers`` is L.
             dim_feedforward: width of the feed-forward blocks.
             dropout: probability, also on the attention weights.
@@ -148,37 +133,28 @@ class Transformer(nn.Module):
         """
         super().__init__()
         fits = nheads >= 1 and hidden_dim % nheads == 0 and hidden_dim % 4 == 0
-        allowed = f"a multiple of 4 and of MODEL.DETR.NHEADS, which is {nheads}"
-        check_value("MODEL.DETR.HIDDEN_DIM", hidden_dim, fits, allowed)
-        check_value("MODEL.DETR.ENC_LAYERS", enc_layers, enc_layers >= 0, "0 or more")
-        check_value("MODEL.DETR.DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more")
-        check_value("MODEL.DETR.DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1")
-        key = "MODEL.DETR.DIM_FEEDFORWARD"
-        check_value(key, dim_feedforward, dim_feedforward >= 1, "1 or more")
-        layer: dict[str, Any] = dict(
-            nheads=nheads, dim_feedforward=dim_feedforward, dropout=dropout, pre_norm=pre_norm
-        )
-        self.encoder = TransformerEncoder(
-            enc_layers, hidden_dim, use_checkpoint=checkpoint_encoder, **layer
-        )
-        self.decoder = TransformerDecoder(dec_layers, hidden_dim, **layer)
+        multiple = f"a multiple of 4 and of MODEL.DETR.NHEADS, which is {nheads}"
+        for key, value, valid, allowed in (
+            ("HIDDEN_DIM", hidden_dim, fits, multiple),
+            ("ENC_LAYERS", enc_layers, enc_layers >= 0, "0 or more"),
+            ("DEC_LAYERS", dec_layers, dec_layers >= 1, "1 or more"),
+            ("DROPOUT", dropout, 0 <= dropout < 1, "from 0 to below 1"),
+            ("DIM_FEEDFORWARD", dim_feedforward, dim_feedforward >= 1, "1 or more"),
+        ):
+            check_value(f"MODEL.DETR.{key}", value, valid, allowed)
+        layer = {"hidden_dim": hidden_dim, "nheads": nheads, "dim_feedforward": dim_feedforward}
+        layer |= {"dropout": dropout, "pre_norm": pre_norm}
+        self.encoder = TransformerEncoder(enc_layers, checkpoint_encoder, **layer)
+        self.decoder = TransformerDecoder(dec_layers, **layer)
         for p in self.parameters():
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
     @classmethod
     def from_config(cls, cfg):
-        detr = cfg.MODEL.DETR
-        return {
-            "hidden_dim": detr.HIDDEN_DIM,
-            "nheads": detr.NHEADS,
-            "enc_layers": detr.ENC_LAYERS,
-            "dec_layers": detr.DEC_LAYERS,
-            "dim_feedforward": detr.DIM_FEEDFORWARD,
-            "dropout": detr.DROPOUT,
-            "pre_norm": detr.PRE_NORM,
-            "checkpoint_encoder": detr.CHECKPOINT_ENCODER,
-        }
+        names = ("hidden_dim", "nheads", "enc_layers", "dec_layers", "dim_feedforward", "dropout")
+        names = (*names, "pre_norm", "checkpoint_encoder")
+        return {name: cfg.MODEL.DETR[name.upper()] for name in names}
 
     def forward(
         self,

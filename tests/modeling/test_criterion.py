@@ -5,10 +5,9 @@ import torch
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from detr_panoptic_d2.modeling import HungarianMatcher, SetCriterion
 from detr_panoptic_d2.modeling import criterion as criterion_module
-from detr_panoptic_d2.modeling.criterion import mask_loss_sums
-from detr_panoptic_d2.modeling.matcher import Matches, Targets
+from detr_panoptic_d2.modeling.criterion import SetCriterion, mask_loss_sums
+from detr_panoptic_d2.modeling.matcher import HungarianMatcher, Matches, Targets
 
 CLASSES, QUERIES, LAYERS = 4, 5, 3
 CANVAS, GRID = (24, 40), (6, 10)
@@ -115,15 +114,3 @@ def test_neither_the_size_of_a_step_nor_autocast_changes_mask_losses(masks, monk
         results.append((torch.stack(losses), torch.autograd.grad(sum(losses), logits)[0]))
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2], results[0])
-
-
-def test_class_error_by_hand(criterion):
-    """Query 0 says 0 and is 0; query 3 says 3 and is 2; the first layer does not count."""
-    said = [[[0, 1, CLASSES, 3, CLASSES], [CLASSES, CLASSES, 2, CLASSES, CLASSES]]]
-    logits = F.one_hot(torch.tensor(said), CLASSES + 1).float()
-    other = F.one_hot(torch.full((1, 2, QUERIES), 2), CLASSES + 1).float()
-    targets = Targets(torch.tensor([[0, 2], [0, 0]]), torch.rand(2, 2, 4), [2, 0])
-    matches = Matches(
-        torch.tensor([0, 0]), torch.tensor([[4, 3], [0, 3]]), torch.tensor([[1, 0], [0, 1]]), [2, 0]
-    )
-    assert criterion.class_error(torch.cat([other, logits]), targets, matches).item() == 50

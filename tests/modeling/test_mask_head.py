@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from detr_panoptic_d2.config import add_detr_panoptic_config
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.modeling import (
+from detr_panoptic_d2.modeling import mask_head
+from detr_panoptic_d2.modeling.mask_head import (
     MASK_HEAD_REGISTRY,
     BoxAttentionMap,
     MaskHeadSmallConv,
     build_mask_head,
-    mask_head,
 )
 
 # Sizes of res5, res4, res3, res2.

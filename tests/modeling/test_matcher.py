@@ -3,8 +3,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_convert, generalized_box_iou
 
-from detr_panoptic_d2.modeling import HungarianMatcher
-from detr_panoptic_d2.modeling.matcher import Targets, generalized_iou
+from detr_panoptic_d2.modeling.matcher import HungarianMatcher, Targets, generalized_iou
 
 CLASSES = 4
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from detr_panoptic_d2.modeling import PositionEmbeddingSine
+from detr_panoptic_d2.modeling.position_encoding import PositionEmbeddingSine
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detr_panoptic_d2.modeling import Transformer
+from detr_panoptic_d2.modeling.transformer import Transformer
 
 DIM, HEADS, FEEDFORWARD = 16, 4, 24
 GRID, QUERIES = (3, 5), 6

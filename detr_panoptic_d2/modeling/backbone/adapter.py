@@ -15,14 +15,9 @@ LEVELS = ("res2", "res3", "res4", "res5")
 
 
 def check_backbone(backbone: Backbone) -> None:
-    """Check that a backbone returns the four levels of DETR's panoptic head.
-
-    Raises:
-        UserError: if one of ``res2`` .. ``res5`` is missing from ``output_shape()``.
-    """
+    """Raise a ``UserError`` if a backbone does not return ``res2`` to ``res5``."""
     names = list(backbone.output_shape())
-    missing = [level for level in LEVELS if level not in names]
-    if missing:
+    if missing := [level for level in LEVELS if level not in names]:
         raise UserError(
             f"{type(backbone).__name__} returns {names} but {missing} are needed: for a ResNet set "
             f"MODEL.RESNETS.OUT_FEATURES to {list(LEVELS)}; for another four-level backbone set "
@@ -64,8 +59,7 @@ class AdaptedBackbone(Backbone):
             freeze_at: 0 freezes nothing, 1 everything before ``res2``, 2 also ``res2``, ...
             norm: ``"FrozenBN"`` freezes all batch norms, ``"BN"`` those of frozen parameters only;
                 ``"SyncBN"`` also synchronizes the others.
-            freeze_norm: converts one norm to a frozen one.
-            synchronize: converts the norms of a module to synchronized ones.
+            freeze_norm, synchronize: convert one norm, and all norms of a module.
         """
         allowed = f"FrozenBN, BN or SyncBN with {type(self).__name__}"
         check_value("MODEL.RESNETS.NORM", norm, norm in ("FrozenBN", "BN", "SyncBN"), allowed)
@@ -89,15 +83,8 @@ class AdaptedBackbone(Backbone):
 
 
 class RenamedBackbone(AdaptedBackbone):
-    """Another Detectron2 backbone whose four levels are called ``res2`` to ``res5``.
-
-    Args:
-        backbone: the backbone to wrap.
-        features: names of its four levels, finest first.
-
-    Raises:
-        UserError: there are not four features, one does not exist, or their order is wrong.
-    """
+    """Another Detectron2 backbone: four of its ``features``, finest first, are called ``res2`` to
+    ``res5``."""
 
     def __init__(self, *, backbone: Backbone, features: Sequence[str]) -> None:
         shapes = backbone.output_shape()
@@ -116,12 +103,10 @@ class RenamedBackbone(AdaptedBackbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The wrapped backbone's."""
         return self.body.size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """The wrapped backbone's."""
         return self.body.padding_constraints
 
 
@@ -130,7 +115,5 @@ def build_renamed_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> RenamedBackb
     """Detectron2's backbone ``MODEL.DETR.BACKBONE.MODEL_NAME`` with its levels renamed."""
     key, name = "MODEL.DETR.BACKBONE.MODEL_NAME", cfg.MODEL.DETR.BACKBONE.MODEL_NAME
     check_value(key, name, name != "build_renamed_backbone", "the name of the backbone to wrap")
-    return RenamedBackbone(
-        backbone=look_up(key, name, BACKBONE_REGISTRY)(cfg, input_shape),
-        features=cfg.MODEL.DETR.BACKBONE.FEATURES,
-    )
+    backbone = look_up(key, name, BACKBONE_REGISTRY)(cfg, input_shape)
+    return RenamedBackbone(backbone=backbone, features=cfg.MODEL.DETR.BACKBONE.FEATURES)

@@ -10,11 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def frozen_norms(module: nn.Module) -> Iterator[Any]:
-    """Yield the norms whose running statistics are fixed.
-
-    These are the frozen batch norms of any library, and batch norms in a part without trainable
-    parameters.
-    """
+    """Yield the norms whose running statistics are fixed: the frozen batch norms of any library,
+    and batch norms in a part without trainable parameters."""
     for parent in module.modules():
         for norm in parent.children():
             if getattr(norm, "running_mean", None) is None:
@@ -31,15 +28,10 @@ def lacks_norm_statistics(module: nn.Module) -> bool:
 
 
 def freeze_unused_parameters(backbone: Backbone, channels: int, levels: Sequence[str]) -> None:
-    """Freeze the parameters that none of the used levels depends on.
+    """Freeze the parameters that none of the used ``levels`` depends on.
 
     Distributed training waits for a gradient of every trainable parameter. An FPN, for example, has
-    convolutions for levels that a box model does not use.
-
-    Args:
-        backbone: any backbone.
-        channels: of its input.
-        levels: names of the outputs that are used.
+    convolutions for levels that a box model does not use. The backbone has input ``channels``.
     """
     trainable = [p for p in backbone.parameters() if p.requires_grad]
     if not trainable:

@@ -23,15 +23,12 @@ class TimmBackbone(AdaptedBackbone):
 
     Args:
         model_name: a name that ``timm.create_model`` knows.
-        in_channels: channels of the input.
         dilated: output stride 16 (DC5); not every model supports it.
         norm, freeze_at: see :meth:`AdaptedBackbone.freeze`.
-        pretrained: load timm's own weights.
 
     Raises:
-        UserError: if timm is not installed.
-        UserError: if the model does not exist, has other levels, or needs one image size.
-        UserError: if the weights are not cached and cannot be downloaded.
+        UserError: timm or its weights are not there, or the model has other levels or needs one
+            image size.
     """
 
     def __init__(
@@ -44,7 +41,7 @@ class TimmBackbone(AdaptedBackbone):
         freeze_at: int = 0,
         pretrained: bool = False,
     ) -> None:
-        options: dict[str, Any] = {"in_chans": in_channels, "pretrained": pretrained}
+        options = {"in_chans": in_channels, "pretrained": pretrained, "features_only": True}
         if dilated:
             options["output_stride"] = 16
         body, has_windows = _create_model(model_name, options)
@@ -68,8 +65,7 @@ class TimmBackbone(AdaptedBackbone):
         self.freeze(stages, freeze_at, norm, freeze_batch_norm_2d, convert_sync_batchnorm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Normalized images B x C x H x W of any size to ``res2`` .. ``res5``, each
-        B x C x H / stride x W / stride, rounded as in the model."""
+        """Normalized images B x C x H x W of any size to ``res2`` .. ``res5``."""
         height, width = images.shape[-2:]
         if self._pad_to > 1:
             images = F.pad(images, (0, -width % self._pad_to, 0, -height % self._pad_to))
@@ -90,7 +86,6 @@ def _create_model(model_name: str, options: dict[str, Any]) -> tuple[Any, bool]:
         import timm
     except ImportError as error:
         raise UserError("build_timm_backbone needs timm: pip install '.[timm]'") from error
-    options = {"features_only": True, **options}
     try:
         try:
             # Window models accept any multiple of their stride if they do not check the size.
