@@ -22,14 +22,10 @@ logger = logging.getLogger(__name__)
 class PanopticCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, which reads tensors without running code and writes atomic files.
 
-    ``PanopticCheckpointer(model).load(path)`` loads checkpoints of this project, official DETR
-    (panoptic, boxes, its ``d2/`` wrapper), Hugging Face's Detr (a file or the folder) and ResNets
-    of torchvision, timm and Detectron2, from local paths, URLs and names such as
-    ``detectron2://...``. The log says which parts keep their initial values, and why. The model
-    is not changed if a file does not fit.
-
-    A file is written under a temporary name, flushed to the disk and then renamed, so
-    ``last_checkpoint`` always names a complete file.
+    It loads checkpoints of this project, official DETR (panoptic, boxes, its ``d2/`` wrapper),
+    Hugging Face's Detr and ResNets of torchvision, timm and Detectron2. The log says which parts
+    keep their initial values, and why. The model is not changed if a file does not fit.
+    ``description`` has entries for each written checkpoint, see :func:`.description.describe`.
     """
 
     _complete = False
@@ -43,11 +39,6 @@ class PanopticCheckpointer(DetectionCheckpointer):
         description: Mapping[str, Any] | None = None,
         **options: Any,
     ):
-        """
-        Args:
-            model, save_dir, options: see Detectron2's class.
-            description: entries that each checkpoint gets, see :func:`.description.describe`.
-        """
         super().__init__(model, save_dir, **options)
         self._description = dict(description or {})
 
@@ -67,17 +58,14 @@ class PanopticCheckpointer(DetectionCheckpointer):
                 exponential moving average (EMA) beside the model. The default is the EMA.
             checkpointables: names of those to load; None: all.
             complete: raise an error if a tensor of the model would keep its initial values. For
-                evaluation and prediction. Training may start with a new class head or mask head,
-                with more queries, or without weights.
+                evaluation and prediction; a training may start with new parts.
             weights_key: the suffix, given as an argument.
 
         Returns:
             the other content of the file (``iteration``, for example).
 
         Raises:
-            FileNotFoundError: there is no such file.
-            UserError: the file is not a checkpoint, is broken, contains code or NaN, belongs to
-                another model, does not fit the model, or is not ``complete``.
+            FileNotFoundError, UserError: there is no such file, or it cannot be used.
         """
         if not path:
             if complete:
@@ -98,16 +86,8 @@ class PanopticCheckpointer(DetectionCheckpointer):
     def resume_or_load(
         self, path: str, *, resume: bool = True, complete: bool = False
     ) -> dict[str, Any]:
-        """Load the last checkpoint of ``save_dir``, or else the weights in ``path``.
-
-        Args:
-            path: see :meth:`load`; only the model's weights are loaded from there.
-            resume: whether to look for a checkpoint in ``save_dir``.
-            complete: see :meth:`load`.
-
-        Raises:
-            UserError: the last checkpoint cannot be loaded.
-        """
+        """Load the last checkpoint of ``save_dir`` if there is one and ``resume``, or else only
+        the weights in ``path``; see :meth:`load`."""
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[], complete=complete)
         if comm.is_main_process():
@@ -126,11 +106,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
             ) from error
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``{name}.pth`` and make it the checkpoint that resuming starts from.
-
-        Args:
-            name: file name without suffix.
-            kwargs: further data to save.
+        """Write ``{name}.pth`` with further data, and make it the one that resuming starts from.
 
         Raises:
             UserError: weights are infinite or NaN.
@@ -184,33 +160,29 @@ class PanopticCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         """Check, load and log the weights. Other entries stay in ``checkpoint``."""
-        path, dilated = checkpoint.pop("path"), checkpoint.pop("dilated", None)
+        path, dilated = checkpoint.pop("path"), checkpoint.pop("dilated", False)
         weights, classes = checkpoint.pop("model"), checkpoint.pop("class_names", None)
         translation = translate(self.model, weights, classes)
         _check_fit(translation, self.model.state_dict(), path, self._complete)
-        if name := first_nonfinite(translation.state):
-            raise UserError(
-                f"{path}: tensor {name} has infinite or NaN values. Use an earlier checkpoint of "
-                "that training, or get the file again"
-            )
-        self.model.load_state_dict(translation.state, strict=False)
+        try:
+            self.model.load_state_dict(translation.state, strict=False)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         if translation.foreign:
             # The state of another program.
             for key in self.checkpointables:
                 checkpoint.pop(key, None)
-            translation.warnings += _structural_differences(self.model, dilated)
+            if dilated and self.model.backbone.output_shape()["res5"].stride != 16:
+                translation.warnings.append(
+                    "The weights are those of a model with dilated res5 (DC5): set "
+                    "MODEL.RESNETS.RES5_DILATION to 2"
+                )
         translation.log(path)
 
 
 def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -> None:
-    """Raise a ``UserError`` that names all tensors that do not fit the model.
-
-    Args:
-        translation: of the file.
-        own: the model's state dict.
-        path: of the file.
-        complete: whether parts that keep their initial values are an error, too.
-    """
+    """Raise a ``UserError`` that names the tensors of a file that do not fit the state dict ``own``
+    of the model; if ``complete``, also the parts that would keep their initial values."""
     state = translation.state
     if not state:
         raise UserError(
@@ -242,28 +214,3 @@ def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -
             f"{path} {summary}: {'; '.join(problems[:8])}{more}. Use the config that the weights "
             "were trained with, config.yaml in the OUTPUT_DIR of their training"
         )
-
-
-def _structural_differences(model: nn.Module, dilated: bool | None) -> list[str]:
-    """Return how the model computes other values than a file's network although all tensors fit.
-
-    Args:
-        model: any model.
-        dilated: whether res5 is dilated in the file's network; None: not known.
-    """
-    differences = []
-    backbone = getattr(model, "backbone", None)
-    if dilated not in (None, backbone is not None and backbone.output_shape()["res5"].stride == 16):
-        differences.append(
-            f"The weights are those of a model {'with' if dilated else 'without'} dilated res5 "
-            f"(DC5): set MODEL.RESNETS.RES5_DILATION to {2 if dilated else 1}"
-        )
-    blocks = [getattr(backbone, stage, [None])[0] for stage in ("res3", "res5")]
-    bottlenecks = [block for block in blocks if hasattr(block, "conv3")]
-    if any(b.conv1.stride != (1, 1) or b.conv2.dilation != (1, 1) for b in bottlenecks):
-        differences.append(
-            "The backbone has its strides or dilation in other layers than torchvision's ResNet: "
-            "set MODEL.RESNETS.STRIDE_IN_1X1 to False and MODEL.BACKBONE.NAME to "
-            "build_detr_resnet_backbone"
-        )
-    return differences

@@ -68,11 +68,7 @@ _RESNET_MODULES = _resnet_modules()
 def resnet_names(name: str) -> tuple[str, ...]:
     """Return the names in torchvision, Detectron2 and transformers of a tensor of the ResNet.
 
-    Args:
-        name: of a tensor of the model, such as ``backbone.res2.0.conv1.weight``.
-
-    Returns:
-        three names without prefix; none if the tensor does not belong to a ResNet.
+    They have no prefix. There are none if the tensor does not belong to a ResNet.
     """
     if not name.startswith("backbone."):
         return ()
@@ -81,10 +77,7 @@ def resnet_names(name: str) -> tuple[str, ...]:
 
 
 def huggingface_name(name: str) -> str:
-    """Return the name in a file of Hugging Face's Detr of a tensor outside of the backbone.
-
-    Query, key and value projections are three tensors there: see :func:`projections`.
-    """
+    """Return the name in a file of Hugging Face's Detr of a tensor outside of the backbone."""
     for pattern, replacement in _HUGGINGFACE:
         name = re.sub(pattern, replacement, name)
     return name

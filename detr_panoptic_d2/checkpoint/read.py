@@ -1,7 +1,7 @@
 """Read a checkpoint of any format into tensors, without running code from it.
 
-The first bytes of a file tell its format, not its name. A pickle can call any Python function. This
-reader refuses every name that is not on a short list of data types.
+The first bytes of a file tell its format. A pickle can call any Python function; names that are not
+on a short list of data types are refused.
 """
 
 import argparse
@@ -55,9 +55,6 @@ def split_weights_key(path: str) -> tuple[str, str | None]:
 def local_file(path: str) -> str:
     """Return the local file for a value of ``MODEL.WEIGHTS``. URLs are downloaded.
 
-    Args:
-        path: file, Hugging Face folder, URL or a name of Detectron2's catalog.
-
     Raises:
         FileNotFoundError: there is no such file.
     """
@@ -69,8 +66,8 @@ def local_file(path: str) -> str:
         raise FileNotFoundError(
             f"There is no checkpoint {path}. MODEL.WEIGHTS takes a file, a Hugging Face folder "
             f"with {' or '.join(_FOLDER_FILES)}, a URL, or a Detectron2 name such as "
-            "detectron2://ImageNetPretrained/torchvision/R-50.pkl. A model of the Hugging Face "
-            "hub must be downloaded first: hf download NAME --local-dir FOLDER"
+            "detectron2://ImageNetPretrained/torchvision/R-50.pkl. Download a model of the Hugging "
+            "Face hub first: hf download NAME --local-dir FOLDER"
         )
     try:
         return PathManager.get_local_path(path)
@@ -91,8 +88,8 @@ def read_checkpoint(path: str, weights_key: str | None = None) -> dict[str, Any]
 
     Returns:
         ``model``: the weights, name to tensor, on the CPU; the other content of the file
-        (iteration, optimizer, ...); and, if the file, its ``config.json`` (Hugging Face) or its
-        name tell it: ``class_names``, by category id; ``dilated``, whether res5 is.
+        (iteration, optimizer, ...); ``dilated``: whether res5 is known to be; and
+        ``class_names`` by category id, if a ``config.json`` of Hugging Face is there.
 
     Raises:
         UserError: the file is not a checkpoint, is broken or contains code, or has no weights
@@ -108,13 +105,9 @@ def read_checkpoint(path: str, weights_key: str | None = None) -> dict[str, Any]
             "no code of the file was run. If it was downloaded: is it complete, and not a web page "
             "or a Git LFS pointer? Delete it and download it again"
         ) from error
-    data = _choose_weights(data, path, weights_key)
-    options = data.get("args")
-    if isinstance(options, argparse.Namespace) and hasattr(options, "dilation"):
-        data["dilated"] = bool(options.dilation)
-    if "dc5" in os.path.basename(path).lower():
-        data["dilated"] = True
-    return {**_huggingface_config(path), **data}
+    data = {**_huggingface_config(path), **_choose_weights(data, path, weights_key)}
+    dilation = getattr(data.get("args"), "dilation", data.get("dilation"))
+    return {**data, "dilated": bool(dilation) or "dc5" in os.path.basename(path).lower()}
 
 
 def _read_file(path: str) -> Any:
@@ -154,14 +147,9 @@ def _choose_weights(data: Any, path: str, key: str | None) -> dict[str, Any]:
         )
     if key is None:
         key = next(filter(_AVERAGE.search, candidates), next(iter(candidates)))
-        others = [f"{path}#{other}" for other in candidates if other != key]
-        if others:
-            logger.info(
-                "%s has several sets of weights; '%s' is loaded. For the other: MODEL.WEIGHTS %s",
-                path,
-                key,
-                " or ".join(others),
-            )
+        if others := " or ".join(f"{path}#{other}" for other in candidates if other != key):
+            text = "%s has several sets of weights; '%s' is loaded. For the other: MODEL.WEIGHTS %s"
+            logger.info(text, path, key, others)
     if key not in candidates:
         raise UserError(f"{path} has no weights under '{key}', but under {list(candidates)}")
     rest = {} if _is_state_dict(content) else content
@@ -170,30 +158,18 @@ def _choose_weights(data: Any, path: str, key: str | None) -> dict[str, Any]:
 
 
 def _state_dicts(content: dict) -> dict[str, dict]:
-    """Find the state dicts of a file: of the model, and averages of its weights.
-
-    An average is another entry of the file, in which a wrapper (``module``, ``state_dict``) may
-    surround it, or has names with a prefix of its own in the same state dict (Lightning).
-    """
+    """Find the state dicts of a file: of the model, and averages of its weights. A wrapper
+    (``module``, ``state_dict``) may surround an average."""
     if _is_state_dict(content):
-        candidates = {"model": content}
-    else:
-        candidates = {}
-        keys = [k for k in content if k in ("model", "state_dict") or _AVERAGE.search(str(k))]
-        for key in keys:
+        return {"model": content}
+    candidates = {}
+    for key in content:
+        if key in ("model", "state_dict") or _AVERAGE.search(str(key)):
             value = content[key] if isinstance(content[key], dict) else {}
             for inner in (value.get("state_dict"), value.get("module"), value):
                 if isinstance(inner, dict) and _is_state_dict(inner):
                     candidates[key] = inner
-    for key, weights in list(candidates.items()):
-        prefixes = {name.partition(".")[0] for name in weights}
-        averages = [] if _AVERAGE.search(key) else sorted(filter(_AVERAGE.search, prefixes))
-        for prefix in averages:
-            candidates[prefix] = {n: x for n, x in weights.items() if n.startswith(f"{prefix}.")}
-            candidates[key] = {
-                n: x for n, x in candidates[key].items() if not n.startswith(f"{prefix}.")
-            }
-    return {key: weights for key, weights in candidates.items() if weights}
+    return candidates
 
 
 def _is_state_dict(value: dict) -> bool:
@@ -206,7 +182,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _huggingface_config(path: str) -> dict[str, Any]:
-    """Read classes and dilation from the ``config.json`` of a DETR beside the file."""
+    """Read classes and dilation from the ``config.json`` of Hugging Face beside the file."""
     config = Path(path).with_name("config.json")
     if not config.is_file():
         return {}
@@ -220,7 +196,7 @@ def _huggingface_config(path: str) -> dict[str, Any]:
         raise UserError(f"{config} is not a config of a Hugging Face model: {error}") from error
     return {
         "class_names": {k: v for k, v in names.items() if v != "N/A" and v[:6] != "LABEL_"},
-        "dilated": bool(content.get("dilation")) or stride == 16,
+        "dilation": bool(content.get("dilation")) or stride == 16,
     }
 
 

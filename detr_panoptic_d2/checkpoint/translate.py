@@ -1,14 +1,15 @@
 """Convert a checkpoint of any known code base to a state dict of a ``PanopticDETR``.
 
-``PanopticDETR`` calls :func:`translate_state_dict` on each state dict that it loads, so every
-checkpointer can load these files. Official class heads have one row per raw category id of the
-annotation file, including unused ids, and no-object last: 251 rows for COCO panoptic, 92 for COCO
-boxes. A model of this project has one row per class of its data set, and no-object last.
+The model calls :func:`translate_state_dict` on each state dict that it loads, so every checkpointer
+can load these files. Official class heads have one row per raw category id, including unused ids,
+and no-object last: 251 rows for COCO panoptic, 92 for COCO boxes. A model of this project has one
+row per class of its data set, and no-object last.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -41,52 +42,39 @@ _WRAPPERS = ("module.model.", "model.module.", "module.", "model.")
 
 @dataclass
 class Translation:
-    """A checkpoint under the names of a model.
+    """A checkpoint under the names of a model."""
 
-    Attributes:
-        state: name in the model to tensor, which may have another shape than the model's.
-        foreign: whether any name differs from the model's.
-        unknown: names in the file that have no place in the model.
-        left_out: names in the file that the model does not need.
-        kept: parts of the model that keep their initial values.
-        warnings: which parts keep their initial values, fully or partly, and why.
-    """
-
+    # Name in the model to tensor, which may have another shape than the model's.
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Whether any name differs from the model's.
     foreign: bool = False
+    # Names in the file that have no place in the model, and those that it does not need.
     unknown: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    # Parts of the model that keep their initial values; also partly, with the reason.
     kept: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
 
     def log(self, source: str) -> None:
-        """Log what is loaded, what is left out, and the warnings."""
-        left_out = ", ".join(self.left_out[:3]) + ", ..." * (len(self.left_out) > 3)
-        logger.info(
-            "Loaded %d tensors from %s%s%s",
-            len(self.state),
-            source,
-            ", translated from other names" if self.foreign else "",
-            f"; left out: {len(self.left_out)} ({left_out})" if self.left_out else "",
-        )
+        left_out = f"; left out: {', '.join(self.left_out[:3])}" if self.left_out else ""
+        more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
+        logger.info("Loaded %d tensors from %s%s%s", len(self.state), source, left_out, more)
         for warning in self.warnings:
             logger.warning("%s", warning)
 
 
 def translate_state_dict(model: nn.Module, state_dict: dict, prefix: str) -> None:
-    """Translate a state dict for a ``PanopticDETR``, in place.
-
-    Args:
-        model: a ``PanopticDETR``.
-        state_dict: the argument of ``load_state_dict``.
-        prefix: of the model's names in it.
+    """Translate a state dict for a ``PanopticDETR`` whose names have a prefix in it, in place.
 
     Raises:
         UserError: a tensor has infinite or NaN values.
     """
     weights = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
     if name := first_nonfinite(weights):
-        raise UserError(f"Tensor {prefix}{name} of the checkpoint has infinite or NaN values")
+        raise UserError(
+            f"tensor {prefix}{name} has infinite or NaN values. Use an earlier checkpoint of that "
+            "training, or get the file again"
+        )
     if weights.keys() <= model.state_dict().keys():
         return
     translation = translate(model, weights)
@@ -109,13 +97,8 @@ def translate(
     weights: Mapping[str, torch.Tensor],
     file_classes: Mapping[int, str] | None = None,
 ) -> Translation:
-    """Rename the tensors of a checkpoint to those of a model, choose queries and class rows.
-
-    Args:
-        model: a ``PanopticDETR``: its ``dataset_ids`` and ``class_names`` choose the rows.
-        weights: the checkpoint's state dict.
-        file_classes: class names by category id, where the file has them.
-    """
+    """Rename the tensors of a state dict to those of a ``PanopticDETR``, choose queries and class
+    rows. ``file_classes`` are the class names by category id, if the file has them."""
     own, result = model.state_dict(), Translation()
     file_names = _strip_wrappers(weights)
     used: set[str] = set()
@@ -140,7 +123,7 @@ def translate(
 
 
 def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
-    """Return the names of a file without the prefixes of wrappers, each with its name in the file.
+    """Map the names of a file without the prefixes of wrappers to those in the file.
 
     ``torch.compile`` adds "_orig_mod." at any level. ``DataParallel``, ``AveragedModel`` and
     Lightning put one prefix before all names of the model. Official DETR's ``DETRsegm`` and its
@@ -164,11 +147,8 @@ def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
 
 
 def _find(name: str, file_names: Iterable[str]) -> list[str]:
-    """Return the names in the file for a tensor of the model.
-
-    One name; or three if the file has query, key and value projections as separate tensors; or
-    none if the tensor is not there.
-    """
+    """Return the name in the file of a tensor of the model, or the three names of its query, key
+    and value projections, or none."""
     for spelling in spellings(name):
         if spelling in file_names:
             return [spelling]
@@ -204,11 +184,7 @@ def _choose_queries(result: Translation, own: Mapping[str, torch.Tensor]) -> Non
 
 
 def _choose_classes(
-    result: Translation,
-    own: Mapping[str, torch.Tensor],
-    model: nn.Module,
-    file_classes: Mapping[int, str],
-    raw_ids: bool,
+    result: Translation, own: Mapping, model: Any, file_classes: Mapping[int, str], raw_ids: bool
 ) -> None:
     """Choose the rows of the class head, or keep the model's head if the classes differ."""
     if not all(name in result.state and name in own for name in CLASS_HEAD):
@@ -218,9 +194,8 @@ def _choose_classes(
     same_rows = len(weight) == len(own_weight) and not raw_ids
     if weight.shape[1:] != own_weight.shape[1:] or same_rows:
         return
-    ids, names = getattr(model, "dataset_ids", None), getattr(model, "class_names", None)
     names_in_file = class_names_of_rows(len(weight), file_classes) if raw_ids else {}
-    classes = enumerate(zip(ids or (), names or (), strict=False))
+    classes = enumerate(zip(model.dataset_ids, model.class_names, strict=True))
     shared = [(row, i, name) for row, (i, name) in classes if i in names_in_file]
     conflicts = [
         f"; id {i} is {names_in_file[i]!r}, not {name!r}"
@@ -250,12 +225,10 @@ def _choose_classes(
 
 
 def class_names_of_rows(rows: int, file_classes: Mapping[int, str]) -> Mapping[int, str]:
-    """Return the class name of each raw category id that has a row in an official class head.
+    """Return the class names by raw category id of an official class head with this many rows.
 
-    Args:
-        rows: number of rows, including no-object.
-        file_classes: the names in the file, if any. The published panoptic files of Hugging Face
-            name the things only, and have placeholders for stuff.
+    ``file_classes`` has the names in the file, if any. The published panoptic files of Hugging Face
+    name the things only.
     """
     things = {i: name for i, name in file_classes.items() if i <= COCO_THING_IDS[-1]}
     if rows in (PANOPTIC_ROWS, BOX_ROWS) and things.items() <= COCO_NAMES.items():

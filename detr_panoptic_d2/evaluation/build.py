@@ -28,15 +28,8 @@ def build_evaluator(
     """Build the evaluators for the ``evaluator_type`` of the data set and the model's outputs.
 
     Panoptic sets: PQ with ``MODEL.DETR.TEST.PANOPTIC_ON``, AP of the things with ``INSTANCE_ON``,
-    mIoU with ``SEMANTIC_ON``. Instance sets ("coco"): AP. Semantic sets ("sem_seg"): mIoU.
-
-    Args:
-        cfg: the config.
-        dataset_name: a registered data set.
-        output_dir: default ``OUTPUT_DIR/inference/<dataset_name>``.
-
-    Raises:
-        UserError: the type is unknown, or the model does not return the outputs that it needs.
+    mIoU with ``SEMANTIC_ON``. Instance sets ("coco"): AP. Semantic sets ("sem_seg"): mIoU. The
+    default of ``output_dir`` is ``OUTPUT_DIR/inference/<dataset_name>``.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     metadata, test = MetadataCatalog.get(dataset_name), cfg.MODEL.DETR.TEST

@@ -14,15 +14,8 @@ from ..errors import UserError
 
 @contextlib.contextmanager
 def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iterator[str]:
-    """Register a data set within the context, for evaluators that read Detectron2's catalogs.
-
-    Args:
-        loader: returns the dataset dicts.
-        metadata: metadata of the data set.
-
-    Yields:
-        str: its unique name.
-    """
+    """Register a data set under a unique name within the context, for evaluators that read
+    Detectron2's catalogs."""
     name = f"detr_panoptic_d2_{uuid.uuid4().hex}"
     DatasetCatalog.register(name, loader)
     MetadataCatalog.get(name).set(**metadata)
@@ -34,13 +27,7 @@ def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iter
 
 
 def check_prediction_size(image: dict, size: tuple[int, int], png: str) -> None:
-    """Raise ``UserError`` if a prediction has another size than the PNG, which is not decoded.
-
-    Args:
-        image: the model's input, with ``file_name``.
-        size: (height, width) of the prediction.
-        png: path.
-    """
+    """Raise a ``UserError`` if a prediction (height, width) has another size than the PNG."""
     with PathManager.open(png, "rb") as file, Image.open(file) as opened:
         width, height = opened.size
     if tuple(size) != (height, width):

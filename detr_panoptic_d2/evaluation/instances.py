@@ -21,10 +21,6 @@ class PanopticInstanceEvaluator(COCOEvaluator):
 
     The ground truth is the ``json_file`` of the data set. If there is none, Detectron2 makes it
     from the panoptic PNGs, and again if the annotations change. Only images of the data set count.
-
-    Args:
-        dataset_name: a registered panoptic data set with things.
-        output_dir: folder of the results, and of the ground truth if it is made.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):
@@ -51,12 +47,10 @@ class PanopticInstanceEvaluator(COCOEvaluator):
             super().__init__(name, output_dir=output_dir)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Process the things in ``instances``. Classes are contiguous over things and stuff."""
         things = [{"instances": self._things(output["instances"])} for output in outputs]
         super().process(inputs, things)
 
     def evaluate(self, img_ids: list | None = None) -> dict[str, dict[str, float]]:
-        """Return AP, in the main process."""
         return super().evaluate(img_ids or self._image_ids)
 
     def _things(self, instances: Instances) -> Instances:
@@ -71,9 +65,7 @@ class PanopticInstanceEvaluator(COCOEvaluator):
 def with_annotations(item: dict, thing_index: dict[int, int]) -> dict:
     """Add ``annotations`` to a panoptic dataset dict: RLE masks of the things that have pixels.
 
-    Args:
-        item: dataset dict with contiguous category ids.
-        thing_index: category of the annotation by contiguous id.
+    ``thing_index`` maps contiguous ids of things and stuff to those of the things alone.
     """
     ids = read_panoptic_png(item["pan_seg_file_name"])
     annotations = []

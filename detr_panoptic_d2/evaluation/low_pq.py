@@ -17,10 +17,7 @@ LOW_PQ = 5.0
 
 
 def read_counts(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """Read the files of :class:`.PanopticEvaluator`.
-
-    Args:
-        folder: its output folder.
+    """Read the files of :class:`.PanopticEvaluator` from its output folder.
 
     Returns:
         the categories by id; and for each image ``image_id`` and ``counts``.
@@ -33,12 +30,7 @@ def read_counts(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str,
 def explain_low_pq(cfg: CfgNode, folders: Iterable[Path]) -> list[str]:
     """Say what was not learned, and what to check first, for data sets with a PQ near 0.
 
-    Args:
-        cfg: config of the training.
-        folders: output folders of :class:`.PanopticEvaluator`, with the names of the data sets.
-
-    Returns:
-        list[str]: sentences; empty if PQ is not near 0.
+    ``folders`` are those of :class:`.PanopticEvaluator`, with the names of the data sets.
     """
     lines: list[str] = []
     for folder in folders:
@@ -63,12 +55,7 @@ def explain_low_pq(cfg: CfgNode, folders: Iterable[Path]) -> list[str]:
 
 
 def _advice(cfg: CfgNode, counts: list[list[list[float]]]) -> list[str]:
-    """Return a line each on queries, score threshold and schedule.
-
-    Args:
-        cfg: config of the training.
-        counts: for each image rows of category id, sum of IoU, TP, FP, FN.
-    """
+    """Return a line each on queries, score threshold and schedule, from the counts per image."""
     detr, num_images = cfg.MODEL.DETR, len(counts)
     most_segments = max(int(sum(tp + fn for *_, tp, _, fn in rows)) for rows in counts)
     num_predicted = sum(tp + fp for rows in counts for *_, tp, fp, _ in rows) / num_images

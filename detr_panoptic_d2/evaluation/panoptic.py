@@ -39,11 +39,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     - ``process`` compares each prediction at once and without a PNG. An image that
       is processed twice counts once.
 
-    Args:
-        dataset_name: a registered panoptic data set.
-        output_dir: folder for ``panoptic/*.png``, ``predictions.json`` (COCO's result format) and
-            ``per_image.json`` (rows of category id, sum of IoU, TP, FP, FN for each image). None:
-            nothing is written. If machines share no file system, each has its own PNGs.
+    ``output_dir`` gets ``panoptic/*.png``, ``predictions.json`` (COCO's result format) and
+    ``per_image.json`` (rows of category id, sum of IoU, TP, FP, FN for each image); None: nothing.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
@@ -60,16 +57,6 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return {"id": int(segment_info["id"]), "category_id": int(category_id)}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Compare predictions with the ground truth.
-
-        Args:
-            inputs: with ``image_id`` and ``file_name``.
-            outputs: with ``panoptic_seg``: int map H x W and list of segments with contiguous
-                ``category_id``.
-
-        Raises:
-            UserError: the image is not in the data set, or its PNG has another size.
-        """
         for image, output in zip(inputs, outputs, strict=True):
             item = self._images.get(image["image_id"])
             if item is None:

@@ -26,11 +26,7 @@ MATCH_IOU = 0.5
 def intersections(
     annotated_ids: np.ndarray, predicted_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count the pixels of each pair of ids.
-
-    Args:
-        annotated_ids: integer ids H x W from 0 to 2^31 - 1.
-        predicted_ids: integer ids H x W from 0 to 2^31 - 1.
+    """Count the pixels of each pair of ids in two H x W maps of ids from 0 to 2^31 - 1.
 
     Returns:
         the A ids that occur in the annotation and the P ids that occur in the prediction, both
@@ -50,29 +46,9 @@ def intersections(
 
 
 def count_matches(
-    annotated_ids: np.ndarray,
-    annotated: Segments,
-    predicted_ids: np.ndarray,
-    predicted: Segments,
+    annotated_ids: np.ndarray, annotated: Segments, predicted_ids: np.ndarray, predicted: Segments
 ) -> PQStat:
-    """Match the segments of an image and count them per class.
-
-    Void pixels (id 0) and crowd segments of the annotation are treated as in panopticapi. Among
-    segments with the same id, the last one counts.
-
-    Args:
-        annotated_ids: integer ids H x W.
-        annotated: with ``id`` and ``category_id``; ``iscrowd`` defaults to 0, and ``area``, from
-            which the IoU is computed, to the area in the map.
-        predicted_ids: integer ids H x W.
-        predicted: with ``id`` and ``category_id`` of the same kind as in ``annotated``.
-
-    Returns:
-        PQStat: ``stat[category_id]`` has ``iou`` (sum over matched pairs), ``tp``, ``fp``, ``fn``.
-
-    Raises:
-        ValueError: a predicted id has pixels and no entry, or an entry and no pixels.
-    """
+    """Match the segments of two H x W maps of ids; see :func:`count_pairs`."""
     return count_pairs(*intersections(annotated_ids, predicted_ids), annotated, predicted)
 
 
@@ -83,8 +59,23 @@ def count_pairs(
     annotated: Segments,
     predicted: Segments,
 ) -> PQStat:
-    """Match the segments of an image by the results of :func:`intersections`; see
-    :func:`count_matches`."""
+    """Match the segments of an image and count them per class.
+
+    Void pixels (id 0) and crowd segments of the annotation are treated as in panopticapi. Among
+    segments with the same id, the last one counts.
+
+    Args:
+        rows, columns, pixels: the results of :func:`intersections`.
+        annotated: with ``id`` and ``category_id``; ``iscrowd`` defaults to 0, and ``area``, from
+            which the IoU is computed, to the area in the map.
+        predicted: with ``id`` and ``category_id`` of the same kind as in ``annotated``.
+
+    Returns:
+        PQStat: ``stat[category_id]`` has ``iou`` (sum over matched pairs), ``tp``, ``fp``, ``fn``.
+
+    Raises:
+        ValueError: a predicted id has pixels and no entry, or an entry and no pixels.
+    """
     annotated_by_id = {s["id"]: s for s in annotated}
     predicted_by_id = {s["id"]: s for s in predicted}
     if ids := (predicted_by_id.keys() ^ set(columns.tolist())) - {VOID}:
@@ -120,7 +111,6 @@ def count_pairs(
 
 
 def is_crowd(segment: dict[str, Any]) -> bool:
-    """Return whether an annotated segment is a crowd."""
     return segment.get("iscrowd", 0) == 1
 
 
@@ -140,16 +130,10 @@ def add_rows(stat: PQStat, rows: Iterable[Sequence[float]]) -> None:
 def average(
     stat: PQStat, categories: dict[int, dict], isthing: bool | None = None
 ) -> dict[str, float]:
-    """Return the mean over the classes that occur (Kirillov et al. 2019, section 4.2).
+    """Return ``pq``, ``sq`` and ``rq`` from 0 to 1: the means over the ``n`` classes that occur
+    (Kirillov et al. 2019, section 4.2), or NaN without any, where panopticapi divides by zero.
 
-    Args:
-        stat: sums per category id.
-        categories: those of the annotation file, by id.
-        isthing: only things or only stuff; None: all.
-
-    Returns:
-        ``pq``, ``sq`` and ``rq`` from 0 to 1, and ``n``, the number of classes that occur. The
-        means are NaN if no class occurs, where panopticapi divides by zero.
+    ``isthing`` chooses only things or only stuff; None: all.
     """
     try:
         return stat.pq_average(categories, isthing)[0]

@@ -16,10 +16,6 @@ class PanopticSemanticEvaluator(SemSegEvaluator):
     ``SemSegEvaluator`` reads a semantic PNG per image, which panoptic sets do not have. Here the
     classes come from the panoptic PNGs. Void pixels do not count, crowds count as their class.
     Without a labelled pixel, mIoU is NaN.
-
-    Args:
-        dataset_name: a registered panoptic data set.
-        output_dir: folder of the results.
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
@@ -41,11 +37,6 @@ class PanopticSemanticEvaluator(SemSegEvaluator):
         return np.array([self._num_classes, *(s["category_id"] for s in segments)], dtype)[labels]
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Count pixels; as in ``SemSegEvaluator``.
-
-        Raises:
-            UserError: an image and its PNG differ in size.
-        """
         for image, output in zip(inputs, outputs, strict=True):
             png = self.input_file_to_gt_file[image["file_name"]]
             check_prediction_size(image, output["sem_seg"].shape[-2:], png)

@@ -156,26 +156,22 @@ def test_nonfinite_weights_are_named_by_every_loader(saved, tiny_model, tmp_path
         UserError, match=r"broken\.pth: tensor class_embed\.bias has infinite or NaN"
     ):
         PanopticCheckpointer(model).load(str(tmp_path / "broken.pth"))
-    with pytest.raises(UserError, match="Tensor class_embed.bias of the checkpoint"):
+    with pytest.raises(UserError, match="^tensor class_embed.bias has infinite or NaN"):
         DetectionCheckpointer(model).load(str(tmp_path / "broken.pth"))
     assert_same(model, before)
 
 
-@pytest.mark.parametrize(
-    "layout", ["wrapped", "averaged model", "state dict", "timm", "lightning", "swa"]
-)
+@pytest.mark.parametrize("layout", ["wrapped", "averaged model", "state dict", "timm", "swa"])
 def test_ema_beside_the_model(saved, tiny_model, tmp_path, layout, caplog):
     """The EMA is loaded, the log says so, and a suffix of the path chooses the other weights."""
     model = saved[1].state_dict()
     ema = {name: x + 1 if x.is_floating_point() else x for name, x in model.items()}
     prefixed = {f"module.{name}": x for name, x in ema.items()}
-    lightning = {f"model.{n}": x for n, x in model.items()}
     contents = {
         "wrapped": {"model": model, "ema": {"module": ema, "updates": 3}},
         "averaged model": {"model": model, "ema": {**prefixed, "n_averaged": torch.tensor(3)}},
         "state dict": {"model": model, "ema_model": ema, "optimizer": {"state": {}}},
         "timm": {"state_dict": model, "state_dict_ema": ema},
-        "lightning": {"state_dict": lightning | {f"ema_model.{n}": x for n, x in ema.items()}},
         "swa": {"model": model, "swa_state": prefixed},
     }
     torch.save(contents[layout], tmp_path / "both.pth")
@@ -183,7 +179,7 @@ def test_ema_beside_the_model(saved, tiny_model, tmp_path, layout, caplog):
     with caplog.at_level(logging.INFO):
         PanopticCheckpointer(other).load(path, complete=True)
     assert_same(other, ema)
-    key = "state_dict" if layout in ("timm", "lightning") else "model"
+    key = "state_dict" if layout == "timm" else "model"
     assert f"is loaded. For the other: MODEL.WEIGHTS {path}#{key}\n" in caplog.text
     PanopticCheckpointer(other).load(f"{path}#{key}", complete=True)
     assert_same(other, model)

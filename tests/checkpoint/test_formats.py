@@ -3,6 +3,7 @@
 import argparse
 import logging
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from torchvision.models import resnet18
 
 from detr_panoptic_d2.apps.convert_checkpoint import huggingface_checkpoint
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
-from detr_panoptic_d2.checkpoint.names import resnet_names
 from detr_panoptic_d2.checkpoint.translate import translate
 
 NAMES = {category["id"]: category["name"] for category in COCO_CATEGORIES}
@@ -131,7 +131,7 @@ def test_boxes_and_masks(build, load, official, boxes_only, caplog):
     with caplog.at_level(logging.INFO):
         model = load(build(*TORCHVISION, *boxes_only), {"model": state})
     assert torch.equal(model.class_embed.weight[:-1], state["detr.class_embed.weight"][THING_IDS])
-    assert "left out: 32 (bbox_attention.q_linear.weight" in caplog.text
+    assert re.search("left out: bbox_attention.q_linear.weight, .* and 29 more", caplog.text)
 
 
 @pytest.mark.parametrize("masks", [True, False])
@@ -148,7 +148,7 @@ class Head(nn.Module):
 
     def __init__(self, ids, names):
         super().__init__()
-        self.class_embed = nn.Linear(3, len(ids or names) + 1)
+        self.class_embed = nn.Linear(3, len(ids) + 1)
         self.backbone = nn.Module()
         self.backbone.conv1 = nn.Conv2d(1, 1, 1)
         self.dataset_ids, self.class_names = ids, names
@@ -190,7 +190,6 @@ def test_class_rows_by_id(rows, file_names, ids, names, expected):
         (251, None, [26], ["hat"], "the file's 250 classes are not for the model's 1 classes"),
         (251, None, [1, 2], ["cell", "bicycle"], "id 1 is 'person', not 'cell'"),
         (92, {1: "cell"}, [1], ["person"], "id 1 is 'cell', not 'person'"),
-        (251, None, None, ["person"], "the file's 250 classes are not for the model's 1"),
         (12, None, [1], ["person"], "the file's 11 classes are not for the model's 1"),
     ],
 )
@@ -244,7 +243,7 @@ def test_resnet_of_detectron2s_catalog(build, torchvision_weights, tmp_path, mon
     assert_resnet(model, torchvision_weights)
 
 
-def test_networks_that_differ_although_all_tensors_fit(build, load, official, caplog):
+def test_dilated_networks_although_all_tensors_fit(build, load, official, caplog):
     """A DC5 file has the tensors of one without dilation; the numbers would be wrong."""
     state = official(masks=False)
     options = argparse.Namespace(dilation=True)
@@ -255,16 +254,3 @@ def test_networks_that_differ_although_all_tensors_fit(build, load, official, ca
         caplog.clear()
         load(build(*TORCHVISION), content, name=name)
         assert "set MODEL.RESNETS.RES5_DILATION to 2" in caplog.text
-    # Strides in the 1x1 convolutions, and Detectron2's own DC5, are not torchvision's ResNet.
-    options = ["MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES2_OUT_CHANNELS", 16]
-    options += ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 8]
-    model = build(*options)
-    common = {resnet_names(n)[0]: x for n, x in model.state_dict().items() if resnet_names(n)}
-    for more, differs in (
-        (["MODEL.BACKBONE.NAME", "build_detr_resnet_backbone"], False),
-        (["MODEL.RESNETS.STRIDE_IN_1X1", True], True),
-        (["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", 2], True),
-    ):
-        caplog.clear()
-        load(build(*options, *more), common)
-        assert ("MODEL.RESNETS.STRIDE_IN_1X1 to False" in caplog.text) == differs
