@@ -26,7 +26,6 @@ def detectron2(name, norm="BN"):
 BACKBONES = {
     "detectron2 R18": lambda: detectron2("build_detr_resnet_backbone", "FrozenBN"),
     "torchvision R18 trained": lambda: TorchvisionBackbone(model_name="resnet18", norm="BN"),
-    "torchvision R50 DC5": lambda: TorchvisionBackbone(model_name="resnet50", dilated=True),
     "narrow trained": lambda: detectron2("build_narrow_resnet_backbone"),
     "narrow synchronised": lambda: detectron2("build_narrow_resnet_backbone", "SyncBN"),
 }
@@ -86,11 +85,3 @@ def test_fold_keeps_bias_activation_and_group_norm():
     assert isinstance(folded[1], nn.Identity) and isinstance(folded[5], nn.BatchNorm2d)
     images = torch.randn(1, 3, 9, 7)
     torch.testing.assert_close(folded(images), stem(images), atol=1e-5, rtol=1e-5)
-
-
-def test_shared_convolution_is_not_folded():
-    conv = nn.Conv2d(3, 3, 1)
-    head = nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3)).eval()
-    head[1].running_mean.fill_(2.0)
-    images = torch.randn(1, 3, 4, 4)
-    torch.testing.assert_close(folded_copy(head)(images), head(images))

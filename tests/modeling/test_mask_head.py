@@ -18,9 +18,7 @@ from detr_panoptic_d2.modeling.mask_head import (
 
 # Sizes of res5, res4, res3, res2.
 PYRAMIDS = {
-    "even": [(2, 3), (4, 6), (8, 12), (16, 24)],
     "odd": [(3, 5), (5, 9), (10, 18), (20, 35)],
-    "all odd": [(4, 3), (7, 5), (13, 9), (25, 17)],
     "dilated res5": [(3, 5), (3, 5), (6, 9), (11, 18)],
     "no multiples": [(3, 4), (7, 9), (8, 30), (25, 31)],
     "smallest": [(1, 1), (1, 1), (1, 2), (2, 3)],
@@ -102,17 +100,6 @@ def gradients(head, forward, src_proj, attention, image_index, fpn_features):
     return dict(zip(leaves, grads, strict=True))
 
 
-def assert_same(ours, expected, **tolerance):
-    assert ours.keys() == expected.keys()
-    for name, grad in ours.items():
-        torch.testing.assert_close(
-            grad, expected[name], **tolerance, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
-# The box attention
-
-
 @pytest.fixture
 def attention_inputs():
     """Two images, 5 queries, 3 x 4 cells; the second image is padded on two sides."""
@@ -157,17 +144,13 @@ def test_box_attention_of_a_fully_padded_image_is_finite(attention_inputs):
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
-# The mask head
-
-
 @pytest.mark.parametrize(
     ("pyramid", "batch"),
     [(p, "any order") for p in PYRAMIDS] + [("odd", b) for b in BATCHES if b != "any order"],
 )
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_masks_equal_the_plain_head(pyramid, batch, grad):
+def test_masks_equal_the_plain_head(pyramid, batch):
     head, inputs = make_head(), make_inputs(pyramid=pyramid, batch=batch)
-    with torch.set_grad_enabled(grad):
+    with torch.no_grad():
         masks = head(*inputs)
     assert masks.shape == (len(inputs[1]), *PYRAMIDS[pyramid][-1])
     assert masks.std() > 0.05
@@ -178,8 +161,7 @@ def test_masks_equal_the_plain_head(pyramid, batch, grad):
 @pytest.mark.parametrize(
     ("width", "pyramid", "batch"),
     [("as DETR", "odd", "any order")]
-    # Below two cells a norm of one channel per group has nothing to norm.
-    + [("narrow", p, b) for p in PYRAMIDS if p != "smallest" for b in ("one image", "any order")],
+    + [("narrow", "dilated res5", "one image"), ("narrow", "no multiples", "any order")],
 )
 def test_gradients_equal_those_of_the_plain_head(width, pyramid, batch):
     head = make_head(width, torch.float64)
@@ -188,16 +170,12 @@ def test_gradients_equal_those_of_the_plain_head(width, pyramid, batch):
     def plain(*args):
         return plain_head(head, WIDTHS[width][-1], *args)
 
-    assert_same(gradients(head, head, *inputs), gradients(head, plain, *inputs))
+    torch.testing.assert_close(gradients(head, head, *inputs), gradients(head, plain, *inputs))
 
 
-@pytest.mark.parametrize("use_checkpoint", [False, True])
-@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
-def test_no_pairs_give_no_masks(grad, use_checkpoint):
-    head = make_head(use_checkpoint=use_checkpoint)
+def test_no_pairs_give_no_masks():
     src_proj, attention, index, fpn = make_inputs()
-    with torch.set_grad_enabled(grad):
-        masks = head(src_proj, attention[:0], index[:0], fpn)
+    masks = make_head()(src_proj, attention[:0], index[:0], fpn)
     assert masks.shape == (0, *PYRAMIDS["odd"][-1]) and masks.dtype == src_proj.dtype
 
 
@@ -225,12 +203,9 @@ def test_chunks_and_checkpointing_change_neither_values_nor_gradients(batch, mon
                 torch.testing.assert_close(again(*inputs), expected)
             assert seen == times
         seen.clear()
-        assert_same(gradients(again, again, *inputs), gradient)
+        torch.testing.assert_close(gradients(again, again, *inputs), gradient)
         assert sum(seen) == 2 * pairs, "every pair goes through the head twice"
     assert set(whole) == {pairs}, "in training without checkpointing there are no chunks"
-
-
-# Building by config
 
 
 @pytest.fixture

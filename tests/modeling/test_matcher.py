@@ -43,6 +43,8 @@ def found_pairs(matches, layer, image):
 @pytest.mark.parametrize("weights", [(1, 5, 2), (2, 0, 0), (0, 1, 0), (0, 0, 1)])
 def test_pairs_are_the_cheapest_of_each_image_and_layer(weights):
     counts = [3, 0, 1, 4, 5]
+    none = HungarianMatcher()(*make_problem(layers=2, queries=3, counts=[0, 0]))
+    assert none.query.shape == none.target.shape == (2, 0) and none.image.dtype == torch.long
     logits, boxes, targets = make_problem(layers=2, queries=4, counts=counts)
     if weights == (2, 0, 0):
         # Only the class counts: different labels, or assignments would cost the same.
@@ -61,14 +63,6 @@ def test_pairs_are_the_cheapest_of_each_image_and_layer(weights):
             assert found_pairs(matches, layer, b) == expected, f"layer {layer}, image {b}"
 
 
-@pytest.mark.parametrize("counts", [[0], [0, 0, 0]])
-def test_no_targets_at_all(counts):
-    matches = HungarianMatcher()(*make_problem(layers=2, queries=3, counts=counts))
-    assert matches.counts == counts
-    assert matches.image.shape == (0,) and matches.image.dtype == torch.long
-    assert matches.query.shape == matches.target.shape == (2, 0)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", ["logits", "boxes"])
 def test_a_broken_prediction_does_not_crash(where, value):
@@ -83,14 +77,6 @@ def test_a_broken_prediction_does_not_crash(where, value):
             assert len(set(query)) == count and sorted(target) == list(range(count))
     expected = HungarianMatcher()(logits[1:], boxes[1:], targets)
     assert torch.equal(matches.query[1], expected.query[0])
-
-
-# Generalized IoU
-
-
-def corners(*boxes):
-    """(x0, y0, x1, y1) to (cx, cy, w, h), in double precision."""
-    return box_convert(torch.tensor(boxes, dtype=torch.float64), "xyxy", "cxcywh")
 
 
 def test_giou_equals_torchvision_with_gradients():

@@ -40,9 +40,6 @@ def check_gradients(model):
         assert p.grad is None or p.grad.isfinite().all(), name
 
 
-# Training
-
-
 def test_losses_are_named_weighted_and_their_sum_is_the_total(tiny_model, batch):
     losses = train(tiny_model("MODEL.DETR.DROPOUT", 0.0), batch)
     assert set(losses) == LOSSES | AUXILIARY
@@ -56,7 +53,7 @@ def test_losses_are_named_weighted_and_their_sum_is_the_total(tiny_model, batch)
         assert other[name].item() == pytest.approx(factor.get(name, 2) * loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("layers, deep", [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize("layers, deep", [(1, True), (3, False)])
 def test_auxiliary_losses(tiny_model, batch, layers, deep):
     model = tiny_model("MODEL.DETR.DEC_LAYERS", layers, "MODEL.DETR.DEEP_SUPERVISION", deep)
     losses = train(model, batch)
@@ -137,7 +134,7 @@ def test_levels_that_are_not_used_are_frozen(tiny_model, make_input, stage):
     assert frozen == {"bottom_up", "top_block"} | (pyramid if stage else set())
 
 
-@pytest.mark.parametrize("truth", [[[], []], [[], [0, 3]], [[4], []]])
+@pytest.mark.parametrize("truth", [[[], []], [[], [0, 3]]])
 def test_images_without_segments(tiny_model, make_input, truth):
     model = tiny_model()
     losses = train(model, [make_input(40, 32 + 8 * i, c, seed=i) for i, c in enumerate(truth)])
@@ -149,7 +146,7 @@ def test_images_without_segments(tiny_model, make_input, truth):
         assert losses["loss_ce"] > 0
 
 
-@pytest.mark.parametrize("kinds", ["t", "s", "ttt", "sss", "tst"])
+@pytest.mark.parametrize("kinds", ["t", "s", "sss", "tst"])
 def test_one_class_things_only_and_stuff_only(tiny_model, make_input, class_set, kinds):
     name = class_set(kinds)
     options = ("DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)")
@@ -208,9 +205,6 @@ def test_autocast_gives_full_precision_boxes_classes_and_losses(tiny_model, batc
     assert result["panoptic_seg"][0].dtype == torch.int32
 
 
-# Masks for what counts
-
-
 def count_pairs(model):
     """A list to which the number of (image, query) pairs of every mask head call is appended."""
     counts = []
@@ -244,14 +238,13 @@ def test_inference_computes_masks_of_kept_queries_only(tiny_model, make_input):
     assert counts == [int((kept | things).sum())]
 
 
-# Inference
-
-
 def test_output_contract(tiny_model, make_input):
     options = ("MODEL.DETR.TEST.INSTANCE_ON", True, "MODEL.DETR.TEST.SEMANTIC_ON", True)
-    model = tiny_model(*options)
-    results = model([make_input(40, 48), make_input(40, 48, height=61, width=33, seed=1)])
-    for result, size in zip(results, [(40, 48), (61, 33)], strict=True):
+    inputs = [make_input(40, 48), make_input(40, 48, height=61, width=33, seed=1)]
+    every = tiny_model(*options)(inputs)
+    results = tiny_model(*options, "TEST.DETECTIONS_PER_IMAGE", 2)(inputs)
+    assert len(every[0]["instances"]) > 2
+    for result, whole, size in zip(results, every, [(40, 48), (61, 33)], strict=True):
         assert not any(t.requires_grad for t in (result["panoptic_seg"][0], result["sem_seg"]))
         ids, info = result["panoptic_seg"]
         assert ids.dtype == torch.int32 and tuple(ids.shape) == size
@@ -265,6 +258,7 @@ def test_output_contract(tiny_model, make_input):
         assert (semantic >= 0).all() and semantic.any()
         instances = result["instances"]
         assert instances.image_size == size
+        assert torch.equal(instances.scores, whole["instances"].scores[:2])
         assert instances.pred_masks.dtype == torch.bool
         assert tuple(instances.pred_masks.shape) == (len(instances), *size)
         assert instances.pred_boxes.tensor.shape == (len(instances), 4)
@@ -288,16 +282,6 @@ def test_semantic_scores_are_those_of_all_queries(tiny_model, make_input):
     expected = (probabilities[:, :, None, None] * masks[:, None]).sum(0)
     torch.testing.assert_close(result["sem_seg"], expected, rtol=1e-4, atol=1e-5)
     assert result["panoptic_seg"][1] == []
-
-
-def test_number_of_instances_is_bounded(tiny_model, make_input):
-    model = tiny_model("MODEL.DETR.TEST.INSTANCE_ON", True)
-    (every,) = model([make_input(40, 48)])
-    model = tiny_model("MODEL.DETR.TEST.INSTANCE_ON", True, "TEST.DETECTIONS_PER_IMAGE", 2)
-    (best,) = model([make_input(40, 48)])
-    assert len(every["instances"]) > 2
-    assert len(best["instances"]) == 2
-    torch.testing.assert_close(best["instances"].scores, every["instances"].scores[:2])
 
 
 def test_a_mixed_batch_gives_what_single_images_give(tiny_model, make_input):
