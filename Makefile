@@ -21,10 +21,9 @@ demo: $(BASE)
 
 # The figures of docs/architecture.md, from the model that `make demo` trained.
 figures: $(BASE)
-	$(VENV)/bin/detr-panoptic explain --config-file shapes/detr_panoptic_shapes.yaml \
-		--input docs/images/shapes_1.png docs/images/shapes_2.png --points 103,63 30,30 \
-		--output output/explained MODEL.WEIGHTS output/demo/model_final.pth
-	find output/explained -name '*.png' ! -name '*_2.png' -exec cp {} docs/images/ \;
+	$(VENV)/bin/detr-panoptic explain --weights output/demo/model_final.pth \
+		--input docs/images/shapes_1.png --output output/explained
+	cp output/explained/*.png docs/images/
 
 docs: $(BASE)
 	$(PIP) --quiet -e '.[docs]'

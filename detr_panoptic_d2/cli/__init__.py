@@ -7,13 +7,11 @@ what they run inside ``run``, so that wrong options are refused before that.
 
 import argparse
 import importlib
-import textwrap
 import warnings
 from collections.abc import Sequence
 
 from .._version import __version__
 from ..errors import one_line_errors
-from ._options import add_verbosity
 
 # Each is a module here, with "_" for "-".
 COMMANDS = (
@@ -29,27 +27,29 @@ its config. Exit status: 0, or 1 with one line that names the error and the way 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
+    as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="detr-panoptic",
         description="DETR's panoptic segmentation with Detectron2.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=as_written,
     )
     parser.add_argument("--version", action="version", version=f"detr_panoptic_d2 {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f".{name.replace('-', '_')}", __name__)
-        description, _, epilog = textwrap.dedent(module.__doc__).partition("\nExamples:\n")
-        sub = commands.add_parser(
-            name,
-            help=description.splitlines()[0],
-            description=description.strip(),
-            epilog=f"Examples:\n{epilog.rstrip()}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        add_verbosity(sub)
+        text = module.__doc__.strip()
+        title = text.splitlines()[0]
+        sub = commands.add_parser(name, help=title, description=text, formatter_class=as_written)
+        sub.set_defaults(run=module.run, parser=sub, verbosity="normal")
+        group = sub.add_mutually_exclusive_group()
+        for level, shown in (
+            ("quiet", "show only warnings, errors and results"),
+            ("verbose", "show the log of Detectron2 as well"),
+        ):
+            options = {"dest": "verbosity", "action": "store_const", "const": level}
+            group.add_argument(f"--{level}", help=shown, **options)
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run, parser=sub)
     return parser
 
 

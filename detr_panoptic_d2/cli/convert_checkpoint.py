@@ -17,7 +17,6 @@ from ._options import add_config_options, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add input, output and format."""
     parser.add_argument("--input", required=True, help="file, Hugging Face folder or URL")
     parser.add_argument("--output", required=True, help="file to write (huggingface: folder)")
     parser.add_argument("--format", required=True, choices=("ours", "official", "huggingface"))
@@ -25,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and return the exit status."""
     from ..apps.convert_checkpoint import convert_checkpoint
     from ..engine import setup_cfg
 

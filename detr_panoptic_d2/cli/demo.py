@@ -12,21 +12,14 @@ from ._options import add_opts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the demo."""
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/demo"), help="folder (%(default)s)"
-    )
-    parser.add_argument(
-        "--config-file",
-        default="shapes/detr_panoptic_shapes.yaml",
-        metavar="CONFIG",
-        help="path, or name of a config (%(default)s)",
-    )
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("output/demo"), help="folder (%(default)s)")
+    default, text = "shapes/detr_panoptic_shapes.yaml", "path, or name of a config (%(default)s)"
+    add("--config-file", default=default, metavar="CONFIG", help=text)
     add_opts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo and print its results."""
     from ..apps.demo.run import run_demo
 
     table, picture, report = run_demo(args.config_file, args.output, args.opts)

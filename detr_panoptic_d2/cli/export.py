@@ -4,7 +4,7 @@ The folder holds the graphs, their description (panoptic.json) and panoptic_runt
 them with NumPy, Pillow and ONNX Runtime or OpenVINO.
 
 Examples:
-  detr-panoptic export --config-file CONFIG --output exported MODEL.WEIGHTS model.pth
+  detr-panoptic export --weights output/demo/model_best.pth --output exported
   detr-panoptic export --config-file CONFIG --format openvino --int8 photos/ --output exported \\
       MODEL.WEIGHTS model.pth
   python exported/panoptic_runtime.py exported photos --output out
@@ -13,11 +13,10 @@ Examples:
 import argparse
 import re
 
-from ._options import add_config_options, set_up_console
+from ._options import add_model_options, read_cfg, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add format, precision and size."""
     add = parser.add_argument
     add("--output", required=True, metavar="FOLDER", help="folder to make")
     add("--format", default="onnx", choices=("onnx", "openvino", "torch-export"))
@@ -25,16 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--int8", metavar="IMAGES", help="int8, calibrated on images of this folder")
     add("--size", type=_size, metavar="HxW", help="fixed input size (default: any size)")
     add("--evaluate", action="store_true", help="evaluate the exported model on DATASETS.TEST")
-    add_config_options(parser)
+    add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export the model and print the folder."""
-    from ..engine import setup_cfg
+    if args.evaluate and args.weights:
+        args.parser.error("--evaluate needs --config-file: a checkpoint has no data set")
     from ..export import evaluate_exported, export_weights
 
     set_up_console(args)
-    cfg = setup_cfg(args.config_file, args.opts)
+    cfg = read_cfg(args)
     folder = export_weights(
         cfg,
         args.output,

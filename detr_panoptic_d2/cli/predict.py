@@ -16,62 +16,52 @@ import argparse
 import os
 from pathlib import Path
 
-from ._options import add_config_options, set_up_console
+from ._options import add_model_options, read_cfg, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add inputs, output and tiles."""
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="images, folders, quoted patterns or videos")
     add("--output", type=Path, required=True, help="folder of the results")
-    add("--json", action="store_true", help="write COCO panoptic json and PNGs as well (images)")
+    text = "write COCO panoptic json and PNGs as well, and instances.json with RLE masks (images)"
+    add("--json", action="store_true", help=text)
     add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
-    text = "labels: where there is room, with a legend of the others (auto), all, or none"
-    add("--labels", choices=["auto", "all", "none"], default="auto", help=text)
+    text = "labels where there is room, with a legend of the others (auto), or none"
+    add("--labels", choices=["auto", "none"], default="auto", help=text)
     add("--tile", type=int, metavar="PIXELS", help="segment in tiles of this side (large images)")
     add("--overlap", type=float, default=0.2, help="part of a tile that is shared (%(default)s)")
-    add("--weights", metavar="FILE", help="a checkpoint of a training; it holds its config")
     add("--exported", metavar="FOLDER", help="use a model that detr-panoptic export wrote")
-    add_config_options(parser, required=False)
+    add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict on all inputs and return the exit status."""
-    if sum(map(bool, (args.weights, args.config_file, args.exported))) != 1:
-        args.parser.error("give one of --weights, --config-file and --exported")
+    if args.exported and (args.weights or args.config_file):
+        args.parser.error("--exported replaces --weights and --config-file")
     if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
         args.parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        return _predict(args)
+    from ..engine import launch_job
 
-    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        from ..engine import launch_job
-
-        args.config_file = args.config_file or ""
-        launch_job(_predict, args)
-        return 0
-    return _predict(args)
+    args.config_file = args.config_file or ""
+    launch_job(_predict, args)
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
     from detectron2.utils import comm
 
-    from ..apps.predict import predict
+    from ..apps.predict import TiledPredictor, predict
+    from ..engine import Predictor
+    from ..export import ExportedPredictor
     from ..export.runtime import find_images
 
     set_up_console(args)
     paths, batch_size, model = find_images(args.input), 1, args.exported
     if args.exported:
-        from ..export import ExportedPredictor
-
         predictor = ExportedPredictor(args.exported, args.tile, args.overlap)
     else:
-        from ..apps.predict.tiled import TiledPredictor
-        from ..checkpoint.description import cfg_from_checkpoint
-        from ..engine import Predictor, setup_cfg
-
-        if args.weights:
-            cfg = cfg_from_checkpoint(args.weights, args.opts)
-        else:
-            cfg = setup_cfg(args.config_file, args.opts)
+        cfg = read_cfg(args)
         predictor, model = Predictor(cfg), cfg.MODEL.WEIGHTS
         batch_size = cfg.MODEL.DETR.TEST.BATCH_SIZE
         if args.tile is not None:

@@ -13,12 +13,10 @@ from ._options import set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of the run."""
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder of the run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and print its path."""
     from ..apps.report import write_report
 
     set_up_console(args)

@@ -17,7 +17,6 @@ from ._options import add_opts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of Detectron2's ``default_argument_parser``, which imports torch."""
     add = parser.add_argument
     add("--config-file", default="", metavar="CONFIG", help="path or name of a config")
     add("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
@@ -43,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train or evaluate, in every process of the job."""
     from ..engine import launch_job, train_or_evaluate
 
     # A parser cannot be pickled for other processes.

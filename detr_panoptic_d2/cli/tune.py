@@ -17,7 +17,6 @@ from ._options import add_config_options, set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add data set and output."""
     parser.add_argument(
         "--dataset", metavar="NAME", help="panoptic data set; default: the first of DATASETS.TEST"
     )
@@ -28,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune and print the table."""
     from ..apps.tune import tune
 
     set_up_console(args)

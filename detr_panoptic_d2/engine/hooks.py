@@ -104,7 +104,8 @@ class StopTraining(BaseException):
 class EarlyStopping(HookBase):
     """Stop when a metric has not improved over ``SOLVER.EARLY_STOPPING.PATIENCE`` evaluations.
 
-    It writes the values to ``early_stopping.json``, and reads them when the training is resumed.
+    It writes the values, and at the end the reason, to ``early_stopping.json``, and reads the
+    values when the training is resumed.
     Every process needs this hook, after the evaluation.
 
     Args:
@@ -135,8 +136,6 @@ class EarlyStopping(HookBase):
         if comm.is_main_process():
             value, _ = self.trainer.storage.latest().get(self._metric, (math.nan, 0))
             self._values.append((self.trainer.iter, float(value)))
-            with atomic_file(self._file) as f:
-                json.dump({"metric": self._metric, "values": self._values}, f)
         self._stop_if_not_improving()
 
     def _stop_if_not_improving(self) -> None:
@@ -144,13 +143,19 @@ class EarlyStopping(HookBase):
         for index, (_, value) in enumerate(self._values):
             if value > best + self._min_delta:
                 best, best_index = value, index
-        is_over = len(self._values) - 1 - best_index >= self._patience
-        # The main process has the values and decides for all.
-        if comm.all_gather(is_over)[0]:
-            raise StopTraining(
+        reason = ""
+        if len(self._values) - 1 - best_index >= self._patience:
+            reason = (
                 f"Stopped early: {self._metric} has not improved by more than {self._min_delta:g} "
                 f"in the last {self._patience} evaluations; the best value is {best:.2f}."
             )
+        if comm.is_main_process() and self._values:
+            record = {"metric": self._metric, "values": self._values, "reason": reason}
+            with atomic_file(self._file) as f:
+                json.dump(record, f)
+        # The main process has the values and decides for all.
+        if reason := comm.all_gather(reason)[0]:
+            raise StopTraining(reason)
 
 
 class PanopticVisualizationHook(HookBase):

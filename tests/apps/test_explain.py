@@ -1,3 +1,5 @@
+"""What explain and the web page show of the queries of an image."""
+
 import re
 
 import numpy as np
@@ -5,69 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_panoptic_d2.apps.explain import explain, record
+from detr_panoptic_d2.apps.queries import build_predictor, record_queries
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 
-# Few queries: every one of them is drawn many times.
-OPTS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.NUM_OBJECT_QUERIES", "2"]
-
-
-def images(make_input):
-    """Two images of different sizes, with results in a third size."""
-    return [make_input(64, 64, seed=1, height=48, width=48), make_input(48, 80, seed=2)]
-
-
-def hooks_left(model):
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-
-
-def test_recorded_is_what_the_model_does(tiny_model, make_input):
-    model = tiny_model("MODEL.DETR.TEST.PAD_MIXED_SIZES", True)
-    batch = images(make_input)
-    recording = record(model, batch)
-    for one, result in zip(recording.per_image, model(batch), strict=True):
-        ids, segments = result["panoptic_seg"]
-        assert one.kept and segments
-        assert torch.equal(one.panoptic[0], ids)
-        assert one.panoptic[1] == segments
-        assert one.scores.tolist() == sorted(one.scores.tolist(), reverse=True)
-        sums = one.box_attention.sum((1, 2, 3))
-        torch.testing.assert_close(sums, torch.ones(len(one.queries)))
-        assert one.steps["gn5"].shape == one.mask_logits.shape
-        # Boxes are in pixels of the image, which lies in the upper left corner of the canvas.
-        assert (one.boxes[:, 2:] <= torch.tensor(one.frame.image[::-1])).all()
-
-
-def test_no_hook_stays(tiny_model, make_input):
-    model = tiny_model()
-    record(model, images(make_input))
-    assert hooks_left(model) == 0
-    with pytest.raises(RuntimeError):
-        record(model, [{"image": torch.zeros(4, 32, 32)}])
-    assert hooks_left(model) == 0
-
-
-def test_attention_weights_are_those_that_were_applied(tiny_model, make_input):
-    """Weights times values, projected, is what the module put out."""
-    model = tiny_model()
-    layer = model.transformer.decoder.layers[-1].multihead_attn
-    calls = []
-    handle = layer.register_forward_hook(lambda module, args, output: calls.append((args, output)))
-    recording = record(model, images(make_input))
-    handle.remove()
-    ((_, _, value, *_), (output, _)) = calls[0]
-    call = recording.decoder[-1]
-    for i in range(2):
-        weights = call.weights(i, torch.arange(call.query.shape[1]))
-        c = value.shape[-1]
-        v = value[i] @ layer.in_proj_weight[2 * c :].T + layer.in_proj_bias[2 * c :]
-        heads = v.unflatten(-1, (layer.num_heads, -1)).transpose(0, 1)
-        out = layer.out_proj((weights @ heads).transpose(0, 1).flatten(1))
-        torch.testing.assert_close(out, output[i], rtol=1e-4, atol=1e-5)
-        padding = recording.detections.padding[i].flatten()
-        assert padding.any()
-        assert (weights[..., padding] == 0).all()
+# Few queries: every one of them is drawn.
+OPTS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
+OPTS += ["MODEL.DETR.NUM_OBJECT_QUERIES", "6"]
 
 
 @pytest.fixture
@@ -78,68 +24,113 @@ def weights(tiny_model, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def make_predictor(weights):
+    def make(*opts):
+        words = [*OPTS, "MODEL.WEIGHTS", str(weights), *map(str, opts)]
+        return build_predictor(setup_cfg("shapes/tiny.yaml", words))
+
+    return make
+
+
+RULES = ["DETRPanopticInference", "MaskNMSPanopticInference"]
+
+
+@pytest.mark.parametrize("rule_name", RULES)
+def test_recorded_is_what_the_model_does(make_predictor, image, rule_name):
+    """Result, boxes and attention; no hook stays."""
+    options = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", rule_name, "MODEL.DETR.TEST.INSTANCE_ON", True
+    predictor = make_predictor(*options)
+    rule = predictor.model.panoptic_inference
+    layer = predictor.model.transformer.decoder.layers[-1].multihead_attn
+    calls = []
+    hook = layer.register_forward_hook(lambda module, args, output: calls.append(args))
+    record = record_queries(predictor, image, rule)
+    hook.remove()
+    assert not layer._forward_hooks
+    result = predictor(image[:, :, ::-1])
+    ids, segments = record.segment(rule)
+    assert segments and segments == result["panoptic_seg"][1]
+    assert np.array_equal(ids, result["panoptic_seg"][0].numpy())
+    instances = result["instances"]
+    for score, label, box in zip(record.scores, record.labels, record.boxes, strict=True):
+        if label < 3:
+            same = (instances.scores - score).abs().argmin()
+            torch.testing.assert_close(instances.pred_boxes.tensor[same], box)
+    sums = record.box_attention.sum((1, 2, 3))
+    torch.testing.assert_close(sums, torch.ones(len(record.queries)))
+    weights = layer(*calls[0], average_attn_weights=False)[1][0].mean(0)
+    expected = weights[record.queries].view_as(record.cross_attention)
+    torch.testing.assert_close(record.cross_attention, expected)
+
+
+@pytest.mark.parametrize("rule_name", RULES)
+def test_query_of_a_segment_is_that_of_the_rule(make_predictor, image, rule_name):
+    """A copy of a query with larger logits and a lower score wins the argmax of the logits; mask
+    NMS removes it."""
+    overlap = 0.1 if rule_name == "MaskNMSPanopticInference" else 0.0
+    options = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", rule_name
+    predictor = make_predictor(*options, "MODEL.DETR.TEST.OVERLAP_THRESH", overlap)
+    rule = predictor.model.panoptic_inference
+    record = record_queries(predictor, image, rule)
+    ids, segments = record.segment(rule)
+    row = record.find_query(ids, max(segments, key=lambda s: s["isthing"]))
+    copies = {
+        name: torch.cat([values, values[row : row + 1]])
+        for name in ("scores", "labels", "mask_logits")
+        for values in [getattr(record, name)]
+    }
+    copies["scores"][-1] *= 0.9
+    copies["mask_logits"][-1] *= 1.01
+    logits = torch.cat([record.pred_logits, record.pred_logits[:, row : row + 1]], 1)
+    record = record._replace(pred_logits=logits, **copies)
+    ids, segments = record.segment(rule)
+    rows = [record.find_query(ids, segment) for segment in segments]
+    assert len(set(rows)) == len(rows) > 1
+    for segment, k in zip(segments, rows, strict=True):
+        assert record.labels[k] == segment["category_id"]
+        assert record.scores[k] == segment["score"]
+    copy_is_shown = len(record.labels) - 1 in rows
+    assert copy_is_shown == (rule_name == "DETRPanopticInference")
+    # Equal scores are told apart by the pixels.
+    record.scores[:] = 0.75
+    ids, segments = record.segment(rule)
+    rows = [record.find_query(ids, segment) for segment in segments]
+    assert len(set(rows)) == len(rows) > 1
+
+
+def test_page_and_figures(weights, command, tmp_path):
+    """For one image no query is kept: the best ones are shown."""
     rng = np.random.default_rng(0)
-    paths = []
     for name, size in (("first.png", (64, 96, 3)), ("second & last.jpg", (80, 80, 3))):
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / name)
-        paths.append(tmp_path / name)
-    return paths
-
-
-def test_a_batch_of_two(weights, pictures, command, tmp_path):
-    out = tmp_path / "out"
-    status, out_text, log = command(
-        *("explain", "--input", *pictures, "--output", out, "--points", "10,20", "5,5"),
-        *("--config-file", "shapes/tiny.yaml", *OPTS, "MODEL.WEIGHTS", weights),
-    )
+    inputs, out = [tmp_path / "first.png", tmp_path / "second & last.jpg"], tmp_path / "out"
+    words = ["explain", "--input", *inputs, "--output", out, "--config-file", "shapes/tiny.yaml"]
+    status, out_text, log = command(*words, *OPTS, "MODEL.WEIGHTS", weights)
     assert status == 0, log
     assert f"Written: {out / 'index.html'}" in out_text
-    stages = ["input", "features", "encoder", "queries", "attention", "mask_head", "panoptic"]
-    names = [f"0{i}_{name}" for i, name in enumerate(stages, 1)]
-    expected = {f"{name}{end}.png" for name in names for end in ("", "_2")}
-    assert {p.name for p in out.iterdir()} == expected | {"index.html"}
-    for name in expected:
+    figures = {f"{i}_{name}.png" for i in (1, 2) for name in ("queries", "maps", "panoptic")}
+    assert {p.name for p in out.iterdir()} == figures | {"index.html"}
+    for name in figures:
         with Image.open(out / name) as picture:
-            assert 200 < picture.width <= 1200
+            assert 200 < picture.width <= 2000
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
     page = (out / "index.html").read_text()
-    sources = re.findall(r'<img [^>]*src="([^"]{40})', page)
-    assert len(sources) == len(expected)
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(re.findall(r'<img [^>]*src="data:image/png;base64,', page)) == len(figures)
     assert not re.search("<(script|link|iframe)", page)
-    assert "second &amp; last.jpg" in page
-
-
-def test_the_best_are_shown_where_none_is_kept(weights, pictures, tmp_path):
-    opts = [*OPTS, "MODEL.DETR.TEST.SCORE_THRESH", "1.0", "MODEL.WEIGHTS", str(weights)]
-    image = np.asarray(Image.open(pictures[1]))
-    page = explain(setup_cfg("shapes/tiny.yaml", opts), [image], tmp_path / "out")
-    text = page.read_text()
-    assert "no query is kept (MODEL.DETR.TEST.SCORE_THRESH 1)" in text
-    assert len(list(page.parent.glob("*.png"))) == 7
-
-
-def test_mistakes(pictures, tiny_model, make_input, command, tmp_path):
-    cfg = setup_cfg("shapes/tiny.yaml", OPTS)
-    image = np.zeros((64, 96, 3), np.uint8)
-    with pytest.raises(UserError, match="--points 10,70 lies outside of an image of 96 x 64"):
-        explain(cfg, [image], tmp_path / "out", points=[(10, 10), (10, 70)])
-    with pytest.raises(UserError, match="one or two images, got 3"):
-        explain(cfg, [image] * 3, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    boxes = tiny_model("MODEL.MASK_ON", False, "MODEL.DETR.TEST.PANOPTIC_ON", False)
-    with pytest.raises(UserError, match=r"MODEL\.MASK_ON"):
-        record(boxes, [make_input(32, 32)])
-    words = "--input", pictures[0], "--output", tmp_path, "--points", "10,b"
-    status, _, log = command("explain", *words)
-    assert status == 2
-    assert "'10,b' is not X,Y in pixels" in log[-1]
+    assert "second &amp; last.jpg" in page and "no query is kept" not in page
+    strict = "MODEL.DETR.TEST.SCORE_THRESH", "1.0"
+    assert command(*words, *OPTS, "MODEL.WEIGHTS", weights, *strict)[0] == 0
+    text = "first.png: no query is kept (MODEL.DETR.TEST.SCORE_THRESH 1). The 5 queries with"
+    assert text in (out / "index.html").read_text()
     # A figure of an earlier explanation, as input of the next one.
-    figure = pictures[0].rename(tmp_path / "01_input.png")
+    figure = inputs[0].rename(out / "1_maps.png")
     before = figure.read_bytes()
-    status, _, log = command(
-        *("explain", "--input", figure, "--output", tmp_path, "--config-file", "shapes/tiny.yaml")
-    )
+    status, _, log = command("explain", "--input", figure, *words[4:], "MODEL.WEIGHTS", weights)
     assert status == 1 and "would overwrite the input" in log[-1]
     assert figure.read_bytes() == before
+
+
+def test_without_masks():
+    opts = [*OPTS, "MODEL.MASK_ON", "False", "MODEL.DETR.TEST.PANOPTIC_ON", "False"]
+    with pytest.raises(UserError, match=r"MODEL\.MASK_ON"):
+        build_predictor(setup_cfg("shapes/tiny.yaml", opts))

@@ -3,20 +3,18 @@ import json
 import math
 import os
 import re
-import time
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from torch.utils.tensorboard import SummaryWriter
 
 from detr_panoptic_d2.apps.report import write_report
 from detr_panoptic_d2.apps.report.chart import line_chart
+from detr_panoptic_d2.apps.report.errors import ERROR_COLORS
 from detr_panoptic_d2.apps.report.results import read_evaluation
 from detr_panoptic_d2.apps.report.run_report import read_run
-from detr_panoptic_d2.apps.report.segment_errors import ERROR_COLORS
 from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.evaluation import PanopticEvaluator
 
@@ -75,24 +73,6 @@ def test_state(tmp_path, files, state, text):
     assert "There was no evaluation yet" in page
     assert ("line 98" in page) == (state == "stopped" or "half" in str(files))
     assert "line 58" not in page
-
-
-def test_time_is_that_of_the_wall_clock(tmp_path):
-    """Two starts of 100 and 50 seconds, in which 100 iterations took 0.5 each."""
-    (tmp_path / "metrics.json").write_text(metric_lines(*range(19, 100, 20), time=0.5))
-    for seconds in (90, 40):
-        with SummaryWriter(tmp_path, filename_suffix=str(seconds)) as writer:
-            for second in (0, seconds):
-                writer.add_scalar("total_loss", 1.0, walltime=time.time() + second)
-            # A later evaluation.
-            writer.add_scalar("panoptic_seg/PQ", 1.0, walltime=time.time() + 1000)
-    with next(tmp_path.glob("events*40")).open("ab") as file:
-        file.write(b"half an event")
-    # A file is made with the first metrics, after 20 iterations.
-    assert read_run(tmp_path).seconds() == pytest.approx(150, abs=5)
-    page = write_report(tmp_path).read_text()
-    assert re.search(r"<dt>Per iteration</dt><dd>1\.[45]\d* s</dd>", page)
-    assert "<dt>of which training step</dt><dd>0.5 s</dd>" in page
 
 
 def test_a_later_evaluation_does_not_change_the_end(tmp_path):
@@ -212,10 +192,13 @@ def report(evaluated):
     """The report of a run that left everything."""
     losses = {f"loss_{key}": 1.0 for key in ("ce", "bbox", "giou", "mask", "dice")}
     results = {"panoptic_seg/PQ": 93.2, "panoptic_seg/PQ-<b>cat": 2.0, "bbox/AP": 31.25}
+    results |= {f"val/{name}": 1.25 for name in (*losses, "total_loss")}
     lines = metric_lines(19, 39, **losses, lr=1e-4, time=0.5)
     (evaluated / "metrics.json").write_text(lines + metric_lines(40, **results))
     best = {"metric": "panoptic_seg/PQ", "value": 45.678, "iteration": 1999, "weights": "ema"}
     (evaluated / "model_best.json").write_text(json.dumps(best))
+    record = {"values": [[9, 40.5], [19, 93.2], [40, math.nan]], "reason": "Stopped early: no <b>"}
+    (evaluated / "early_stopping.json").write_text(json.dumps(record))
     (evaluated / "config.yaml").write_text(CONFIG)
     return write_report(evaluated)
 
@@ -229,7 +212,14 @@ def test_everything_is_on_the_page(report):
     assert captions == ["Image", "Ground truth", "Prediction", "Errors"] * 6
     best = "model_best.pth: panoptic_seg/PQ 45.68, after 2000 iterations (average of the weights"
     assert best in page
-    for text in ("31.25", "&lt;b&gt;cat", "MAX_ITER: 40", "It ran on the CPU"):
+    # Training and validation in one chart for each loss, with the iterations of best and stop.
+    charts = re.findall(r"<figcaption>([^<]*)</figcaption><svg(.*?)</svg>", page, re.DOTALL)
+    charts = {title: re.findall(r">([^<>]+)</text>", svg) for title, svg in charts}
+    for name in ("ce", "bbox", "giou", "mask", "dice"):
+        curves = charts[f"loss_{name} of the last layer"]
+        assert {"training 1", "validation 1.25", "best at 19", "stopped at 40"} <= set(curves)
+    assert "stopped at 40" in charts["PQ"] and "stopped at 40" not in charts["Total loss"]
+    for text in ("31.25", "&lt;b&gt;cat", "MAX_ITER: 40", "It ran on the CPU", "early: no &lt;b"):
         assert text in page
     assert "<b>cat" not in page and "<td>nan" not in page
 

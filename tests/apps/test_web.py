@@ -14,11 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_panoptic_d2.apps.web.analysis import analyze, read_upload
-from detr_panoptic_d2.apps.web.app import build_app
+from detr_panoptic_d2.apps.web import Page, build_app, read_upload
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.visualization.panels import enlarge
 
 REPO = Path(__file__).parents[2]
 # Seconds to wait for a page that loads and for a result; not a measurement.
@@ -59,43 +57,36 @@ def make_cfg(tiny_model, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("score", "area"), [(0.0, 0), (0.5, 20), (0.97, 300), (1.0, 0)])
-def test_the_view_is_what_the_model_returns_with_these_thresholds(make_cfg, image, score, area):
-    """And the network is not asked again."""
-    keys = "MODEL.DETR.TEST.SCORE_THRESH", score, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", area
-    ids, segments = Predictor(make_cfg(*keys))(image[:, :, ::-1])["panoptic_seg"]
-    predictor = Predictor(make_cfg())
-    analysis = analyze(predictor, image)
-    for name, module in predictor.model.named_children():
-        if name != "panoptic_inference":
-            module.register_forward_pre_hook(lambda *_, name=name: pytest.fail(name))
-    view = analysis.view(score, area)
-    assert np.array_equal(view.ids, ids.numpy())
-    assert [s["category_id"] for s in view.segments] == [s["category_id"] for s in segments]
-    assert [s["area"] for s in view.segments] == [s["area"] for s in segments]
-    assert bool(segments) == (score < 1)
-
-
-def test_segments_and_their_queries(make_cfg, image):
-    analysis = analyze(Predictor(make_cfg()), image)
-    # Equal scores are told apart by the pixels.
-    analysis.scores[:] = 0.75
-    view = analysis.view(0.0, 0)
-    factor = view.picture.shape[0] // 64
-    assert view.picture.shape == (64 * factor, 80 * factor, 3)
-    assert len(view.segments) > 2
-    assert len(set(view.queries)) == len(view.segments)
-    for k, segment in enumerate(view.segments):
-        y, x = np.argwhere(view.ids == segment["id"])[0]
-        assert view.at(int(x) * factor, int(y) * factor) == k
-        assert analysis.labels[view.queries[k]] == segment["category_id"]
-        pictures = {name: picture for picture, name in view.details(k)}
-        assert list(pictures) == ["pixels", "mask logits", *(f"head {n}" for n in range(1, 9))]
-        inside = enlarge(view.ids == segment["id"], 240)
-        assert (pictures["pixels"][inside] == enlarge(image, 240)[inside]).all()
-        assert len(np.unique(pictures["mask logits"])) > 3
+@pytest.mark.parametrize("rule", ["DETRPanopticInference", "MaskNMSPanopticInference"])
+def test_page_shows_what_the_model_returns_with_these_thresholds(make_cfg, image, tmp_path, rule):
+    """And the network runs once; a click shows the segment of the panoptic map at this pixel."""
+    rule = "MODEL.DETR.TEST.PANOPTIC_INFERENCE", rule
+    Image.fromarray(image).save(tmp_path / "a.png")
+    page, calls = Page(make_cfg(*rule)), []
+    page._predictor.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    view = page.analyze(str(tmp_path / "a.png"), 0.5, 20)[0]
+    for score, area in ((0.0, 0), (0.97, 300), (1.0, 0)):
+        keys = "MODEL.DETR.TEST.SCORE_THRESH", score, "MODEL.DETR.TEST.MIN_SEGMENT_AREA", area
+        predictor = Predictor(make_cfg(*rule, *keys))
+        ids, segments = predictor(image[:, :, ::-1])["panoptic_seg"]
+        view = page.change(view, score, area)[0]
+        assert np.array_equal(view.ids, ids.numpy()) and view.segments == segments
+        factor = view.picture.shape[0] // 64
+        assert view.picture.shape == (64 * factor, 80 * factor, 3)
+        for segment in segments:
+            y, x = np.argwhere(view.ids == segment["id"])[0]
+            assert view.segment_at(int(x) * factor, int(y) * factor) == segment
+            text, pictures = page.choose(view, int(x) * factor, int(y) * factor)
+            assert f"score {segment['score']:.3f}, area {segment['area']} pixels" in text
+            names = [f"box attention, head {i}" for i in range(1, 9)]
+            names = ["pixels", "cross-attention", *names, "mask logits"]
+            assert [name for _, name in pictures] == names
+            inside = view.ids == segment["id"]
+            assert (pictures[0][0][inside] == image[inside]).all()
+    assert calls == [1] and not view.segments
+    assert "Void" in page.choose(view, 0, 0)[0]
     with pytest.raises(UserError, match="SCORE_THRESH"):
-        analysis.view(1.5, 0)
+        page.change(view, 1.5, 0)
 
 
 @pytest.fixture

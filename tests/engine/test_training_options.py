@@ -76,8 +76,10 @@ def test_early_stopping(make_cfg, train, tmp_path):
     # The first of three evaluations is the best one.
     assert saved(cfg)["iteration"] == 2
     rows = (tmp_path / "out" / "metrics.json").read_text().splitlines()
-    values = json.loads((tmp_path / "out" / "early_stopping.json").read_text())["values"]
+    record = json.loads((tmp_path / "out" / "early_stopping.json").read_text())
+    values = record["values"]
     assert [i for i, _ in values] == [0, 1, 2]
+    assert record["reason"].startswith("Stopped early: panoptic_seg/PQ has not improved")
     assert json.loads(rows[-1])["panoptic_seg/PQ"] == pytest.approx(values[-1][1])
     losses, _ = train(cfg, resume=True)
     assert not losses and saved(cfg)["iteration"] == 2

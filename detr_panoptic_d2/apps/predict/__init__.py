@@ -1,5 +1,6 @@
 """Panoptic segmentation of image files, folders and videos."""
 
 from .run import predict
+from .tiled import TiledPredictor
 
-__all__ = ["predict"]
+__all__ = ["TiledPredictor", "predict"]

@@ -1,7 +1,7 @@
 """Images read ahead in a thread and segmented in batches of equal size."""
 
-import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,12 @@ def segment_images(
         yield from run(key)
 
 
-def _read_ahead(read, paths: list[Path], num_ahead: int) -> Iterator[tuple[Path, Future]]:
-    with contextlib.ExitStack() as stack:
-        pool = ThreadPoolExecutor(1)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        futures: list[Future] = []
-        for index, path in enumerate(paths):
-            while len(futures) < min(len(paths), index + 1 + num_ahead):
-                futures.append(pool.submit(read, paths[len(futures)]))
-            yield path, futures[index]
-            # Frees the image.
-            futures[index] = Future()
+def _read_ahead(read: Callable, paths: list[Path], num_ahead: int) -> Iterator[tuple[Path, Future]]:
+    futures: deque[tuple[Path, Future]] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for path in paths:
+            futures.append((path, pool.submit(read, path)))
+            if len(futures) > num_ahead:
+                yield futures.popleft()
+        while futures:
+            yield futures.popleft()

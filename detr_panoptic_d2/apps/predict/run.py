@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,13 @@ def predict(
         predictor: see :func:`.batches.segment_images`.
         paths: image and video files.
         output_dir: folder of the results, see :class:`.results.ResultFolder`.
-        coco_json: write ``predictions.json`` and ``panoptic/*.png`` in COCO's panoptic format for
-            the images as well.
+        coco_json: write the images' results in COCO's formats as well: ``predictions.json`` and
+            ``panoptic/*.png`` (panoptic), ``instances.json`` (things, with RLE masks).
         resume: keep the results that are there, and leave out their inputs.
         batch_size: images of one size that go through the network together.
         model: name of the model and its options, to be compared by ``resume``.
-        labels: in overlays: "all"; "none"; or "auto": those that have room in their segment. Images
-            then get a legend of the other classes below them.
+        labels: in overlays: "none"; or "auto": those that have room in their segment. Images then
+            get a legend of the other classes below them.
 
     Returns:
         the inputs that could not be read, each with its error. All others are done.
@@ -54,27 +54,11 @@ def predict(
         logger.info("%d inputs have results already.", len(paths) - len(results.todo))
     share = results.todo[comm.get_rank() :: comm.get_world_size()]
     images = [path for path in share if not is_video(path)]
-    failed: dict[Path, Exception] = {}
-    # Pictures are drawn and written while the network segments the next image.
-    hide_bar = None if comm.is_main_process() else True
-    progress = tqdm(total=len(images), unit="image", disable=hide_bar)
-    with ThreadPoolExecutor(1) as pool, progress:
-        writing = None
-        for path, *result in segment_images(predictor, images, batch_size):
-            if writing is not None:
-                writing.result()
-                writing = None
-            if isinstance(result[0], Exception):
-                failed[path] = result[0]
-            else:
-                writing = pool.submit(results.write, path, *result, predictor.metadata)
-            progress.update()
-        if writing is not None:
-            writing.result()
+    failed = _predict_images(predictor, images, results, batch_size)
     for path in filter(is_video, share):
         try:
-            predict_video(predictor, path, results.overlay(path), labels)
-            logger.info("Written: %s", results.overlay(path))
+            predict_video(predictor, path, results.overlays[path], labels)
+            logger.info("Written: %s", results.overlays[path])
         except OSError as error:
             failed[path] = error
     for others in comm.all_gather(failed):
@@ -86,4 +70,27 @@ def predict(
             logger.info("COCO results: %s", json_file)
         for path, error in failed.items():
             logger.error("Not done: %s (%s)", path, error)
+    return failed
+
+
+def _predict_images(
+    predictor: Any, paths: list[Path], results: ResultFolder, batch_size: int
+) -> dict[Path, Exception]:
+    """Predict on images, and draw and write each while the network segments the next one."""
+    failed: dict[Path, Exception] = {}
+    hide_bar = None if comm.is_main_process() else True
+    progress = tqdm(total=len(paths), unit="image", disable=hide_bar)
+    with ThreadPoolExecutor(1) as pool, progress:
+        writing: Future | None = None
+        for path, *result in segment_images(predictor, paths, batch_size):
+            if writing is not None:
+                writing.result()
+                writing = None
+            if isinstance(result[0], Exception):
+                failed[path] = result[0]
+            else:
+                writing = pool.submit(results.write, path, *result, predictor.metadata)
+            progress.update()
+        if writing is not None:
+            writing.result()
     return failed

@@ -18,7 +18,12 @@ _MAX_POINTS = 240
 _FRAME = "#80868e"
 
 
-def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = False) -> str:
+def line_chart(
+    series: Mapping[str, Mapping[int, float]],
+    *,
+    from_zero: bool = False,
+    marks: Mapping[str, int] | None = None,
+) -> str:
     """Draw curves over the iterations.
 
     The scale is logarithmic if all values are positive and they differ by an order of magnitude.
@@ -27,6 +32,7 @@ def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = F
     Args:
         series: values by iteration of each curve, by name.
         from_zero: a linear scale that starts at 0.
+        marks: iterations of vertical lines, by name.
 
     Returns:
         str: an ``<svg>``; "" if there is nothing to draw.
@@ -38,18 +44,17 @@ def line_chart(series: Mapping[str, Mapping[int, float]], *, from_zero: bool = F
     figure = Figure(figsize=(4, 2.3), layout="constrained")
     axes = figure.add_subplot()
     values = np.concatenate([p[np.isfinite(p[:, 1]), 1] for p in curves.values()])
-    colors = choose_colors([True] * len(curves))
+    colors = np.array(choose_colors([True] * len(curves))) / 255
+    styles = ["-", "--", ":", "-."]
     for i, (name, points) in enumerate(curves.items()):
         last = points[np.isfinite(points[:, 1]), 1][-1]
         size = 1 + len(points) // _MAX_POINTS
         points = points[len(points) % size :].reshape(-1, size, 2).mean(1)
-        axes.plot(
-            *points.T,
-            label=f"{name} {last:.4g}",
-            color=np.divide(colors[i], 255),
-            linestyle=("-", "--", ":", "-.")[i % 4],
-            marker="o" if len(points) == 1 else "",
-        )
+        options = {"color": colors[i], "linestyle": styles[i % 4]}
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(*points.T, label=f"{name} {last:.4g}", marker=marker, **options)
+    for i, (name, iteration) in enumerate((marks or {}).items()):
+        axes.axvline(iteration, label=f"{name} {iteration}", color=_FRAME, linestyle=styles[i % 4])
     low, high = values.min(), values.max()
     if from_zero:
         axes.set_ylim(bottom=min(0, low))

@@ -1,34 +1,113 @@
-"""Why PQ is below 100: a confusion table of segments, and the PQ that each kind of error costs."""
+"""Why PQ is below 100: the errors of each pixel and of each segment, and what they cost."""
 
 import io
-import json
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.figure import Figure
 
-from ...data.metadata import dataset_ids
-from ...data.panoptic_png import read_panoptic_png
+from ...data.colors import Color
 from ...evaluation.pq import MATCH_IOU, VOID, intersections, is_crowd
-from ...files import atomic_file
-from ..page import Block, data_uri
+from ...visualization.draw import Panoptic
+from ...visualization.panels import enlarge
+from ...visualization.visualizer import draw_edges
 
-# Classes of the picture: those with the most confusions.
-_MAX_CLASSES = 20
+# Kind of each pixel. LOW_OVERLAP: the class is right, but the two segments do not match.
+CORRECT, LOW_OVERLAP, WRONG_CLASS, MISSED, IGNORED = range(5)
+# Color and name of each kind. The colors differ in hue with every common kind of color vision, and
+# in lightness without any.
+ERROR_COLORS: dict[str, Color] = {
+    "correct": (0, 114, 178),
+    f"right class, overlap at most {MATCH_IOU}": (204, 121, 167),
+    "wrong class": (213, 94, 0),
+    "missed": (240, 228, 66),
+    "void, ignored": (150, 150, 150),
+}
+_ALPHA = 0.6
+# Classes in the picture of the confusion table, those with the most errors; letters of a label.
+_MAX_CLASSES, _MAX_LABEL = 20, 24
 # From this IoU to MATCH_IOU, two segments are one object with a bad outline; below, they are two
 # objects (Bolya et al. 2020, TIDE, section 2.2).
 _MIN_IOU = 0.1
-_KINDS = {
+KINDS = {
     "outline": "badly outlined",
     "class": "wrong class",
     "double": "predicted twice",
     "missed": "missed",
     "invented": "invented",
 }
+
+
+class Overlaps(NamedTuple):
+    """Pairs of an annotated and a predicted segment of an image.
+
+    Attributes:
+        rows, columns: the ids of the annotated and of the predicted segments, ascending, with those
+            of void.
+        pixels, ious: rows x columns. The IoU is panopticapi's, which leaves out void pixels.
+        annotated, predicted: the segments by row and by column, without void.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    pixels: np.ndarray
+    ious: np.ndarray
+    annotated: dict[int, dict[str, Any]]
+    predicted: dict[int, dict[str, Any]]
+
+
+def find_overlaps(annotated: Panoptic, predicted: Panoptic) -> Overlaps:
+    """Compare ids and segments of the ground truth with those of a prediction."""
+    rows, columns, pixels = intersections(np.asarray(annotated[0]), np.asarray(predicted[0]))
+    segments = []
+    for ids, infos in ((rows, annotated[1]), (columns, predicted[1])):
+        by_id = {s["id"]: s for s in infos}
+        segments.append({i: by_id[k] for i, k in enumerate(ids.tolist()) if k in by_id})
+    areas = np.array(
+        [segments[0].get(i, {}).get("area", n) for i, n in enumerate(pixels.sum(1).tolist())]
+    )
+    unions = areas[:, None] + pixels.sum(0) - pixels - pixels[rows == VOID].sum(0)
+    return Overlaps(rows, columns, pixels, pixels / unions.clip(min=1), *segments)
+
+
+def compare_pixels(annotated: Panoptic, predicted: Panoptic) -> np.ndarray:
+    """Return the kind of each pixel, CORRECT to IGNORED (void or crowd in the ground truth)."""
+    overlaps = find_overlaps(annotated, predicted)
+    kinds = np.full(overlaps.pixels.shape, MISSED, dtype=np.uint8)
+    for j, segment in overlaps.predicted.items():
+        for i, other in overlaps.annotated.items():
+            matched = CORRECT if overlaps.ious[i, j] > MATCH_IOU else LOW_OVERLAP
+            same_class = segment["category_id"] == other["category_id"]
+            kinds[i, j] = matched if same_class else WRONG_CLASS
+    for i in range(len(kinds)):
+        if i not in overlaps.annotated or is_crowd(overlaps.annotated[i]):
+            kinds[i] = IGNORED
+    row = np.searchsorted(overlaps.rows, annotated[0])
+    return kinds[row, np.searchsorted(overlaps.columns, predicted[0])]
+
+
+def draw_errors(
+    image: np.ndarray, annotated: Panoptic, predicted: Panoptic, min_size: int
+) -> np.ndarray:
+    """Draw the kinds of the pixels in ``ERROR_COLORS``, over the image in grey.
+
+    Ignored pixels have no color. White lines are the edges of the annotated segments.
+
+    Args:
+        image: H x W x 3 uint8 RGB.
+        annotated, predicted: ids and segments.
+        min_size: see :func:`.draw.draw_panoptic`.
+    """
+    kinds = compare_pixels(annotated, predicted)
+    alpha = np.where(kinds == IGNORED, 0, _ALPHA)[..., None]
+    colors = np.array(list(ERROR_COLORS.values()))[kinds]
+    picture = image.mean(2, keepdims=True) * (1 - alpha) + colors * alpha
+    picture = enlarge(picture, min_size)
+    draw_edges(picture, enlarge(np.asarray(annotated[0]), min_size))
+    return picture.round().astype(np.uint8)
 
 
 class SegmentErrors:
@@ -50,50 +129,38 @@ class SegmentErrors:
         self.losses: dict[str, Counter[int]] = defaultdict(Counter)
         self.weights: Counter[int] = Counter()
 
-    def add_image(
-        self,
-        annotated_ids: np.ndarray,
-        annotated: Sequence[dict[str, Any]],
-        predicted_ids: np.ndarray,
-        predicted: Sequence[dict[str, Any]],
-    ) -> None:
-        """Add an image; see :func:`.count_matches` for the arguments."""
-        rows, columns, pixels = intersections(annotated_ids, predicted_ids)
-        void, areas = pixels[rows == VOID].sum(0), pixels.sum(0)
-        by_id = {s["id"]: s for s in annotated}
-        own = [
-            by_id.get(i, {}).get("area", n)
-            for i, n in zip(rows.tolist(), pixels.sum(1), strict=True)
-        ]
-        ious = pixels / (np.array(own)[:, None] + areas - pixels - void).clip(min=1)
-        expected = {i: by_id[j] for i, j in enumerate(rows.tolist()) if j in by_id}
-        crowds = {s["category_id"]: i for i, s in expected.items() if is_crowd(s)}
-        classes = {i: s["category_id"] for i, s in expected.items() if not is_crowd(s)}
-        by_id = {s["id"]: s for s in predicted}
-        found = {j: by_id[k]["category_id"] for j, k in enumerate(columns.tolist()) if k in by_id}
-        matches = {i: j for i in classes for j in found if ious[i, j] > MATCH_IOU}
+    def add_image(self, annotated: Panoptic, predicted: Panoptic) -> None:
+        """Add ids and segments of the ground truth and of the prediction of an image."""
+        overlaps = find_overlaps(annotated, predicted)
+        pixels, ious = overlaps.pixels, overlaps.ious
+        crowds = {s["category_id"]: i for i, s in overlaps.annotated.items() if is_crowd(s)}
+        truth = {i: s["category_id"] for i, s in overlaps.annotated.items() if not is_crowd(s)}
+        predictions = {j: s["category_id"] for j, s in overlaps.predicted.items()}
+        matches = {i: j for i in truth for j in predictions if ious[i, j] > MATCH_IOU}
         for i, j in matches.items():
-            self.confusion[classes[i], found[j]] += 1
-            if classes[i] == found[j]:
-                self._add("outline", classes[i], 1 - ious[i, j], weight=1)
+            self.confusion[truth[i], predictions[j]] += 1
+            if truth[i] == predictions[j]:
+                self._add("outline", truth[i], 1 - ious[i, j], weight=1)
             else:
-                self._add("class", classes[i], 0.5)
-                self._add("class", found[j], 0.5)
-        for i in classes.keys() - matches:
-            same = [ious[i, j] for j in found if found[j] == classes[i]]
-            self._add("outline" if max(same, default=0) >= _MIN_IOU else "missed", classes[i], 0.5)
-            self.confusion[classes[i], None] += 1
-        for j in found.keys() - matches.values():
-            crowd = pixels[crowds[found[j]], j] if found[j] in crowds else 0
-            if (void[j] + crowd) / areas[j] > MATCH_IOU:
+                self._add("class", truth[i], 0.5)
+                self._add("class", predictions[j], 0.5)
+        for i in truth.keys() - matches:
+            same = [ious[i, j] for j, c in predictions.items() if c == truth[i]]
+            self._add("outline" if max(same, default=0) >= _MIN_IOU else "missed", truth[i], 0.5)
+            self.confusion[truth[i], None] += 1
+        void = pixels[overlaps.rows == VOID].sum(0)
+        for j in predictions.keys() - matches.values():
+            crowd = pixels[crowds[predictions[j]], j] if predictions[j] in crowds else 0
+            # A segment mostly on void or on the crowd of its class is ignored.
+            if (void[j] + crowd) / pixels[:, j].sum() > MATCH_IOU:
                 continue
-            same = {i: ious[i, j] for i in classes if classes[i] == found[j]}
+            same = {i: ious[i, j] for i, c in truth.items() if c == predictions[j]}
             nearest = max(same, key=same.__getitem__, default=None)
             kind = "invented"
             if nearest is not None and same[nearest] >= _MIN_IOU:
                 kind = "double" if nearest in matches else "outline"
-            self._add(kind, found[j], 0.5)
-            self.confusion[None, found[j]] += 1
+            self._add(kind, predictions[j], 0.5)
+            self.confusion[None, predictions[j]] += 1
 
     def _add(self, kind: str, category_id: int, loss: float, weight: float = 0.5) -> None:
         self.losses[kind][category_id] += loss
@@ -101,70 +168,27 @@ class SegmentErrors:
 
     def lost_pq(self) -> dict[str, float]:
         """Return the lost PQ of each kind of error, in percent: means over the classes."""
+        share = 100 / max(1, len(self.weights))
         return {
-            kind: 100
-            * sum(self.losses[kind][c] / self.weights[c] for c in self.weights)
-            / max(1, len(self.weights))
-            for kind in _KINDS
+            kind: share * sum(self.losses[kind][c] / weight for c, weight in self.weights.items())
+            for kind in KINDS
         }
 
 
-def error_blocks(folder: Path, predictions: dict[str, Any]) -> list[Block]:
-    """Compare all predictions of an evaluation with the ground truth, and write ``errors.json``.
-
-    Args:
-        folder: ``OUTPUT_DIR/inference/<dataset>``.
-        predictions: content of ``predictions.json``.
-
-    Returns:
-        the blocks of the page: lost PQ, and the confusion table as a picture.
-
-    Raises:
-        KeyError, OSError, ValueError: a file is missing, broken, or of another size.
-    """
-    ids = dataset_ids(MetadataCatalog.get(folder.name))
-    items = {item["image_id"]: item for item in DatasetCatalog.get(folder.name)}
-    errors = SegmentErrors()
-    for annotation in predictions["annotations"]:
-        item = items[annotation["image_id"]]
-        errors.add_image(
-            read_panoptic_png(item["pan_seg_file_name"]),
-            [{**s, "category_id": ids[s["category_id"]]} for s in item["segments_info"]],
-            read_panoptic_png(folder / "panoptic" / annotation["file_name"]),
-            annotation["segments_info"],
-        )
-    names = {c["id"]: c["name"] for c in predictions["categories"]}
-    lost = errors.lost_pq()
-    with atomic_file(folder / "errors.json") as file:
-        confusion = [
-            {"annotated": names.get(i), "predicted": names.get(j), "segments": count}
-            for (i, j), count in errors.confusion.items()
-        ]
-        json.dump({"lost_pq": lost, "confusion": confusion}, file, indent=1)
-    rows = [(_KINDS[kind], f"{value:.1f}") for kind, value in lost.items()]
-    picture = data_uri(_draw_confusion(errors.confusion, names), "png")
-    caption = "Segments by annotated class (rows) and predicted class (columns)"
-    return [
-        {"text": "PQ that each kind of error costs. The sum is 100 - PQ."},
-        {"pairs": rows},
-        {"pictures": [(caption, picture)], "class": "row"},
-    ]
-
-
-def _draw_confusion(confusion: Counter, names: dict[int, str]) -> bytes:
-    """Return a PNG. Colors are fractions of the row."""
+def draw_confusion(confusion: Counter, names: dict[int, str]) -> bytes:
+    """Return the confusion table as a PNG. Colors are fractions of the row."""
     wrong: Counter = Counter()
     for pair, count in confusion.items():
         for category_id in pair:
             wrong[category_id] += count if pair[0] != pair[1] else 0
-    shown = {c for c, _ in sorted(wrong.items(), key=lambda x: -x[1])[: _MAX_CLASSES + 1]}
+    shown: Sequence = [c for c, _ in wrong.most_common() if c is not None][:_MAX_CLASSES]
     ids = [c for c in names if c in shown or len(names) <= _MAX_CLASSES]
     table = np.array([[confusion[i, j] for j in [*ids, None]] for i in [*ids, None]])
     side = 2 + 0.45 * len(table)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(table / table.sum(1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
-    labels = [names[c] for c in ids]
+    labels = [textwrap.shorten(names[c], _MAX_LABEL, placeholder="...") for c in ids]
     axes.set_xticks(range(len(table)), [*labels, "missed"], rotation=90)
     axes.set_yticks(range(len(table)), [*labels, "invented"])
     for (i, j), count in np.ndenumerate(table):

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.evaluation import PQStat
 from PIL import Image
@@ -18,12 +17,12 @@ from ...data.panoptic_png import read_panoptic_png
 from ...errors import UserError
 from ...evaluation.low_pq import read_counts
 from ...evaluation.pq import QUALITIES, add_rows, average
+from ...files import atomic_file
 from ...visualization.draw import draw_panoptic, limit_size, read_ground_truth
 from ...visualization.panels import enlarge
 from ...visualization.visualizer import class_colors, class_name
 from ..page import Block, data_uri
-from .errors import error_blocks
-from .segment_errors import ERROR_COLORS, draw_errors
+from .errors import ERROR_COLORS, KINDS, SegmentErrors, draw_confusion, draw_errors
 
 logger = logging.getLogger(__name__)
 
@@ -41,19 +40,18 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
         folder: ``OUTPUT_DIR/inference/<dataset>``.
 
     Returns:
-        PQ in percent, and the blocks of the page: tables of PQ, SQ, RQ and counts, and the best and
-        worst images by PQ over the segments of all classes, or why there are none.
+        PQ in percent, and the blocks of the page: tables of PQ, SQ, RQ and counts, the errors, and
+        the best and worst images by PQ over the segments of all classes, or why there are none.
     """
     categories, per_image = read_counts(folder)
-    predictions = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
     stat = PQStat()
     for entry in per_image:
         add_rows(stat, entry["counts"])
-    groups = [
-        (name, "{n} classes".format(**average(stat, categories, isthing)), _numbers(stat, members))
-        for name, isthing in (("All", None), ("Things", True), ("Stuff", False))
-        for members in [_select(categories, isthing)]
-    ]
+    groups = []
+    for name, isthing in (("All", None), ("Things", True), ("Stuff", False)):
+        members = {i: c for i, c in categories.items() if isthing in (None, bool(c["isthing"]))}
+        count = average(stat, members)["n"]
+        groups.append((name, f"{count} classes", _numbers(stat, members)))
     classes = [
         (c["name"], "thing" if c["isthing"] else "stuff", _numbers(stat, {i: c}))
         for i, c in categories.items()
@@ -68,20 +66,13 @@ def read_evaluation(folder: Path) -> tuple[float, list[Block]]:
         },
     ]
     try:
-        annotations = {a["image_id"]: a for a in predictions["annotations"]}
-        headings = _choose_images(per_image)
-        shown = draw_examples(folder, [annotations[i] for i in headings], [*headings.values()])
-        blocks += [*error_blocks(folder, predictions), *shown]
+        blocks += _error_blocks(folder, _choose_images(per_image))
     except (KeyError, OSError, ValueError) as error:
         # The tables do not need the images, which may have been moved.
         reason = f"image or class {error}" if isinstance(error, KeyError) else error
         logger.warning("No pictures of %s: %s", folder.name, reason)
         blocks.append({"note": f"There are no pictures: {reason}"})
     return 100 * average(stat, categories)["pq"], blocks
-
-
-def _select(categories: dict[int, dict], isthing: bool | None) -> dict[int, dict]:
-    return {i: c for i, c in categories.items() if isthing in (None, bool(c["isthing"]))}
 
 
 def _numbers(stat: PQStat, categories: dict[int, dict]) -> list[str]:
@@ -108,15 +99,12 @@ def _choose_images(per_image: list[dict]) -> dict[int | str, str]:
     return {i: headings[i] for i in dict.fromkeys([*order[::-1][:count], *order[:count]])}
 
 
-def draw_examples(
-    folder: Path, annotations: list[dict[str, Any]], headings: list[str]
-) -> list[Block]:
-    """Draw images of an evaluation: legends, then for each image a heading and four pictures.
+def _error_blocks(folder: Path, headings: dict[int | str, str]) -> list[Block]:
+    """Compare all predictions with the ground truth, write ``errors.json``, and draw images.
 
     Args:
         folder: of the evaluation.
-        annotations: predictions in COCO's result format.
-        headings: text beside the name of each image.
+        headings: text beside the name of each image to draw, by its id.
 
     Raises:
         UserError: the data set is not registered, or has no panoptic annotation.
@@ -128,43 +116,74 @@ def draw_examples(
     contiguous = {d: c for c, d in enumerate(dataset_ids(metadata))}
     things = set(thing_class_ids(metadata))
     items = {item["image_id"]: item for item in DatasetCatalog.get(folder.name)}
-    blocks: list[Block] = []
-    categories: set[int] = set()
-    for annotation, heading in zip(annotations, headings, strict=True):
+    content = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+    errors, shown, categories = SegmentErrors(), {}, set()
+    for annotation in content["annotations"]:
         item = items[annotation["image_id"]]
         ground_truth = read_ground_truth(item)
         if ground_truth is None:
             raise UserError(f"{item['file_name']} has no pan_seg_file_name in the data set.")
-        ids = read_panoptic_png(folder / "panoptic" / annotation["file_name"])
         segments = [
-            {"id": s["id"], "category_id": c, "isthing": c in things}
-            for s in annotation["segments_info"]
-            for c in [contiguous[s["category_id"]]]
+            {**s, "category_id": contiguous[s["category_id"]]} for s in annotation["segments_info"]
         ]
-        categories |= {s["category_id"] for s in [*segments, *ground_truth[1]]}
-        image, ground_truth, prediction = limit_size(
-            _MAX_SIZE, read_image(item["file_name"], "RGB"), ground_truth, (ids, segments)
-        )
-        pictures = {
-            "Image": enlarge(image, _MIN_SIZE),
-            "Ground truth": draw_panoptic(image, *ground_truth, metadata, min_size=_MIN_SIZE),
-            "Prediction": draw_panoptic(image, *prediction, metadata, min_size=_MIN_SIZE),
-            "Errors": draw_errors(image, ground_truth, prediction, min_size=_MIN_SIZE),
-        }
-        encoded = [(caption, data_uri(_jpeg(p), "jpeg")) for caption, p in pictures.items()]
-        blocks.append({"heading": Path(item["file_name"]).name, "quiet": heading})
-        blocks.append({"pictures": encoded, "class": "row"})
+        segments = [{**s, "isthing": s["category_id"] in things} for s in segments]
+        ids = read_panoptic_png(folder / "panoptic" / annotation["file_name"])
+        errors.add_image(ground_truth, (ids, segments))
+        if item["image_id"] in headings:
+            shown[item["image_id"]] = _draw_example(item, ground_truth, (ids, segments), metadata)
+            categories |= {s["category_id"] for s in [*segments, *ground_truth[1]]}
+    names = {i: class_name(i, metadata) for i in range(len(contiguous))}
     colors = class_colors(metadata, len(contiguous))
-    return [
+    blocks: list[Block] = [
+        *_summarize_errors(errors, names, folder / "errors.json"),
         {"text": "Best and worst images, by PQ over all their segments. Classes:"},
-        {"legend": {class_name(c, metadata): colors[c] for c in sorted(categories)}},
+        {"legend": {names[c]: colors[c] for c in sorted(categories)}},
         {"text": "Errors:"},
         {"legend": ERROR_COLORS},
-        *blocks,
+    ]
+    for image_id, heading in headings.items():
+        name = Path(items[image_id]["file_name"]).name
+        blocks.append({"heading": name, "quiet": heading})
+        blocks.append({"pictures": shown[image_id], "class": "row"})
+    return blocks
+
+
+def _summarize_errors(errors: SegmentErrors, names: dict[int, str], path: Path) -> list[Block]:
+    """Write lost PQ and confusion table to a json, and return their blocks."""
+    lost = errors.lost_pq()
+    confusion = [
+        {"annotated": names.get(i), "predicted": names.get(j), "segments": count}
+        for (i, j), count in errors.confusion.items()
+    ]
+    with atomic_file(path) as file:
+        json.dump({"lost_pq": lost, "confusion": confusion}, file, indent=1)
+    caption = "Segments by annotated class (rows) and predicted class (columns)"
+    table = data_uri(draw_confusion(errors.confusion, names), "png")
+    return [
+        {"text": "PQ that each kind of error costs. The sum is 100 - PQ."},
+        {"pairs": [(KINDS[kind], f"{value:.1f}") for kind, value in lost.items()]},
+        {"pictures": [(caption, table)], "class": "row"},
     ]
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=85, subsampling=0, optimize=True)
-    return buffer.getvalue()
+def _draw_example(
+    item: dict[str, Any], ground_truth: tuple, prediction: tuple, metadata: Any
+) -> list[tuple[str, str]]:
+    """Return captions and data URIs of the pictures of an image."""
+    image = read_image(item["file_name"], "RGB")
+    image, truth, predicted = limit_size(_MAX_SIZE, image, ground_truth, prediction)
+    # Their areas are those of the larger map.
+    truth = truth[0], [{k: s[k] for k in s if k != "area"} for s in truth[1]]
+    pictures = {
+        "Image": enlarge(image, _MIN_SIZE),
+        "Ground truth": draw_panoptic(image, *truth, metadata, min_size=_MIN_SIZE),
+        "Prediction": draw_panoptic(image, *predicted, metadata, min_size=_MIN_SIZE),
+        "Errors": draw_errors(image, truth, predicted, _MIN_SIZE),
+    }
+    encoded = []
+    for caption, picture in pictures.items():
+        buffer = io.BytesIO()
+        options = {"quality": 85, "subsampling": 0, "optimize": True}
+        Image.fromarray(picture).save(buffer, format="JPEG", **options)
+        encoded.append((caption, data_uri(buffer.getvalue(), "jpeg")))
+    return encoded

@@ -5,14 +5,12 @@ import logging
 import math
 import time
 from collections import defaultdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from detectron2.config import CfgNode
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ..._version import __version__
 from ...data.register import register_from_config
@@ -26,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 # Number of lines from the end of the log.
 _LOG_LINES = 40
-# Iterations between the lines of Detectron2's metrics.
-_PERIOD = 20
 _PQ = "panoptic_seg/PQ"
 _LOSSES = ("ce", "bbox", "giou", "mask", "dice")
 
@@ -66,23 +62,9 @@ class Run(NamedTuple):
         path = self.folder / name
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def seconds(self) -> float | None:
-        """Wall-clock time of the training over all its starts, by TensorBoard's events.
-
-        Each start has a file of events, which begins with the first metrics, after ``_PERIOD``
-        steps. Only training steps count, so a later evaluation adds nothing. None: no events.
-        """
-        spans = []
-        for path in self.folder.glob("events.out.tfevents.*"):
-            times = [
-                event.wall_time
-                for event in EventFileLoader(str(path)).Load()
-                if any(value.tag == "total_loss" for value in event.summary.value)
-            ]
-            if times:
-                first = min(_PERIOD, self.done) * float(np.median(self.values("time")))
-                spans.append(max(times) - min(times) + first)
-        return sum(spans) if spans and self.done else None
+    def early_stopping(self) -> dict[str, Any]:
+        """Return the record of :class:`.engine.hooks.EarlyStopping`, {} if there is none."""
+        return json.loads(self.text("early_stopping.json") or "{}")
 
 
 def read_run(folder: Path) -> Run:
@@ -161,20 +143,19 @@ def write_report(output_dir: str | Path) -> Path:
 def state(run: Run) -> list[Block]:
     """Return the state of the run, and the end of the log if it is not finished."""
     total = run.config.get("SOLVER", {}).get("MAX_ITER")
-    steps = f"{run.done} iterations" if run.finished else f"{run.done} of {total or '?'} iterations"
     if not run.done:
         kind, sentence = "evaluation", "No training step on record."
     elif run.finished:
-        kind, sentence = "finished", f"Finished: {steps}."
+        kind, sentence = "finished", f"Finished: {run.done} iterations."
     else:
-        kind, sentence = "stopped", f"Not finished: {steps}."
+        kind, sentence = "stopped", f"Not finished: {run.done} of {total or '?'} iterations."
     # A later evaluation changes the other files.
-    names = ["model_final.pth"] if run.finished else []
-    files = [run.folder / n for n in (*names, "metrics.json", "log.txt", "config.yaml")]
-    times = [path.stat().st_mtime for path in files if path.is_file()]
-    last = times[0] if names and files[0].is_file() else max(times, default=time.time())
-    text = f"{sentence} Last change: {_when(last)}."
+    names = ("model_final.pth", "metrics.json", "log.txt", "config.yaml")
+    times = [path.stat().st_mtime for path in map(run.folder.joinpath, names) if path.is_file()]
+    text = f"{sentence} Last change: {_format_time(times[0] if times else time.time())}."
     blocks: list[Block] = [{"text": text, "id": "state", "class": kind}]
+    if reason := run.early_stopping().get("reason"):
+        blocks.append({"note": reason})
     if run.config.get("MODEL", {}).get("DEVICE") == "cpu":
         blocks.append({"text": "It ran on the CPU, not on a GPU (MODEL.DEVICE cpu)."})
     bad = [n for n in sorted(run.series) if "loss" in n and not np.isfinite(run.values(n)).all()]
@@ -194,18 +175,13 @@ def overview(run: Run, evaluated: list[float]) -> list[Block]:
         run: the run.
         evaluated: PQ of the data sets with files of an evaluation.
     """
-    seconds = run.seconds()
-    step, waiting = (np.median(run.values(name)) for name in ("time", "data_time"))
     numbers = [
         ("PQ", "{:.1f}", evaluated[0] if evaluated else run.values(_PQ)[-1]),
         ("Loss", "{:.3g}", run.values("total_loss")[-1]),
-        ("Per iteration", "{:.3g} s", seconds / run.done if seconds else math.nan),
-        ("of which training step", "{:.3g} s", step),
-        ("of which waiting for data", "{:.3g} s", waiting),
+        ("Per training step", "{:.3g} s", np.median(run.values("time"))),
+        ("of which waiting for data", "{:.3g} s", np.median(run.values("data_time"))),
     ]
     tiles = [(name, form.format(value)) for name, form, value in numbers if math.isfinite(value)]
-    if seconds:
-        tiles.append(("Training time", str(timedelta(seconds=round(seconds)))))
     blocks: list[Block] = [{"tiles": tiles}]
     if text := run.text("model_best.json"):
         best = json.loads(text)
@@ -228,25 +204,44 @@ def curves(run: Run) -> list[Block]:
     named = {
         "Total loss": {"total": "total_loss"},
         "Losses of the last layer, weighted": {key: f"loss_{key}" for key in _LOSSES},
-        "The same on the validation set": {key: f"val/loss_{key}" for key in _LOSSES},
     }
+    if "val/total_loss" in run.series:
+        # One chart for each loss, with both curves.
+        del named["Losses of the last layer, weighted"]
+        for key in _LOSSES:
+            names = {"training": f"loss_{key}", "validation": f"val/loss_{key}"}
+            named[f"loss_{key} of the last layer"] = names
     for prefix in (name.removesuffix("PQ") for name in run.series if name.endswith(_PQ)):
         groups = {"all": "PQ", "things": "PQ_th", "stuff": "PQ_st"}
         dataset = prefix.removesuffix("panoptic_seg/").rstrip("/")
         named[f"PQ {dataset}".rstrip()] = {name: prefix + end for name, end in groups.items()}
     named["Learning rate"] = {"lr": "lr"}
     named["Seconds per training step"] = {"all": "time", "waiting for data": "data_time"}
+    marks = _mark_early_stopping(run.early_stopping())
     charts = []
     for title, names in named.items():
         series = {curve: run.series.get(name, {}) for curve, name in names.items()}
-        charts.append((title, line_chart(series, from_zero="loss" not in title.lower())))
+        svg = line_chart(
+            series,
+            from_zero="loss" not in title.lower(),
+            marks=marks if title.startswith("PQ") or "validation" in names else {},
+        )
+        charts.append((title, svg))
     charts = [(title, svg) for title, svg in charts if svg]
     return [{"charts": charts}] if charts else []
 
 
+def _mark_early_stopping(record: dict[str, Any]) -> dict[str, int]:
+    """Return the iterations of the best value and of the stop."""
+    if not record.get("reason"):
+        return {}
+    values = [(-math.inf if math.isnan(value) else value, i) for i, value in record["values"]]
+    return {"best at": max(values)[1], "stopped at": values[-1][1]}
+
+
 def config(run: Run) -> list[Block]:
     """Return the text of the config."""
-    made = f"Report by detr_panoptic_d2 {__version__}, {_when(time.time())}."
+    made = f"Report by detr_panoptic_d2 {__version__}, {_format_time(time.time())}."
     text = run.text("config.yaml")
     return [
         {"details": "config.yaml", "blocks": [{"pre": text}]} if text else {},
@@ -254,5 +249,5 @@ def config(run: Run) -> list[Block]:
     ]
 
 
-def _when(moment: float) -> str:
+def _format_time(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
