@@ -1,4 +1,4 @@
-"""An exported model as a predictor of Detectron2's kind, and its evaluation."""
+"""An exported model as a predictor for Detectron2, and its evaluation."""
 
 import os
 from typing import Any
@@ -10,19 +10,16 @@ from detectron2.data import DatasetCatalog, Metadata
 
 from ..data.dataset_mapper import read_image
 from ..errors import UserError
-from ..evaluation import build_evaluator
+from ..evaluation import PanopticEvaluator
 from .runtime import PanopticModel
 
 
 class ExportedPredictor:
-    """An exported model, called as ``DefaultPredictor`` is: BGR in, ``panoptic_seg`` out.
+    """An exported model with the interface of :class:`detr_panoptic_d2.engine.Predictor`.
 
     Args:
         folder: of the exported model.
         tile, overlap: see :class:`.runtime.PanopticModel`.
-
-    Attributes:
-        metadata: names and colors of the classes.
 
     Raises:
         UserError: the folder is not an exported model, or its runtime is not installed.
@@ -36,14 +33,13 @@ class ExportedPredictor:
         self._tile, self._overlap = tile, overlap
         classes = self.model.classes
         self._contiguous = {c["id"]: i for i, c in enumerate(classes)}
-        names = [c["name"] for c in classes]
-        options: dict[str, Any] = {"thing_classes": names, "stuff_classes": names}
-        if all(c["color"] for c in classes):
-            options["thing_colors"] = options["stuff_colors"] = [c["color"] for c in classes]
+        options: dict[str, Any] = {}
         for kind, isthing in (("thing", True), ("stuff", False)):
-            options[f"{kind}_dataset_id_to_contiguous_id"] = {
-                c["id"]: i for i, c in enumerate(classes) if c["isthing"] == isthing
-            }
+            options[f"{kind}_classes"] = [c["name"] for c in classes]
+            if all(c["color"] for c in classes):
+                options[f"{kind}_colors"] = [c["color"] for c in classes]
+            ids = {c["id"]: self._contiguous[c["id"]] for c in classes if c["isthing"] == isthing}
+            options[f"{kind}_dataset_id_to_contiguous_id"] = ids
         self.metadata = Metadata(name=str(folder), **options)
 
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
@@ -54,7 +50,7 @@ class ExportedPredictor:
         return {"panoptic_seg": (torch.from_numpy(ids), segments)}
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return the image: the exported model resizes it."""
+        """Return the input of :meth:`predict_batch`."""
         return image
 
     def predict_batch(self, inputs: list[np.ndarray]) -> list[dict[str, Any]]:
@@ -65,19 +61,14 @@ class ExportedPredictor:
 def evaluate_exported(folder: str | os.PathLike, cfg: CfgNode) -> dict[str, float]:
     """Return the panoptic results of an exported model on the first set of ``DATASETS.TEST``.
 
-    An exported model has panoptic results alone, whatever else ``cfg`` switches on.
-
     Raises:
         UserError: ``DATASETS.TEST`` is empty.
     """
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name the data set to evaluate on.")
-    cfg, predictor = cfg.clone(), ExportedPredictor(folder)
-    cfg.defrost()
-    test = cfg.MODEL.DETR.TEST
-    test.PANOPTIC_ON, test.INSTANCE_ON, test.SEMANTIC_ON = True, False, False
-    evaluator = build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    name, predictor = cfg.DATASETS.TEST[0], ExportedPredictor(folder)
+    evaluator = PanopticEvaluator(name)
     evaluator.reset()
-    for item in DatasetCatalog.get(cfg.DATASETS.TEST[0]):
+    for item in DatasetCatalog.get(name):
         evaluator.process([item], [predictor(read_image(item["file_name"], "BGR"))])
     return evaluator.evaluate()["panoptic_seg"]

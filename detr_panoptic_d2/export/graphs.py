@@ -7,6 +7,7 @@ is the size of res5, H2 x W2 that of res2.
 import copy
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
@@ -39,9 +40,8 @@ class DetectorGraph(nn.Module):
             image: 1 x 3 x H x W, 0..255, channels in the order of ``INPUT.FORMAT``.
 
         Returns:
-            ``pred_logits`` N x (K + 1), ``pred_boxes`` N x 4, ``hs`` N x C, ``memory``
-            1 x C x h x w, and the image features of the mask head at the sizes of res5 to res2
-            (``map5`` to ``map2``).
+            ``DETECTOR_OUTPUTS``: N x (K + 1), N x 4, N x C, 1 x C x h x w, and the image features
+            of the mask head at the sizes of res5 to res2.
         """
         model = self.model
         x = (image.to(model.pixel_mean.dtype) - model.pixel_mean) / model.pixel_std
@@ -64,14 +64,7 @@ class MaskGraph(nn.Module):
     def forward(
         self, queries: torch.Tensor, memory: torch.Tensor, *maps: torch.Tensor
     ) -> torch.Tensor:
-        """
-        Args:
-            queries: P x C rows of ``hs``.
-            memory, maps: outputs of :class:`DetectorGraph`.
-
-        Returns:
-            P x H2 x W2 mask logits.
-        """
+        """P x C rows of ``hs`` and the outputs of :class:`DetectorGraph` to P x H2 x W2 logits."""
         attention = self.bbox_attention(queries[None], memory)[0]
         image_index = torch.zeros(queries.shape[0], dtype=torch.long, device=queries.device)
         return self.mask_head.query_masks(attention, image_index, *maps)
@@ -94,8 +87,8 @@ class _GroupNorm(nn.Module):
         return x * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
-def _check_exportable(model: nn.Module) -> None:
-    """Raise a ``UserError`` if the graphs and the runtime do not support a part of the model."""
+def _check_exportable(model: nn.Module, cfg: CfgNode, size: tuple[int, int] | None) -> None:
+    """Raise a ``UserError`` if the graphs and the runtime do not support the model or its size."""
     parts = [type(model)]
     parts += [type(getattr(model, x, None)) for x in ("mask_head", "panoptic_inference")]
     rules = (DETRPanopticInference, OfficialPanopticInference, MaskNMSPanopticInference)
@@ -105,31 +98,36 @@ def _check_exportable(model: nn.Module) -> None:
             f"MODEL.DETR.TEST.PANOPTIC_INFERENCE {' or '.join(r.__name__ for r in rules)} can "
             f"be exported, not {', '.join(part.__name__ for part in parts)}."
         )
+    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if size is None and short and not MIN_SIZE <= short <= longest <= MAX_SIZE:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TEST is {short} and INPUT.MAX_SIZE_TEST {longest}, but the graphs "
+            f"support sizes from {MIN_SIZE} to {MAX_SIZE}. Change the keys, or set one --size HxW."
+        )
 
 
 @torch.no_grad()
 def export_programs(
-    model: PanopticDETR, size: tuple[int, int] | None = None
+    model: PanopticDETR, cfg: CfgNode, size: tuple[int, int] | None
 ) -> tuple[torch.export.ExportedProgram, torch.export.ExportedProgram]:
     """Export the detector and the mask graph of a model. The model is not changed.
 
     Args:
-        model: the model with its weights.
         size: (H, W) of the network's input; None: any size from ``MIN_SIZE`` to ``MAX_SIZE``.
 
     Raises:
-        UserError: the model has an unknown mask head or panoptic rule, or ``torch.export`` fails
-            on the backbone.
+        UserError: the model or its size is not supported, or ``torch.export`` fails on the
+            backbone.
     """
-    _check_exportable(model)
+    _check_exportable(model, cfg, size)
     model = copy.deepcopy(model).cpu().float().fold_for_inference()
     # torch.export treats dimensions of size 1 and equal dimensions as constants.
     image = torch.zeros(1, 3, *(size or (224, 288)))
     detector = DetectorGraph(model)
     _, _, hs, *rest = detector(image)
     masks = MaskGraph(model)
-    free, kept = None, torch.export.Dim("kept", max=hs.shape[0])
-    image_shapes = None
+    kept = torch.export.Dim("kept", max=hs.shape[0])
+    free = image_shapes = None
     if size is None:
         free = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
         sides = [torch.export.Dim(x, min=MIN_SIZE, max=MAX_SIZE) for x in ("height", "width")]

@@ -22,7 +22,8 @@ from ..data.dataset_mapper import read_image
 from ..errors import UserError
 from ..modeling.meta_arch import PanopticDETR
 from . import runtime
-from .graphs import DETECTOR_OUTPUTS, MASK_INPUTS, MAX_SIZE, MIN_SIZE, export_programs
+from .graphs import DETECTOR_OUTPUTS, MASK_INPUTS, export_programs
+from .runtime.model import DESCRIPTION, prepare_image
 
 OPSET = 20
 _SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
@@ -41,17 +42,12 @@ def export_model(
     """Export a model with its weights. The folder appears only when it is complete.
 
     Args:
-        model: the model; it is not changed.
-        cfg: config of the model.
         output: folder to make.
         graph_format: "onnx", "openvino" or "torch-export".
         half: store weights in float16; with ONNX also compute in float16.
         int8_images: H x W x 3 uint8 RGB images that calibrate an int8 quantization of the
             detector's convolutions; empty: no int8.
         size: (H, W) of the network's input; None: the size that the config resizes to.
-
-    Returns:
-        the folder.
 
     Raises:
         UserError: the model or the combination of options cannot be exported, a package is
@@ -64,42 +60,32 @@ def export_model(
         )
     if output.exists() and any(output.iterdir()):
         raise UserError(f"'{output}' is not empty. Remove it, or choose another --output.")
-    short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    if size is None and short and not MIN_SIZE <= short <= longest <= MAX_SIZE:
-        raise UserError(
-            f"INPUT.MIN_SIZE_TEST is {short} and INPUT.MAX_SIZE_TEST {longest}, but the graphs "
-            f"support sizes from {MIN_SIZE} to {MAX_SIZE}. Change the keys, or set one --size HxW."
-        )
-    if graph_format != "torch-export":
-        _import("onnxscript")
-    programs = export_programs(model, size)
+    programs = export_programs(model, cfg, size)
+    description = {
+        "format": graph_format,
+        "precision": "float16" if half else "int8" if int8 else "float32",
+        "files": {name: f"{name}{_SUFFIXES[graph_format]}" for name in ("detector", "masks")},
+        "size": list(size) if size else None,
+        **_describe(model, cfg),
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
         folder = Path(temporary, "model")
         folder.mkdir()
-        suffix = _SUFFIXES[graph_format]
-        description = {
-            "format": graph_format,
-            "precision": "float16" if half else "int8" if int8 else "float32",
-            "files": {name: f"{name}{suffix}" for name in ("detector", "masks")},
-            "size": list(size) if size else None,
-            **_describe(model, cfg),
-        }
-        (folder / "panoptic_runtime.py").write_text(runtime.runtime_source(), "utf-8")
-        (folder / runtime.DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
+        (folder / "panoptic_runtime.py").write_text(_runtime_source(), "utf-8")
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), "utf-8")
         if graph_format == "torch-export":
             for program, name in zip(programs, description["files"].values(), strict=True):
                 torch.export.save(program, folder / name)
         else:
             _write_onnx(programs, folder)
+        inputs = [prepare_image(image, description) for image in int8_images]
         if graph_format == "openvino":
-            _to_openvino(folder, half)
+            _to_openvino(folder, half, inputs)
         elif half:
             _halve(folder)
-        if int8:
-            loaded = runtime.PanopticModel(folder)
-            quantize = _quantize_openvino if graph_format == "openvino" else _quantize_onnx
-            quantize(folder, [loaded.prepare(image) for image in int8_images])
+        elif int8:
+            _quantize_onnx(folder, inputs)
         if output.exists():
             output.rmdir()
         folder.rename(output)
@@ -109,14 +95,7 @@ def export_model(
 def export_weights(
     cfg: CfgNode, output: str | os.PathLike, *, int8_images: str | None = None, **options: Any
 ) -> Path:
-    """Export the model of a config with its ``MODEL.WEIGHTS``.
-
-    Args:
-        cfg: the config.
-        output: folder to make.
-        int8_images: folder of the images for the ranges of int8.
-        options: others of :func:`export_model`.
-    """
+    """Call :func:`export_model` with the ``MODEL.WEIGHTS`` of a config and a folder of images."""
     paths = runtime.find_images([int8_images]) if int8_images else []
     model = build_model(cfg).eval()
     PanopticCheckpointer(model).load(cfg.MODEL.WEIGHTS, complete=True)
@@ -125,14 +104,14 @@ def export_weights(
 
 
 def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
-    """Return the content of ``panoptic.json``."""
+    """Return the part of ``panoptic.json`` that does not depend on the format."""
     metadata = MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0])
     colors = metadata.get("thing_colors") or metadata.get("stuff_colors")
+    classes = zip(model.dataset_ids, model.class_names, strict=True)
     rule = model.panoptic_inference
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return {
         "classes": [
             {
@@ -141,9 +120,7 @@ def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
                 "isthing": bool(model.is_thing[i]),
                 "color": [int(c) for c in colors[i]] if colors else None,
             }
-            for i, (dataset_id, name) in enumerate(
-                zip(model.dataset_ids, model.class_names, strict=True)
-            )
+            for i, (dataset_id, name) in enumerate(classes)
         ],
         "rule": type(rule).__name__,
         "score_thresh": rule.score_thresh,
@@ -159,18 +136,25 @@ def _describe(model: PanopticDETR, cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def _runtime_source() -> str:
+    """Return the source of ``panoptic_runtime.py``."""
+    lines = [f'"""{runtime.__doc__}"""\n\n']
+    for name in runtime.MODULES:
+        path = Path(runtime.__file__).with_name(f"{name}.py")
+        lines += path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("from ."))
+
+
 def _write_onnx(programs: tuple, folder: Path) -> None:
-    names = ((["image"], list(DETECTOR_OUTPUTS)), (list(MASK_INPUTS), ["mask_logits"]))
-    for program, name, (inputs, outputs) in zip(
-        programs, ("detector", "masks"), names, strict=True
+    _import("onnxscript")
+    detector, masks = programs
+    options = {"dynamo": True, "opset_version": OPSET, "verbose": False}
+    for program, name, inputs, outputs in (
+        (detector, "detector", ["image"], DETECTOR_OUTPUTS),
+        (masks, "masks", MASK_INPUTS, ["mask_logits"]),
     ):
         graph = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
-            verbose=False,
+            program, input_names=list(inputs), output_names=list(outputs), **options
         )
         graph.save(str(folder / f"{name}.onnx"))
 
@@ -186,13 +170,11 @@ def _halve(folder: Path) -> None:
 def _quantize_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
     """Quantize the detector's convolutions statically; weights per channel."""
     quantization = _import("onnxruntime.quantization")
+    images = iter([{"image": image} for image in inputs])
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self):
-            self._remaining = iter([{"image": image} for image in inputs])
-
         def get_next(self):
-            return next(self._remaining, None)
+            return next(images, None)
 
     float_graph = (folder / "detector.onnx").rename(folder / "float.onnx")
     quantization.quantize_static(
@@ -208,25 +190,19 @@ def _quantize_onnx(folder: Path, inputs: list[np.ndarray]) -> None:
     float_graph.unlink()
 
 
-def _to_openvino(folder: Path, half: bool) -> None:
+def _to_openvino(folder: Path, half: bool, inputs: list[np.ndarray]) -> None:
+    """Convert ONNX graphs; quantize the detector with NNCF if there are calibration inputs."""
     openvino = _import("openvino")
     for path in list(folder.glob("*.onnx")):
         graph = openvino.convert_model(str(path))
+        if inputs and path.stem == "detector":
+            nncf = _import("nncf")
+            images = nncf.Dataset(inputs, lambda image: {"image": image})
+            # In a thread of its own, for the reason given in the runtime's _load_openvino.
+            with ThreadPoolExecutor(1) as pool:
+                graph = pool.submit(nncf.quantize, graph, images, subset_size=len(inputs)).result()
         openvino.save_model(graph, path.with_suffix(".xml"), compress_to_fp16=half)
         path.unlink()
-
-
-def _quantize_openvino(folder: Path, inputs: list[np.ndarray]) -> None:
-    openvino, nncf = _import("openvino"), _import("nncf")
-    graph = openvino.Core().read_model(folder / "detector.xml")
-    images = nncf.Dataset(inputs, lambda image: {"image": image})
-    # In a thread of its own, for the reason given in the runtime's _load_openvino.
-    with ThreadPoolExecutor(1) as pool:
-        graph = pool.submit(nncf.quantize, graph, images, subset_size=len(inputs)).result()
-    # The file of weights stays open as long as the graph exists, so it cannot be overwritten.
-    openvino.save_model(graph, folder / "int8.xml", compress_to_fp16=False)
-    for suffix in (".xml", ".bin"):
-        (folder / f"int8{suffix}").replace(folder / f"detector{suffix}")
 
 
 def _import(name: str) -> Any:

@@ -1,6 +1,5 @@
 import logging
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -22,7 +21,7 @@ from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.label_maps import LabelMasks
 from detr_panoptic_d2.data.panoptic_json import load_panoptic_json
 from detr_panoptic_d2.errors import UserError
-from detr_panoptic_d2.export.runtime import PanopticModel
+from detr_panoptic_d2.export.runtime.model import input_size
 from tests.panoptic_set import masks_boxes_and_areas
 
 
@@ -177,8 +176,7 @@ def test_official_sizes():
     for (height, width), expected in sizes.items():
         assert official_size(height, width, 800, 1333) == expected
         description = {"size": None, "min_size": 800, "max_size": 1333, "official_sizes": True}
-        exported = SimpleNamespace(description=description)
-        assert PanopticModel.input_size(exported, height, width) == expected
+        assert input_size(height, width, description) == expected
     cfg = _cfg(sizes=(800,))
     image = np.zeros((480, 640, 3), np.uint8)
     for official, width in ((False, 1067), (True, 1066)):

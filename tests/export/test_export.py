@@ -25,6 +25,7 @@ from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export import export_model, runtime, write
 from detr_panoptic_d2.export.graphs import DetectorGraph
+from detr_panoptic_d2.export.runtime.model import input_size
 from detr_panoptic_d2.export.runtime.rule import assemble, select_queries
 from detr_panoptic_d2.modeling import panoptic_inference
 from detr_panoptic_d2.modeling.structures import Frame
@@ -129,7 +130,7 @@ def test_runtime_gives_the_segments_of_the_model(exported):
     count = 0
     for image in pictures((40, 56), (97, 133), (200, 90)):
         height, width = image.shape[:2]
-        size = runtime_model.input_size(height, width)
+        size = input_size(height, width, runtime_model.description)
         resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR))
         tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         (result,) = model([{"image": tensor, "height": height, "width": width}])

@@ -23,6 +23,7 @@ from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export import export_model
 from detr_panoptic_d2.export.runtime import PanopticModel
+from detr_panoptic_d2.export.runtime.model import prepare_image
 
 EAGER, ONNX, OPENVINO, THEIRS = "eager", "ONNX Runtime", "OpenVINO", "Hugging Face, ONNX Runtime"
 ONNX8, OPENVINO8 = f"{ONNX}, int8", f"{OPENVINO}, int8"
@@ -98,7 +99,7 @@ class Exported:
     @torch.no_grad()
     def check(self) -> dict[str, float]:
         """Compare class logits, boxes and mask logits of one input; int8 is not held to it."""
-        prepared = self.runtimes[ONNX].prepare(self.image)
+        prepared = prepare_image(self.image, self.runtimes[ONNX].description)
         images = [{"image": torch.from_numpy(prepared[0])}]
         expected, kept = network_outputs(self.ours, images, self.kept)
         best = expected["class logits"][kept].softmax(-1)[:, :-1].max(-1)

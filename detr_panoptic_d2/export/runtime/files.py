@@ -19,10 +19,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 
 
 def find_images(items: Iterable[str]) -> list[Path]:
-    """Expand files, folders and glob patterns, in order, each file once.
-
-    Args:
-        items: for a folder, the image files directly inside it are used.
+    """Expand files, folders (their image files) and glob patterns, in order, each file once.
 
     Raises:
         FileNotFoundError: an item matches nothing.
@@ -88,42 +85,49 @@ def png_bytes(ids: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def predict_files(
-    model: PanopticModel, paths: list[Path], output: Path, **options: Any
+def main() -> int:
+    """Segment image files from the shell; return the exit status."""
+    parser = argparse.ArgumentParser(description="Segment images with an exported model.")
+    parser.add_argument("model", help="folder of the exported model")
+    parser.add_argument("images", nargs="+", help="image files, folders or quoted patterns")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the results")
+    parser.add_argument("--tile", type=int, help="segment in tiles of this side, in pixels")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles (%(default)s)")
+    args = parser.parse_args()
+    if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
+        parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
+    try:
+        names = name_results(find_images(args.images))
+        failed = _segment_files(args, names)
+    except (OSError, ValueError, ImportError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(f"{len(names) - len(failed)} of {len(names)} images done: {args.output}\n")
+    for path, error in failed.items():
+        sys.stderr.write(f"Not done: {path} ({error})\n")
+    return int(bool(failed))
+
+
+def _segment_files(
+    args: argparse.Namespace, names: dict[Path, tuple[str, str]]
 ) -> dict[Path, OSError]:
-    """Segment image files and write ``predictions.json`` and ``panoptic/*.png`` to ``output``.
-
-    Args:
-        model: the exported model.
-        paths: image files.
-        output: folder of the results.
-        options: of the call of the model: ``tile`` and ``overlap``.
-
-    Returns:
-        the files that could not be read, each with its error. All others are done.
-
-    Raises:
-        ValueError: a result would overwrite an input or earlier results. Nothing is written.
-    """
-    names, target = name_results(paths), output / "predictions.json"
-    pngs = {path: output / "panoptic" / f"{names[path][1]}.png" for path in paths}
-    if target.exists():
-        raise ValueError(f"'{target}' exists. Choose another --output.")
-    for path in paths:
-        for png in (p for p in pngs.values() if p.exists() and p.samefile(path)):
-            raise ValueError(
-                f"'{png}' would overwrite the input '{path}'. Choose another --output."
-            )
-    failed: dict[Path, OSError] = {}
+    """Write ``predictions.json`` and ``panoptic/*.png``; return the files that cannot be read."""
+    target = args.output / "predictions.json"
+    pngs = {path: args.output / "panoptic" / f"{name}.png" for path, (_, name) in names.items()}
+    for file in (target, *pngs.values()):
+        if file.exists():
+            raise ValueError(f"'{file}' exists. Choose another --output.")
+    model, failed = PanopticModel(args.model), {}
     images, annotations = [], []
-    for path in paths:
+    for path, png in pngs.items():
         try:
             image = read_rgb(path)
         except OSError as error:
             failed[path] = error
             continue
-        ids, segments = model(image, **options)
-        _write(pngs[path], png_bytes(ids))
+        ids, segments = model(image, args.tile, args.overlap)
+        png.parent.mkdir(parents=True, exist_ok=True)
+        png.write_bytes(png_bytes(ids))
         size = {"height": ids.shape[0], "width": ids.shape[1]}
         images.append({"id": len(images) + 1, "file_name": names[path][0], **size})
         annotations.append(
@@ -137,7 +141,8 @@ def predict_files(
         {"id": c["id"], "name": c["name"], "isthing": int(c["isthing"])} for c in model.classes
     ]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    _write(target, json.dumps(content).encode())
+    args.output.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content), encoding="utf-8")
     return failed
 
 
@@ -150,38 +155,6 @@ def _coco_segment(ids: np.ndarray, segment: dict[str, Any]) -> dict[str, Any]:
         "iscrowd": 0,
         "bbox": [columns[0], rows[0], *size],
     }
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def main() -> int:
-    """Segment image files from the shell; return the exit status."""
-    parser = argparse.ArgumentParser(description="Segment images with an exported model.")
-    parser.add_argument("model", help="folder of the exported model")
-    parser.add_argument("images", nargs="+", help="image files, folders or quoted patterns")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the results")
-    parser.add_argument("--tile", type=int, help="segment in tiles of this side, in pixels")
-    parser.add_argument("--overlap", type=float, default=0.2, help="of the tiles (%(default)s)")
-    args = parser.parse_args()
-    if args.tile is not None and args.tile < 1 or not 0 <= args.overlap < 1:
-        parser.error("--tile must be 1 or more, --overlap at least 0 and less than 1")
-    try:
-        paths = find_images(args.images)
-        options = {"tile": args.tile, "overlap": args.overlap}
-        failed = predict_files(PanopticModel(args.model), paths, args.output, **options)
-    except (OSError, ValueError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"{len(paths) - len(failed)} of {len(paths)} images done: {args.output}\n")
-    for path, error in failed.items():
-        sys.stderr.write(f"Not done: {path} ({error})\n")
-    return int(bool(failed))
 
 
 if __name__ == "__main__":

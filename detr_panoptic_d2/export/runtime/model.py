@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -43,84 +44,81 @@ class PanopticModel:
             raise ValueError(f"'{folder}' is not an exported model: it has no {DESCRIPTION}.")
         self.description = json.loads(path.read_text(encoding="utf-8"))
         self.classes: list[dict] = self.description["classes"]
-        files = self.description["files"]
-        missing = [name for name in files.values() if not Path(folder, name).is_file()]
-        if missing:
-            raise ValueError(f"'{folder}' is incomplete: {missing} are missing. Export it again.")
+        files = [Path(folder, self.description["files"][name]) for name in ("detector", "masks")]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"'{folder}' is incomplete: '{file.name}' is missing.")
         load = {"onnx": _load_onnx, "openvino": _load_openvino, "torch-export": _load_torch}
         self._detector, self._masks = (
-            load[self.description["format"]](str(Path(folder, files[name])), threads)
-            for name in ("detector", "masks")
+            load[self.description["format"]](str(file), threads) for file in files
         )
 
     def __call__(
         self, image: np.ndarray, tile: int | None = None, overlap: float = 0.2
     ) -> tuple[np.ndarray, Segments]:
-        """Segment one image.
+        """Segment an H x W x 3 uint8 RGB image.
 
         Args:
-            image: H x W x 3 uint8, RGB.
             tile: segment the image in tiles of this side, in pixels; None: as a whole.
             overlap: smallest part of a tile, from 0 up to 1, that the next tile shares.
 
         Returns:
-            ids: H x W int32; 0 is void.
-            segments: one dict per id: ``id`` from 1, ``category_id`` (of the annotation file),
-            ``name``, ``isthing``, ``area`` in pixels and ``score``.
+            H x W int32 ids (0 is void), and one dict per id: ``id`` from 1, ``category_id`` (of the
+            annotation file), ``name``, ``isthing``, ``area`` in pixels and ``score``.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"An image is H x W x 3 uint8, not {image.shape} {image.dtype}.")
         if tile is None:
-            ids, segments, _ = self._segment(image, with_confidence=False)
-            return ids, segments
+            return self._segment(image, with_confidence=False)[:2]
         return segment_tiled(self._segment, image, tile, overlap)
 
     def _segment(self, image: np.ndarray, with_confidence: bool = True) -> Tile:
-        outputs = self._detector({"image": self.prepare(image)})
+        outputs = self._detector({"image": prepare_image(image, self.description)})
         logits, hs, features = outputs[0], outputs[2], outputs[3:]
         kept, scores, labels = self.select(logits)
         masks = np.zeros((0, *features[-1].shape[-2:]), np.float32)
         if len(kept):
-            names = ("memory", "map5", "map4", "map3", "map2")
-            inputs = {"queries": hs[kept], **dict(zip(names, features, strict=True))}
-            (masks,) = self._masks(inputs)
-        size = self.input_size(*image.shape[:2])
+            names = ("queries", "memory", "map5", "map4", "map3", "map2")
+            (masks,) = self._masks(dict(zip(names, (hs[kept], *features), strict=True)))
+        size = input_size(*image.shape[:2], self.description)
         queries = (masks, scores, labels, self.description, size)
         ids, segments = assemble(*queries, image.shape[:2])
         confidence = confidence_map(ids, segments, *queries) if with_confidence else None
         return Tile(ids, segments, confidence)
 
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (H, W) of the network's input for an image of this size."""
-        if self.description["size"]:
-            return tuple(self.description["size"])
-        short, longest = self.description["min_size"], self.description["max_size"]
-        if short == 0:
-            return height, width
-        if self.description.get("official_sizes"):
-            # Official DETR rounds the shorter side and truncates the longer one.
-            shorter, longer = sorted((height, width))
-            if longer / shorter * short > longest:
-                short = max(1, round(longest * shorter / longer))
-            longer = max(1, int(short * longer / shorter))
-            return (short, longer) if height < width else (longer, short)
-        scale = short / min(height, width)
-        new = [short, scale * width] if height < width else [scale * height, short]
-        if max(new) > longest:
-            new = [n * (longest / max(new)) for n in new]
-        return max(1, int(new[0] + 0.5)), max(1, int(new[1] + 0.5))
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Return the detector's input, 1 x 3 x H' x W' float32 with values 0..255."""
-        size = self.input_size(*image.shape[:2])
-        resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        if self.description["channels"] == "BGR":
-            resized = resized[:, :, ::-1]
-        return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], np.float32)
-
     def select(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return indices, probabilities and classes of the kept queries of N x (K + 1) logits."""
         return select_queries(logits, self.description)
+
+
+def input_size(height: int, width: int, description: dict[str, Any]) -> tuple[int, int]:
+    """Return (H, W) of the network's input for an image of this size."""
+    if description["size"]:
+        return tuple(description["size"])
+    short, longest = description["min_size"], description["max_size"]
+    if short == 0:
+        return height, width
+    if description.get("official_sizes"):
+        # Official DETR rounds the shorter side and truncates the longer one.
+        shorter, longer = sorted((height, width))
+        if longer / shorter * short > longest:
+            short = max(1, round(longest * shorter / longer))
+        longer = max(1, int(short * longer / shorter))
+        return (short, longer) if height < width else (longer, short)
+    scale = short / min(height, width)
+    new = [short, scale * width] if height < width else [scale * height, short]
+    if max(new) > longest:
+        new = [n * (longest / max(new)) for n in new]
+    return max(1, int(new[0] + 0.5)), max(1, int(new[1] + 0.5))
+
+
+def prepare_image(image: np.ndarray, description: dict[str, Any]) -> np.ndarray:
+    """Return the detector's input, 1 x 3 x H' x W' float32 with values 0..255."""
+    size = input_size(*image.shape[:2], description)
+    resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    if description["channels"] == "BGR":
+        resized = resized[:, :, ::-1]
+    return np.ascontiguousarray(resized.transpose(2, 0, 1)[None], np.float32)
 
 
 def _load_onnx(path: str, threads: int | None) -> Graph:

@@ -38,66 +38,59 @@ def assemble(
     size: tuple[int, int],
     output: tuple[int, int],
 ) -> tuple[np.ndarray, Segments]:
-    """Make segments of mask logits by the panoptic rule of the exported model.
+    """Make segments of Q x h x w mask logits by the panoptic rule of the exported model.
 
     Args:
-        masks: Q x h x w logits.
-        scores, labels: Q.
-        description: of the exported model: classes, rule and thresholds.
-        size: (H, W) of the network's input.
-        output: (H, W) of the result.
+        masks, scores, labels: of Q queries.
+        description: of the exported model.
+        size, output: (H, W) of the network's input and of the result.
 
     Returns:
         H x W int32 ids (0 is void) and the segments, see :class:`.model.PanopticModel`.
     """
-    classes, segments = description["classes"], []
-    stuff: dict[int, dict] = {}
+    rule, min_area = description["rule"], description["min_segment_area"]
+    min_part = 0.0 if rule == _MASK_NMS else description["overlap_thresh"]
     queries = range(len(masks))
-    if description["rule"] == _MASK_NMS and len(masks):
+    if rule == _MASK_NMS and len(masks):
         queries = _remove_duplicates(masks, scores, description["overlap_thresh"])
         masks = np.log(scores)[:, None, None] - np.logaddexp(0, -masks)
+    groups: dict[tuple, dict] = {}
     for query in queries:
-        label, score = int(labels[query]), float(scores[query])
-        if label in stuff:
-            stuff[label]["queries"].append(query)
-            stuff[label]["score"] = max(score, stuff[label]["score"])
-            continue
-        segments.append({"class": classes[label], "score": score, "queries": [query]})
-        if not classes[label]["isthing"]:
-            stuff[label] = segments[-1]
-    if description["rule"] == "OfficialPanopticInference":
-        # Merged stuff counts for the first of its queries; the others are dropped as small.
-        _assign_pixels(masks, segments, size, output)
-        segments = [s for s in segments if s["area"] > description["min_segment_area"]]
-        segments = [{**s, "queries": s["queries"][:1]} for s in segments]
-    elif _segment_overlap(description) > 0:
-        _measure_masks(masks, segments, size, output)
+        category = description["classes"][labels[query]]
+        key = category["id"], query if category["isthing"] else None
+        segment = groups.setdefault(key, {"class": category, "score": 0.0, "queries": []})
+        segment["queries"].append(query)
+        segment["score"] = max(segment["score"], float(scores[query]))
+    segments = list(groups.values())
+    for segment in segments if min_part else ():
+        # The pixels where one of its queries has a logit above 0.
+        strips = _resized_strips(masks[segment["queries"]], size, output)
+        segment["own_area"] = sum(int((strip > 0).any(0).sum()) for _, strip in strips)
     owner = _assign_pixels(masks, segments, size, output)
-    while dropped := _segments_to_drop(segments, description):
+    if rule == "OfficialPanopticInference":
+        # Merged stuff counts for the first of its queries; the others are dropped as small.
+        segments = [s for s in segments if s["area"] > min_area]
+        segments = [{**s, "queries": s["queries"][:1]} for s in segments]
+        owner = _assign_pixels(masks, segments, size, output)
+    while dropped := _segments_to_drop(segments, min_area, min_part):
         segments = [segment for segment in segments if segment not in dropped]
         owner = _assign_pixels(masks, segments, size, output)
     table = np.zeros(len(masks) + 1, np.int32)  # the last one is void's
     infos = []
     for number, segment in enumerate(segments, start=1):
         table[segment["queries"]] = number
-        info = {key: segment["class"][key] for key in ("name", "isthing")}
-        info |= {key: segment[key] for key in ("area", "score")}
-        infos.append({"id": number, "category_id": segment["class"]["id"], **info})
+        info = {"id": number, "category_id": segment["class"]["id"]}
+        info |= {key: segment["class"][key] for key in ("name", "isthing")}
+        infos.append(info | {key: segment[key] for key in ("area", "score")})
     return table[owner], infos
 
 
-def _segment_overlap(description: dict[str, Any]) -> float:
-    # Mask NMS compares whole masks with this threshold, before segments exist.
-    return 0.0 if description["rule"] == _MASK_NMS else description["overlap_thresh"]
-
-
-def _segments_to_drop(segments: Segments, description: dict[str, Any]) -> Segments:
+def _segments_to_drop(segments: Segments, min_area: int, min_part: float) -> Segments:
     """Return all small segments or, without any, the covered segment of the lowest score."""
-    overlap = _segment_overlap(description)
-    small = [s for s in segments if s["area"] <= description["min_segment_area"]]
-    if small or overlap == 0:
+    small = [s for s in segments if s["area"] <= min_area]
+    if small or not min_part:
         return small
-    covered = [s for s in segments if s["area"] < overlap * s["own_area"]]
+    covered = [s for s in segments if s["area"] < min_part * s["own_area"]]
     return sorted(covered, key=lambda s: s["score"])[:1]
 
 
@@ -151,11 +144,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _remove_duplicates(masks: np.ndarray, scores: np.ndarray, overlap_thresh: float) -> list[int]:
-    """Mask NMS: the indices, ascending, of the queries that remain.
-
-    The order is score times the squared mean probability inside the mask. A query is removed if
-    less than ``overlap_thresh`` of its mask is free of the masks before it.
-    """
+    """Return the queries, ascending, that mask NMS leaves; see ``MaskNMSPanopticInference``."""
     binary = masks > 0
     areas = binary.sum((1, 2))
     mean_probability = (_sigmoid(masks) * binary).sum((1, 2)) / areas.clip(min=1)
@@ -169,15 +158,6 @@ def _remove_duplicates(masks: np.ndarray, scores: np.ndarray, overlap_thresh: fl
     return sorted(remaining)
 
 
-def _measure_masks(
-    masks: np.ndarray, segments: Segments, size: tuple[int, int], output: tuple[int, int]
-) -> None:
-    """Set the ``own_area`` of each segment: pixels where one of its queries has a logit above 0."""
-    for segment in segments:
-        strips = _resized_strips(masks[segment["queries"]], size, output)
-        segment["own_area"] = sum(int((strip > 0).any(0).sum()) for _, strip in strips)
-
-
 def confidence_map(
     ids: np.ndarray,
     segments: Segments,
@@ -187,11 +167,9 @@ def confidence_map(
     description: dict[str, Any],
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Return class probability times mask probability of the class of each pixel, as H x W uint8.
+    """Return class probability times mask probability of each pixel's class, as H x W uint8.
 
-    Args:
-        ids, segments: from :func:`assemble`.
-        masks, scores, labels, description, size: see :func:`assemble`.
+    The arguments are those of :func:`assemble` and its results.
     """
     label_of = {c["id"]: label for label, c in enumerate(description["classes"])}
     table = np.array([-1, *(label_of[s["category_id"]] for s in segments)])
