@@ -1,7 +1,10 @@
 """Assigning the pixels of an image to many sets of queries.
 
-Shapes: Q queries of an image, h x w the mask grid, H x W the image; A ids of the ground truth.
+Shapes: Q queries of an image, h x w the mask grid, H x W the image; A ids of the ground truth;
+R ranks, G groups of pixels.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,70 +12,81 @@ import torch
 from ...modeling.mask_ops import resize_strips, values_at_pixels
 from ...modeling.panoptic_inference import PixelAssigner
 
-# Maps that are kept of an image, and queries that are kept of a pixel.
-_MAX_CACHED_MAPS, _NUM_RANKS = 24, 4
+# Queries that are ranked at each pixel.
+_NUM_RANKS = 4
 
 
 class HistogramAssigner(PixelAssigner):
-    """Assigns pixels to many sets of queries, and keeps the histogram of truth and query for each.
+    """Assigns pixels to many sets of queries; the result is the histogram of truth and query.
 
-    The map of a set is that of a larger set, except for the pixels of the queries that are missing.
-    These go to the best of the remaining queries, which is most often the second or third best.
+    Pixels with the same truth and the same best queries form a group, which is assigned as one.
+    The best queries are ranked within nested sets: all queries, and those that occur in 2, 3, ...
+    of ``sets``. A set of queries is assigned with the ranks of the smallest one that contains it.
 
     Args:
-        truth: flat H x W row numbers of the histogram.
+        truth: H x W row numbers of the histogram.
         num_rows: their number A.
+        sets: those of which subsets are assigned.
     """
 
-    def __init__(self, *args, truth: torch.Tensor, num_rows: int):
+    def __init__(self, *args, truth: np.ndarray, num_rows: int, sets: Sequence[Sequence[int]]):
         super().__init__(*args)
-        self._truth, self._num_rows = truth, num_rows
-        self._num_queries, num_ranks = len(self.pixel_values), min(_NUM_RANKS, len(args[0]))
+        self._truth, self._num_rows = truth.ravel(), num_rows
+        self._num_queries = num_queries = len(self.pixel_values)
+        self._histograms: dict[frozenset, np.ndarray] = {}
         self._mask_areas: dict[tuple[int, ...], int] = {}
-        # The best queries of each pixel, best first.
-        self._best = truth.new_empty((num_ranks, *self.frame.output), dtype=torch.int16)
-        for part, strip in resize_strips(self.pixel_values, self.frame):
-            for rank in range(num_ranks):
-                queries = strip.max(0, keepdim=True).indices
-                self._best[rank, part] = queries[0]
-                strip.scatter_(0, queries, -torch.inf)
-        self._best = self._best.flatten(1)
-        everyone = frozenset(range(self._num_queries))
-        # By set of queries. The first one is never removed.
-        self._maps = {everyone: (self._best[0], self._count(truth, self._best[0]))}
+        counts = np.bincount([q for s in sets for q in s], minlength=num_queries)
+        order = np.argsort(-counts, kind="stable")
+        sizes = [*(np.flatnonzero(np.diff(counts[order])) + 1).tolist(), num_queries]
+        self._nested = [frozenset(order[:size].tolist()) for size in sizes]
+        ranks = [np.empty((_NUM_RANKS, *self.frame.output), np.int16) for _ in sizes]
+        for rows, strip in resize_strips(self.pixel_values, self.frame):
+            best = _rank(strip, order.tolist(), sizes)
+            for rank, queries in zip(ranks, best, strict=True):
+                rank[:, rows] = queries.cpu().numpy()
+        self._groups = [self._group(rank.reshape(_NUM_RANKS, -1)) for rank in ranks]
+
+    def _group(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return truth (G), best queries (G x R) and size (G) of the groups, and the group of each
+        pixel."""
+        key = self._truth.astype(np.int64)
+        for queries in best:
+            key = key * (self._num_queries + 1) + queries
+        # There are far fewer runs of equal pixels than pixels.
+        starts = np.append(0, np.flatnonzero(np.diff(key)) + 1)
+        lengths = np.diff(starts, append=key.size)
+        _, first, group = np.unique(key[starts], return_index=True, return_inverse=True)
+        pixel, size = starts[first], np.bincount(group, weights=lengths)
+        return self._truth[pixel], best[:, pixel].T, size, np.repeat(group, lengths)
 
     def assign(self, queries: list[int]) -> tuple[np.ndarray, list[int]]:
         """Return the histogram A x Q, and the number of pixels of each of the Q queries."""
         key = frozenset(queries)
-        if key not in self._maps:
-            missing = {larger: list(larger - key) for larger in self._maps if larger > key}
-            larger = min(missing, key=lambda k: self._maps[k][1][:, missing[k]].sum())
-            owner, histogram = self._maps[larger]
-            takes_part = torch.zeros(self._num_queries, dtype=torch.bool, device=owner.device)
+        if key not in self._histograms:
+            level = next(i for i, larger in enumerate(self._nested) if larger >= key)
+            truth, best, size, group = self._groups[level]
+            takes_part = np.zeros(self._num_queries + 1, bool)
             takes_part[queries] = True
-            pixels = (~takes_part.index_select(0, owner.int())).nonzero()[:, 0]
-            new = self._best_of(queries, takes_part, pixels)
-            histogram = histogram + self._count(self._truth[pixels], new)
-            histogram[:, missing[larger]] = 0
-            if len(self._maps) > _MAX_CACHED_MAPS:
-                self._maps.pop(list(self._maps)[1])
-            self._maps[key] = owner.scatter(0, pixels, new), histogram
-        histogram = self._maps[key][1]
+            among = takes_part[best]
+            rank = among.argmax(1)[:, None]
+            owner = np.take_along_axis(best, rank, 1)[:, 0]
+            known = np.take_along_axis(among, rank, 1)[:, 0]
+            histogram = self._count(truth[known], owner[known], size[known])
+            if not known.all():
+                pixels = np.flatnonzero(~known[group])
+                where = torch.from_numpy(pixels).to(self.pixel_values.device)
+                values = values_at_pixels(self.pixel_values[queries], self.frame, where)
+                owner = np.array(queries)[values.max(0).indices.cpu().numpy()]
+                histogram += self._count(self._truth[pixels], owner)
+            self._histograms[key] = histogram
+        histogram = self._histograms[key]
         return histogram, histogram.sum(0).tolist()
 
-    def _best_of(
-        self, queries: list[int], takes_part: torch.Tensor, pixels: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the best of some queries at some pixels, int16."""
-        best = self._best[:, pixels]
-        among = takes_part.index_select(0, best.flatten().int()).reshape(best.shape)
-        result = best[-1]
-        for rank in reversed(range(len(best) - 1)):
-            result = torch.where(among[rank], best[rank], result)
-        others = (~among.any(0)).nonzero()[:, 0]
-        values = values_at_pixels(self.pixel_values[queries], self.frame, pixels[others])
-        indices = torch.tensor(queries, dtype=torch.int16, device=pixels.device)
-        return result.scatter(0, others, indices[values.max(0).indices])
+    def _count(self, truth: np.ndarray, owner: np.ndarray, weights=None) -> np.ndarray:
+        shape = self._num_rows, self._num_queries
+        pairs = truth * self._num_queries + owner
+        counts = np.bincount(pairs, weights, minlength=shape[0] * shape[1])
+        return counts.astype(np.int64).reshape(shape)
 
     def mask_area(self, queries: list[int]) -> int:
         key = tuple(queries)
@@ -80,7 +94,29 @@ class HistogramAssigner(PixelAssigner):
             self._mask_areas[key] = super().mask_area(queries)
         return self._mask_areas[key]
 
-    def _count(self, truth: torch.Tensor, owner: torch.Tensor) -> np.ndarray:
-        size = self._num_rows, self._num_queries
-        pairs = truth * self._num_queries + owner.long()
-        return torch.bincount(pairs, minlength=size[0] * size[1]).reshape(size).cpu().numpy()
+
+def _rank(strip: torch.Tensor, order: list[int], sizes: list[int]) -> list[torch.Tensor]:
+    """Return the best of the first ``sizes[i]`` queries of ``order`` at each pixel, best first.
+
+    Args:
+        strip: Q x rows x W values.
+
+    Returns:
+        for each size R x rows x W int16; Q where there are fewer than R queries.
+    """
+    # The bits of a float as an integer of the same order, with the query below: of equal values the
+    # first query wins, as in an argmax.
+    bits = (strip + 0.0).view(torch.int32)
+    bits = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    queries = torch.arange(len(strip), device=strip.device)[:, None, None]
+    keys = bits.long() * 2**16 + (2**16 - 1 - queries)
+    lowest = torch.iinfo(torch.int64).min + (2**16 - 1 - len(strip))
+    best = keys.new_full((_NUM_RANKS, *strip.shape[1:]), lowest)
+    results = []
+    for count, query in enumerate(order, start=1):
+        key = keys[query]
+        for rank in range(min(count, _NUM_RANKS)):
+            best[rank], key = torch.maximum(best[rank], key), torch.minimum(best[rank], key)
+        if count in sizes:
+            results.append((2**16 - 1 - (best & (2**16 - 1))).short())
+    return results

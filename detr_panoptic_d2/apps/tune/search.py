@@ -24,11 +24,7 @@ from ...engine import PanopticTrainer
 from ...errors import UserError
 from ...evaluation.ground_truth import check_prediction_size
 from ...evaluation.pq import count_pairs
-from ...modeling.panoptic_inference import (
-    PANOPTIC_INFERENCE_REGISTRY,
-    DETRPanopticInference,
-    PixelAssigner,
-)
+from ...modeling.panoptic_inference import PANOPTIC_INFERENCE_REGISTRY, DETRPanopticInference
 from ...modeling.structures import Frame
 from .histogram_assigner import HistogramAssigner
 
@@ -147,41 +143,37 @@ def count_image(
     png = item["pan_seg_file_name"]
     check_prediction_size(item, masks.frame.output, png)
     rows, truth = np.unique(read_panoptic_png(png), return_inverse=True)
-    truth = torch.from_numpy(truth.flatten()).to(masks.mask_logits.device)
     scores, labels = masks.scores.tolist(), masks.labels.tolist()
     results: dict[Any, tuple[list[int], PQStat]] = {}
-    assigners: dict[type, tuple[PixelAssigner | None, Any]] = {}
-    kept: dict[Any, tuple[int, ...]] = {}
-    remaining: dict[Any, list[int]] = {}
-    for index, rule in enumerate(rules):
-        kind = type(rule)
-        if kind not in assigners:
-            assigner = None
-            if labels:
-                values = rule.pixel_values(masks.mask_logits, masks.scores)
-                arguments = values, masks.mask_logits, masks.frame
-                assigner = HistogramAssigner(*arguments, truth=truth, num_rows=len(rows))
-            assigners[kind] = assigner, rule.rank_masks(*masks[1:3], masks.frame)
-        assigner, ranking = assigners[kind]
-        if (kind, rule.score_thresh) not in kept:
-            keep = rule.keep(masks.pred_logits)
-            kept[kind, rule.score_thresh] = tuple(keep.nonzero()[:, 0].tolist())
-        key = kind, kept[kind, rule.score_thresh], rule.overlap_thresh
-        if key not in remaining:
-            remaining[key] = rule.remove_duplicates(ranking, list(key[1]))
-        histogram, segments = rule.find_segments(assigner, scores, labels, remaining[key])
-        result = kind, tuple(tuple(s["queries"]) for s in segments)
-        if result not in results:
-            columns = np.arange(1, 1 + len(segments))
-            pixels = np.zeros((len(rows), len(segments)), np.int64)
-            for column, segment in enumerate(segments):
-                segment["id"] = column + 1
-                pixels[:, column] = histogram[:, segment["queries"]].sum(1)
-            if not segments:
-                columns, pixels = np.zeros(1, int), np.bincount(truth.cpu())[:, None]
-            stat = count_pairs(rows, columns, pixels, item["segments_info"], segments)
-            results[result] = [], stat
-        results[result][0].append(index)
+    for kind in dict.fromkeys(map(type, rules)):
+        same_kind = {index: rule for index, rule in enumerate(rules) if type(rule) is kind}
+        by_score = {rule.score_thresh: rule for rule in same_kind.values()}
+        kept = {
+            score: rule.keep(masks.pred_logits).nonzero()[:, 0].tolist()
+            for score, rule in by_score.items()
+        }
+        any_rule, assigner = next(iter(same_kind.values())), None
+        if labels:
+            arguments = any_rule.pixel_values(*masks[1:3]), masks.mask_logits, masks.frame
+            options = {"truth": truth, "num_rows": len(rows), "sets": list(kept.values())}
+            assigner = HistogramAssigner(*arguments, **options)
+        ranking = any_rule.rank_masks(*masks[1:3], masks.frame)
+        remaining: dict[Any, list[int]] = {}
+        for index, rule in same_kind.items():
+            queries = kept[rule.score_thresh]
+            key = tuple(queries), rule.overlap_thresh
+            if key not in remaining:
+                remaining[key] = rule.remove_duplicates(ranking, queries)
+            histogram, segments = rule.find_segments(assigner, scores, labels, remaining[key])
+            result = kind, tuple(tuple(s["queries"]) for s in segments)
+            if result not in results:
+                pixels = [histogram[:, s["queries"]].sum(1) for s in segments]
+                pixels = np.stack(pixels or [np.bincount(truth.ravel())], axis=1)
+                columns = np.arange(1, 1 + len(segments)) if segments else np.zeros(1, int)
+                segments = [{**s, "id": i} for i, s in enumerate(segments, start=1)]
+                stat = count_pairs(rows, columns, pixels, item["segments_info"], segments)
+                results[result] = [], stat
+            results[result][0].append(index)
     return list(results.values())
 
 
