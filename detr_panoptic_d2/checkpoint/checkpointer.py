@@ -188,8 +188,8 @@ def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -
         raise UserError(
             f"{path} is a checkpoint of another model: it has none of the model's tensors, but "
             f"{', '.join(translation.unknown[:3])}. MODEL.WEIGHTS can be a checkpoint of this "
-            "project, of facebookresearch/detr or of Hugging Face's Detr, or a ResNet of "
-            "torchvision, timm, Detectron2 or Hugging Face"
+            "project, of facebookresearch/detr or of Hugging Face's Detr, or of a "
+            "backbone of torchvision, timm, Detectron2 or Hugging Face"
         )
     problems = [
         f"{name} is {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}"

@@ -1,9 +1,10 @@
 """Names of the tensors of a ``PanopticDETR`` in other code bases.
 
 These are facebookresearch/detr and its Detectron2 wrapper, Hugging Face's Detr (the names in its
-files, with the backbone of timm or of transformers) and the ResNets of torchvision, timm,
-Detectron2 and Hugging Face. All tables map the model's names to the others. Reading looks for a
-tensor of the model under each name. Writing renames.
+files, with the backbone of timm or of transformers), the ResNets of torchvision, timm, Detectron2
+and Hugging Face, and other backbones with the names of their own library. All tables map the
+model's names to the others. Reading looks for a tensor of the model under each name. Writing
+renames.
 """
 
 import re
@@ -70,8 +71,6 @@ def resnet_names(name: str) -> tuple[str, ...]:
 
     They have no prefix. There are none if the tensor does not belong to a ResNet.
     """
-    if not name.startswith("backbone."):
-        return ()
     module, _, tensor = name.removeprefix("backbone.").removeprefix("body.").rpartition(".")
     return tuple(f"{other}.{tensor}" for other in _RESNET_MODULES.get(module, ()))
 
@@ -91,8 +90,10 @@ def projections(name: str) -> list[str]:
 def spellings(name: str) -> Iterator[str]:
     """Yield all names that a tensor of the model may have in a file, its own first."""
     yield name
-    for prefix in _BACKBONES:
-        for other in resnet_names(name):
-            yield prefix + other
     if not name.startswith("backbone."):
         yield huggingface_name(name)
+        return
+    own = name.removeprefix("backbone.").removeprefix("body.")
+    for prefix in _BACKBONES:
+        for other in (own, *resnet_names(name)):
+            yield prefix + other

@@ -35,7 +35,7 @@ _QUERIES = "query_embed.weight"
 _DETR = ("backbone", "input_proj", "query_embed", "transformer", "class_embed", "bbox_embed")
 # Tensors of other code bases that are not needed: buffers, counters, ImageNet classifiers.
 _BUFFERS = ("criterion.", "pixel_mean", "pixel_std", "n_averaged")
-_NOT_NEEDED = (*_BUFFERS, "fc.", "stem.fc.", "classifier.")
+_NOT_NEEDED = (*_BUFFERS, "fc.", "stem.fc.", "classifier.", "conv5.", "head.")
 # Prefixes of wrappers around a network without queries.
 _WRAPPERS = ("module.model.", "model.module.", "module.", "model.")
 

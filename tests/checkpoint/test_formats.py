@@ -11,7 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, shufflenet_v2_x0_5
 
 from detr_panoptic_d2.apps.convert_checkpoint import huggingface_checkpoint
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
@@ -212,6 +212,15 @@ def assert_resnet(model, weights):
     for name, tensor in model.backbone.state_dict().items():
         theirs = {detectron2_name(n): x for n, x in weights.items()}
         assert torch.equal(tensor, theirs[name]), name
+
+
+def test_other_backbone_of_torchvision(build, load):
+    """A file of a network that is not a ResNet, with the library's own names."""
+    torch.manual_seed(0)
+    weights = shufflenet_v2_x0_5(num_classes=10).state_dict()
+    options = [*TORCHVISION[:3], "shufflenet_v2_x0_5", "MODEL.RESNETS.NORM", "BN"]
+    ours = load(build(*options), weights).backbone.body.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize("backbone", ["torchvision", "timm"])
