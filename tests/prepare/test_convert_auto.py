@@ -94,6 +94,14 @@ def yolo(photo, write):
     write("data.yaml", f"path: /home/me/pets\ntrain: images/train\nval: images/val\n{names}")
 
 
+def yolo_with_lists(photo, write):
+    """The same names in both splits."""
+    yolo(photo, write)
+    for split in SPLITS:
+        write(f"{split}.txt", f"./images/{split}/a.jpg\n")
+    write("data.yaml", "path: .\ntrain: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+
+
 def yolo_of_roboflow(photo, write):
     yolo(lambda name: photo(moved(name)), lambda name, text: write(moved(name), text))
     write("data.yaml", "train: ../train/images\nval: ../val/images\nnc: 2\nnames: [cat, dog]\n")
@@ -178,6 +186,7 @@ LAYOUTS = {
     roboflow: ("COCO, splits train, valid", "train valid"),
     plain_coco: ("COCO, splits train, val", "train val"),
     yolo: ("YOLO, splits train, val", "train val"),
+    yolo_with_lists: ("YOLO, splits train, val", "train val"),
     yolo_of_roboflow: ("YOLO, splits train, val", "train val"),
     voc: ("Pascal VOC, splits train, val", "train val"),
     labelme: ("LabelMe, splits train, val", "train val"),
@@ -236,7 +245,7 @@ def test_cityscapes(photo, write, auto, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["coco", "yolo"])
-def test_boxes_alone_are_for_training_without_masks(kind, photo, write, auto, tmp_path):
+def test_boxes_alone_train_the_box_stage(kind, photo, write, auto, command, tmp_path):
     for split in SPLITS:
         photo(f"images/{split}/a.jpg")
         if kind == "coco":
@@ -247,14 +256,27 @@ def test_boxes_alone_are_for_training_without_masks(kind, photo, write, auto, tm
             write(f"labels/{split}/a.txt", "\n".join(lines))
     if kind == "yolo":
         write("data.yaml", "train: images/train\nval: images/val\nnames: [cat, dog]\n")
-    status, printed = auto()
+    status, printed = auto("--base", "shapes/tiny.yaml")
     assert status == 0
     assert "train: 1 images with boxes: 1 cat, 1 dog." in printed and "MASK_ON False" in printed
-    cfg = setup_cfg(str(tmp_path / "out/out.yaml"))
+    config = tmp_path / "out/out.yaml"
+    cfg = setup_cfg(str(config))
     assert not cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.INSTANCE_ON
     (item,) = DatasetCatalog.get("out_train")
     boxes = [a["bbox"] for a in item["annotations"]]
     assert np.allclose(boxes, [box_of(CAT), box_of(DOG)]) and Path(item["file_name"]).is_file()
+    if kind == "yolo":
+        return
+    # The command that is printed trains boxes, and evaluates their AP.
+    opts = ["OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 1]
+    opts += ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 0]
+    assert command("train", "--config-file", config, *opts)[0] == 0
+    metrics = (tmp_path / "run/metrics.json").read_text()
+    assert "loss_bbox" in metrics and "loss_mask" not in metrics
+    run = ["--config-file", tmp_path / "run/config.yaml"]
+    weights = ["MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    status, printed, _ = command("train", "--eval-only", *run, *weights)
+    assert status == 0 and "Evaluation results for bbox" in printed and "segm" not in printed
 
 
 def test_what_is_not_clear_is_listed(photo, write, auto):
@@ -274,6 +296,7 @@ def test_what_is_not_clear_is_listed(photo, write, auto):
     [
         ("a.json", "[", "a.json' is not a json file"),
         ("a.txt", "x", "has no format that is known"),
+        ("a/data.yaml", "names: [a]\npath: ..\ntrain: a\nkpt_shape: [1, 2]", "with keypoints"),
         (
             "a.json",
             {**coco(), "annotations": [{"segments_info": []}]},

@@ -98,7 +98,9 @@ def _split_of(path: Path, folder: Path) -> str:
 def _coco(folder: Path, files: list[Path], jsons: list[tuple[Path, Any]]) -> Iterator[Candidate]:
     splits: Splits = []
     for path, content in jsons:
-        is_other = path.stem.startswith(("person_keypoints", "captions", "stuff"))
+        instances = path.with_name(path.name.replace("person_keypoints", "instances"))
+        is_other = path.stem.startswith(("captions", "stuff"))
+        is_other |= instances != path and instances.is_file()
         if is_other or not has_lists(content, "images", "annotations", "categories"):
             continue
         names = [i.get("file_name") for i in content["images"] if isinstance(i, dict)]
@@ -124,24 +126,25 @@ def _yolo(files: list[Path]) -> Iterator[Candidate]:
         except UserError:
             continue
         if "names" in content:
-            folders = [(split, _yolo_images(path, content, split)) for split in _SPLITS]
-            splits: Splits = [(split, {"images": images}) for split, images in folders if images]
+            splits: Splits = [(split, _yolo_inputs(path, content, split)) for split in _SPLITS]
+            splits = [(split, inputs) for split, inputs in splits if inputs]
             if splits:
                 yield _candidate("YOLO", "yolo", splits, "--labels", str(path))
 
 
-def _yolo_images(path: Path, content: dict, split: str) -> Path | None:
-    """Return the folder of the images of a split of a ``data.yaml``, if it exists."""
+def _yolo_inputs(path: Path, content: dict, split: str) -> dict[str, Path]:
+    """Return the folder of the images of a split of a ``data.yaml``, or a list of them."""
     entry, base = content.get(split), content.get("path")
-    if not isinstance(entry, str):
-        return None
     # Roboflow writes ../train/images for train/images. Paths may be of another computer.
-    parts = [part for part in PurePosixPath(entry).parts if part not in ("..", "/")]
+    parts = [part for part in PurePosixPath(str(entry or "")).parts if part not in ("..", "/")]
     for root in ([path.parent / base] if isinstance(base, str) else []) + [path.parent]:
         for start in range(len(parts)):
-            if (images := root.joinpath(*parts[start:])).is_dir():
-                return images
-    return None
+            found = root.joinpath(*parts[start:])
+            if found.is_dir():
+                return {"images": found}
+            if found.suffix == ".txt" and found.is_file():
+                return {"images": found.parent, "image-lists": found}
+    return {}
 
 
 def _voc(folder: Path) -> Iterator[Candidate]:

@@ -84,12 +84,22 @@ def _split_names(names: Sequence[str] | None, count: int) -> Sequence[str]:
 
 def _select(source: Source, image_list: Path) -> Source:
     """Keep the images of a list: paths or names, with or without the suffix of the image."""
+
+    def tails(path: PurePosixPath) -> set[str]:
+        return {"/".join(path.parts[start:]) for start in range(len(path.parts))}
+
     text = image_list.read_text(encoding="utf-8-sig").replace("\\", "/")
-    names = {PurePosixPath(line.strip()).name for line in text.splitlines() if line.strip()}
+    paths = {PurePosixPath(line.strip()) for line in text.splitlines() if line.strip()}
+    listed, listed_tails = set(map(str, paths)), set().union(*map(tails, paths))
+
+    def is_listed(path: PurePosixPath) -> bool:
+        return str(path) in listed_tails or bool(tails(path) & listed)
+
+    names = [PurePosixPath(item.file_name) for item in source.items]
     items = [
         item
-        for item in source.items
-        if names & {PurePosixPath(item.file_name).name, PurePosixPath(item.file_name).stem}
+        for item, name in zip(source.items, names, strict=True)
+        if is_listed(name) or is_listed(name.with_suffix(""))
     ]
     return replace(source, items=items)
 

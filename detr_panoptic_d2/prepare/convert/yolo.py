@@ -23,8 +23,8 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
     Args:
         images: folder of the images.
         labels: ``data.yaml`` with ``names``, or a list of classes.
-        annotations: folder of the text files. Default: the folder whose path has ``labels`` in the
-            place of the last ``images``, or ``images`` itself.
+        annotations: folder of the text files. Default: the text file of an image has ``labels`` in
+            the place of the last folder ``images``, or is beside the image.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -32,15 +32,10 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
     """
     classes = _read_classes(labels)
     names = {c["id"]: c["name"] for c in classes}
-    if annotations is None:
-        before, found, after = f"{images.as_posix()}/".rpartition("/images/")
-        annotations = Path(f"{before}/labels/{after}")
-        if not found or not annotations.is_dir():
-            annotations = images
     items: list[Item] = []
     has_masks = False
     for name in find_images(images):
-        path = (annotations / name).with_suffix(".txt")
+        path = _text_file(images, name, annotations)
         if not path.is_file():
             continue
         shapes: list[Shape] = []
@@ -60,15 +55,27 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
         has_masks |= bool(shapes)
         items.append(Item(name, partial(draw_shapes, shapes), boxes=boxes))
     if not items:
-        raise FileNotFoundError(f"No image of '{images}' has a text file in '{annotations}'.")
+        raise FileNotFoundError(f"No image of '{images}' has a text file, such as '{path}'.")
     return Source(images, classes, items, has_masks)
+
+
+def _text_file(images: Path, name: str, annotations: Path | None) -> Path:
+    beside = (images / name).with_suffix(".txt").absolute()
+    if annotations is not None:
+        return (annotations / name).with_suffix(".txt")
+    before, _, after = beside.as_posix().rpartition("/images/")
+    in_labels = Path(f"{before}/labels/{after}")
+    return in_labels if in_labels.is_file() else beside
 
 
 def _read_classes(path: Path) -> list[dict]:
     """Return the classes of a ``data.yaml``, or of another list of classes."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         return read_class_file(path)
-    names = read_yaml(path).get("names")
+    content = read_yaml(path)
+    if "kpt_shape" in content:
+        raise UserError(f"'{path}' is of a set with keypoints (kpt_shape). These are no polygons.")
+    names = content.get("names")
     entries = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"'{path}' has no 'names' of classes.")
