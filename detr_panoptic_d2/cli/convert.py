@@ -32,7 +32,7 @@ from pathlib import Path
 from ..errors import UserError
 from ._options import set_up_console
 
-_CLASS_LIST = "list of the classes: json, csv, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
+_CLASS_LIST = "list of the classes: json, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

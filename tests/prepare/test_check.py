@@ -19,7 +19,7 @@ from detr_panoptic_d2.prepare.check.dataset import (
     why_not_fixed,
 )
 from detr_panoptic_d2.prepare.check.findings import MAX_PER_IMAGE, WARNINGS
-from detr_panoptic_d2.prepare.check.report import describe
+from detr_panoptic_d2.prepare.check.program import describe
 from tests.panoptic_set import PanopticSet
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")

@@ -25,9 +25,8 @@ from detr_panoptic_d2.prepare.convert.classes import (
     choose_categories,
     read_class_file,
 )
-from detr_panoptic_d2.prepare.convert.inputs import split_randomly
 from detr_panoptic_d2.prepare.convert.mask_folders import instance_masks
-from detr_panoptic_d2.prepare.convert.program import choose_roles
+from detr_panoptic_d2.prepare.convert.program import choose_roles, split_randomly
 from detr_panoptic_d2.prepare.convert.segments import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Item, Labels, Segment, Source
 from detr_panoptic_d2.prepare.convert.values import resolve_inside
@@ -451,7 +450,6 @@ CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id"
 FILES = {
     "classes.json": CLASSES,
     "coco.json": f'{{"categories": {CLASSES}}}',
-    "list.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6, 9, 1\n",
     "labelmap.txt": "# label:color_rgb:parts:actions\nsky:1,2,3::\na cow:4,5,6::\n",
     "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
     "names.txt": "\ufeffsky\n\na cow\n",
@@ -478,8 +476,6 @@ BAD_LISTS = {
     "id.json": '[{"name": "a", "id": "x"}]',
     "color.json": '[{"name": "a", "color": "red"}]',
     "some.json": '[{"name": "a", "id": 1}, {"name": "b"}]',
-    "cut.csv": "name, r, g, b\nsky, 1, 2\n",
-    "text.csv": "name, id\nsky, x\n",
     "twice.json": '[{"name": "a"}, {"name": "a"}]',
     "empty.txt": "\n",
 }

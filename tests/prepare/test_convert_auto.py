@@ -9,7 +9,6 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.prepare.convert.classes import voc_classes
 from tests.prepare.folders import H, Result, W, rle
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
@@ -116,11 +115,10 @@ def moved(name):
 def voc(photo, write):
     photo("VOC/JPEGImages/a.jpg")
     photo("VOC/JPEGImages/b.jpg")
-    palette = [value for c in voc_classes() for value in c["color"]]
     for name in "ab":
         for folder, cat, dog in (("Class", 8, 12), ("Object", 1, 2)):
             mask = Image.fromarray((cat * CAT + dog * DOG).astype(np.uint8))
-            mask.putpalette([*palette, *[0] * (768 - len(palette))])
+            mask.putpalette(list(range(256)) * 3)
             write(f"VOC/Segmentation{folder}/{name}.png", mask)
     write("VOC/ImageSets/Segmentation/train.txt", "a\n")
     write("VOC/ImageSets/Segmentation/val.txt", "b\n")

@@ -13,12 +13,10 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
-from detr_panoptic_d2.prepare.convert.classes import voc_classes
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
 from detr_panoptic_d2.prepare.convert.labelme import labelme
 from detr_panoptic_d2.prepare.convert.mask_folders import class_masks, instance_masks
-from detr_panoptic_d2.prepare.convert.shapes import decode_runs
 from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import (
     IMAGE,
@@ -85,13 +83,6 @@ def test_coco_masks_are_those_of_pycocotools(make, convert_and_check, tmp_path):
     assert {c["name"]: c["id"] for c in result.content["categories"]} == {"cat": 7, "dog": 3}
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
-def test_compressed_rle_is_decoded_as_pycocotools_does(share):
-    for seed, size in enumerate([(1, 1), (7, 5), (64, 300), (300, 700)]):
-        mask = np.random.default_rng(seed).random(size) < share
-        assert np.array_equal(mask_util.decode(decode_runs(rle(mask)["counts"], size)), mask)
-
-
 def test_smaller_objects_lie_above_and_hidden_ones_are_counted(make, convert_and_check):
     annotations = [
         {"segmentation": box(4, 4, 6, 6), "category_id": 3},
@@ -101,7 +92,7 @@ def test_smaller_objects_lie_above_and_hidden_ones_are_counted(make, convert_and
     ]
     result = convert_and_check(make("coco", annotations))
     assert result.classes(IMAGE)[6, 6] == "dog"
-    assert len(result.segments(IMAGE)) == 3 and result.split.num_covered == 1
+    assert len(result.segments(IMAGE)) == 3 and result.split.num_dropped == 1
 
 
 def test_crowd_lies_under_things_and_is_one_segment(make, convert_and_check):
@@ -150,13 +141,6 @@ def test_coco_with_semantic_json(make, convert_and_check, tmp_path):
     expected[sky], expected[4:16, 8:20], expected[4:14, 4:14] = "sky", "", "cat"
     assert np.array_equal(result.classes(IMAGE), expected)
     assert [name for name, *_ in result.segments(IMAGE)].count("cat") == 1
-    stuff["categories"].pop()
-    stuff["annotations"].pop()
-    stuff["categories"][0]["id"] = stuff["annotations"][0]["category_id"] = 7
-    stuff["annotations"].pop()
-    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
-    with pytest.raises(ValueError, match="7 is 'cat' in one file .* and 'sky'"):
-        make("coco", [], semantic=tmp_path / "stuff.json")
 
 
 def test_coco_with_semantic_masks(make, convert_and_check, save_mask, tmp_path):
@@ -186,16 +170,12 @@ CLEAR_VALUES = {
         {},
         {"images": [{"id": 5, "file_name": IMAGE, "width": "32", "height": 24.0}]},
     ),
-    "size 0": ({}, {"images": [{"id": 5, "file_name": IMAGE, "width": 0, "height": 0}]}),
     "pandas": ({"id": 0.0, "image_id": 5.0, "category_id": 7.0, "iscrowd": 0.0}, {}),
     "text": ({"image_id": "5", "category_id": "7", "iscrowd": "0"}, {}),
     "image id as text": ({}, {"images": [{"id": "5", "file_name": IMAGE}]}),
-    "false": ({"iscrowd": False}, {}),
-    "false as text": ({"iscrowd": "false"}, {}),
     "pairs": ({"segmentation": PAIRS}, {}),
     "polygon of pairs": ({"segmentation": [PAIRS]}, {}),
     "too deep": ({"segmentation": [[FLAT]]}, {}),
-    "pairs too deep": ({"segmentation": [[PAIRS]]}, {}),
     "two polygons too deep": ({"segmentation": [[*box(4, 4, 5, 8), *box(9, 4, 5, 8)]]}, {}),
     "numbers as text": ({"segmentation": [[str(v) for v in FLAT]]}, {}),
     "RLE of floats": (
@@ -216,12 +196,9 @@ def test_unusual_types_with_a_clear_meaning(make, convert_and_check, case):
 
 LOST = {
     "run lengths as polygon": ("coco", [{"segmentation": [[300, 5, 30, 5, 19, 5]]}], "300, 5"),
-    "outside": ("coco", [{"segmentation": box(-8, -8, 4, 4)}], "annotation 0"),
     "two points": ("coco", [{"segmentation": [[1, 1, 9, 9]]}], "annotation 0"),
     "empty RLE": ("coco", [{"segmentation": {"size": [H, W], "counts": [H * W]}}], "annotation 0"),
-    "empty polygon": ("coco", [{"segmentation": [[]]}], "annotation 0"),
     "line": ("labelme", [{"points": TRIANGLE, "shape_type": "linestrip"}], r"0 \(linestrip\)"),
-    "cuboid": ("labelme", [{"points": TRIANGLE, "shape_type": "cuboid"}], r"0 \(cuboid\)"),
     "flat": ("labelme", [{"points": [[1, 1], [5, 5]]}], "shape 0"),
     "polyline": ("cvat", '<polyline label="cat" points="1,1;2,2"/>', "polyline 0"),
 }
@@ -251,7 +228,7 @@ def _places(content, prefix=()):
             yield from _places(value, (*prefix, key))
 
 
-@pytest.mark.parametrize("kind", ["coco", "rle", "labelme", "mask"])
+@pytest.mark.parametrize("kind", ["coco", "rle", "labelme"])
 def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
     if kind in ("coco", "rle"):
         segmentation = [FLAT[:6]] if kind == "coco" else rle(BOX, False)
@@ -260,8 +237,6 @@ def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
         read = partial(coco_instances, path, tmp_path / "images")
     else:
         shape = {"points": TRIANGLE, "shape_type": "polygon"}
-        if kind == "mask":
-            shape = {"points": TWO_POINTS, "shape_type": "mask", "mask": png(BOX[3:6, 3:6])}
         make("labelme", [shape])
         path = tmp_path / "images/sub/a.json"
         read = partial(labelme, tmp_path / "images")
@@ -323,23 +298,17 @@ def test_every_shape_of_labelme(make, convert_and_check):
     assert [c["name"] for c in result.content["categories"]] == ["blob", "box", "cat", "disc"]
 
 
-def test_labelme_jsons_in_a_folder_of_their_own(make, convert_and_check):
-    changed = {"imagePath": "..\\sub\\a.jpg"}
-    source = make("labelme", [{"points": TRIANGLE}], folder="images/labels", changed=changed)
-    assert list(convert_and_check(source).images) == [IMAGE]
-
-
-@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle", "quadrilateral"])
+@pytest.mark.parametrize("kind", ["rectangle", "rotation"])
 def test_shapes_of_four_corners(make, convert_and_check, kind):
+    """The json is in a folder of its own."""
     corners = [[10, 2], [18, 8], [12, 16], [4, 10]]
-    source = make("labelme", [{"points": corners, "shape_type": kind, "direction": 0.6}])
+    options = {"folder": "images/labels", "changed": {"imagePath": "..\\sub\\a.jpg"}}
+    source = make("labelme", [{"points": corners, "shape_type": kind}], **options)
     ((_, _, mask),) = convert_and_check(source).segments(IMAGE)
     assert np.array_equal(mask, polygon_mask(corners))
 
 
-@pytest.mark.parametrize(
-    "path", ["a.json", "", None, "a.png", "C:\\photos\\a.png", "/home/x/a.jpg"]
-)
+@pytest.mark.parametrize("path", ["a.json", None, "C:\\photos\\a.png", "/home/x/a.jpg"])
 def test_a_json_without_a_usable_path_has_the_image_beside_it(make, convert_and_check, path):
     source = make("labelme", [{"points": TRIANGLE}], changed={"imagePath": path})
     assert list(convert_and_check(source).images) == [IMAGE]
@@ -389,9 +358,9 @@ def test_every_shape_of_cvat(make, convert_and_check):
 def test_z_order_of_cvat_comes_first(make, convert_and_check):
     shapes = """<box label="cat" xtl="2" ytl="2" xbr="20" ybr="18" z_order="1"></box>
     <box label="dog" xtl="4" ytl="4" xbr="8" ybr="8" z_order="0"></box>"""
-    assert convert_and_check(make("cvat", shapes)).split.num_covered == 1
+    assert convert_and_check(make("cvat", shapes)).split.num_dropped == 1
     source = make("cvat", shapes.replace('z_order="1"', 'z_order="0"'))
-    assert convert_and_check(source, output="flat").split.num_covered == 0
+    assert convert_and_check(source, output="flat").split.num_dropped == 0
 
 
 @pytest.mark.parametrize("kind", ["labelme", "cvat"])
@@ -457,10 +426,9 @@ def test_class_masks_of_numbers(make, convert_and_check):
 
 
 def voc_image(values):
-    """An image with VOC's palette."""
+    """An image with a palette."""
     image = Image.fromarray(np.asarray(values, np.uint8))
-    colors = [value for c in voc_classes() for value in c["color"]]
-    image.putpalette([*colors, *[0] * (3 * 234), 224, 224, 192])
+    image.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tolist())
     return image
 
 
@@ -486,7 +454,7 @@ def test_class_and_object_masks_of_voc(tmp_path, save_mask, save_image, convert_
     expected[4], expected[12:18, 4:8], expected[5:10, 4:16] = "", "", "person"
     assert np.array_equal(result.classes("a.jpg"), expected)
     # With object masks, classes of a plain list are things.
-    (tmp_path / "names.txt").write_text("\n".join(c["name"] for c in voc_classes()))
+    (tmp_path / "names.txt").write_text("\n".join(c["name"] for c in source.classes))
     source.classes = class_masks(
         tmp_path / "images",
         tmp_path / "classes",
@@ -502,7 +470,7 @@ def test_void_value_of_instance_masks(make, convert_and_check):
     source = make("instance-masks", mask, void_value=9)
     result = convert_and_check(source, background="ground")
     assert np.array_equal(result.classes(IMAGE) == "", mask == 9)
-    assert len(result.segments(IMAGE)) == 3 and result.split.num_covered == 0
+    assert len(result.segments(IMAGE)) == 3 and result.split.num_dropped == 0
     source = make("instance-masks", mask, category="crack")
     result = convert_and_check(source, stuff=["crack"], output="stuff")
     assert [n for n, *_ in result.segments(IMAGE)] == ["crack"]
@@ -539,39 +507,23 @@ BAD = {
     ),
     "far away": ("coco", [{"segmentation": [[1e9, 2, 3, 4, 5, 6]]}], {}, "far outside"),
     "short rle": ("coco", coco_rle(counts=[5]), {}, "add up to 5 pixels, not to 24 x 32"),
-    "unknown image": (
-        "coco",
-        [{"image_id": 6}],
-        {},
-        "'image_id' is 6, which 'images' does not list",
-    ),
     "unknown class": ("coco", [{"category_id": 8}], {}, "'category_id' is 8, which"),
     "no images": ("coco", [], {"images": None}, "no list 'images'"),
     "image twice": ("coco", [], {"images": [{"id": 5, "file_name": IMAGE}] * 2}, "listed twice"),
     "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
-    "class id twice": (
-        "coco",
-        [],
-        {"categories": [{"id": 7, "name": "a"}, {"id": 7, "name": "b"}]},
-        "another entry has this id",
-    ),
     "other size": (
         "coco",
         [],
         {"images": [{"id": 5, "file_name": IMAGE, "height": W, "width": H}]},
         "sub/a.jpg.* is 24 wide and 32 high, .*EXIF",
     ),
-    "no shapes": ("labelme", [], {"shapes": None}, "no list 'shapes' of mappings"),
     "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "not a base64 PNG"),
     "absolute": ("labelme", [], {"imagePath": "/etc/passwd"}, "leads out of"),
-    "no image": ("labelme", [], {"imagePath": "gone.jpg"}, "1 images are missing.*gone.jpg"),
     "no xml": ("cvat", "<<", {}, "not well-formed"),
     "no number": ("cvat", '<box label="cat" xtl="a"/>', {}, "box 0: the corners must be numbers"),
     "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "no 'label'"),
-    "cvat polygon": ("cvat", '<polygon label="cat" points="1,2;3"/>', {}, "has 3 numbers"),
     "runs": ("cvat", cvat_mask("1"), {}, "do not add up to 2 x 2"),
     "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not inside the image"),
-    "cvat outside": ("cvat", "", {"name": "../a.jpg"}, "image 0: .*leads out of"),
     "entities": (
         "cvat",
         "&b;",
@@ -587,7 +539,6 @@ BAD = {
     "unknown value": ("class-masks", MASK + 9, {}, "a_L.png' has the value 9, .*--void-value"),
     "mask size": ("class-masks", MASK.T, {}, "a_L.png': it is 24 wide and 32 high.*EXIF"),
     "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
-    "wrong suffix": ("class-masks", MASK, {"mask_suffix": ".gif"}, "None of 1 images .*a.gif"),
     "color twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "color of its own"),
     "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "2 classes with the name 'a'"),
     "color mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),

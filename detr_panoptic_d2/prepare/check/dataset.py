@@ -18,8 +18,7 @@ from ...data.panoptic_json import complete_segments, read_panoptic_json
 from ...data.panoptic_png import read_panoptic_png
 from ...files import atomic_file
 from ..parallel import map_images
-from .duplicates import picture_hash
-from .findings import FIXABLE, Finding, limit_per_image
+from .findings import FIXABLE, Finding, limit_per_image, picture_hash
 
 
 class DatasetPaths(NamedTuple):
@@ -69,14 +68,19 @@ class Report:
         """The most segments of an image, without crowds."""
         return max((sum(map(is_target, image.segments)) for image in self.images), default=0)
 
+    def classes(self) -> list[tuple[dict, list[int], int, int]]:
+        """Return (category, areas of its segments, number of crowds, of images) of each class."""
+        rows = []
+        for category_id, category in self.valid.categories.items():
+            own = [[s for s in i.segments if s["category_id"] == category_id] for i in self.images]
+            areas = [s["area"] for segments in own for s in segments if is_target(s)]
+            num_crowds = sum(map(len, own)) - len(areas)
+            rows.append((category, areas, num_crowds, sum(map(bool, own))))
+        return rows
+
 
 def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
-    """Check every entry, image and PNG of a data set.
-
-    Raises:
-        FileNotFoundError: the json or a folder is missing.
-        UserError: the json is not a mapping.
-    """
+    """Check every entry, image and PNG of a data set."""
     for key in ("image_root", "panoptic_root"):
         if not os.path.isdir(getattr(paths, key)):
             raise FileNotFoundError(

@@ -21,7 +21,6 @@ from ...visualization.draw import draw_panoptic, limit_size
 from ...visualization.panels import enlarge, side_by_side, with_caption
 from ...visualization.visualizer import PanopticVisualizer, class_colors
 from .dataset import ImageResult, Report
-from .report import classes_of
 
 _NUM_EXAMPLES = 6
 # Of the pictures in a grid, in pixels.
@@ -30,7 +29,7 @@ _MIN_SIZE, _MAX_SIZE = 320, 640
 
 def plot_classes(report: Report, path: str | os.PathLike) -> None:
     """Draw the number of segments of each class, and their sizes, as a PNG."""
-    classes = classes_of(report)
+    classes = report.classes()
     # One row per class, so that names are horizontal and never overlap.
     figure = Figure(figsize=(11, 1.8 + 0.32 * len(classes)), layout="constrained")
     counts, sizes = figure.subplots(1, 2, sharey=True)
@@ -66,15 +65,17 @@ def draw_examples(reports: Sequence[Report], path: str | os.PathLike) -> None:
     """Draw a few images of each set with their annotation and its classes, as a PNG."""
     pictures = []
     for report in reports:
+        examples = _choose_examples(report)
         categories = list(report.valid.categories.values())
         metadata = Metadata()
-        for image in _choose_examples(report):
-            if not metadata.as_dict():
-                metadata.set(**panoptic_metadata(categories, report.paths.panoptic_json))
-            contiguous = {category["id"]: n for n, category in enumerate(categories)}
-            segments = [{**s, "category_id": contiguous[s["category_id"]]} for s in image.segments]
-            for segment in segments:
-                segment["isthing"] = bool(categories[segment["category_id"]]["isthing"])
+        if examples:
+            metadata.set(**panoptic_metadata(categories, report.paths.panoptic_json))
+        classes = {
+            category["id"]: {"category_id": index, "isthing": bool(category["isthing"])}
+            for index, category in enumerate(categories)
+        }
+        for image in examples:
+            segments = [{**s, **classes[s["category_id"]]} for s in image.segments]
             truth = read_panoptic_png(image.png_path), segments
             pixels, (ids, segments) = limit_size(_MAX_SIZE, read_image(image.path, "RGB"), truth)
             picture = draw_panoptic(
@@ -98,13 +99,7 @@ def _choose_examples(report: Report) -> list[ImageResult]:
 
 
 def draw_augmented(cfg: CfgNode, count: int, path: str | os.PathLike) -> None:
-    """Draw what the network sees in training: images after augmentation, masks and boxes.
-
-    Args:
-        cfg: its first data set for training is drawn.
-        count: number of images.
-        path: of the PNG.
-    """
+    """Draw images of the first training set as the network sees them, with masks and boxes."""
     seed_all_rng(max(cfg.SEED, 0))
     name = cfg.DATASETS.TRAIN[0]
     items, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)

@@ -1,23 +1,24 @@
 """The work of ``detr-panoptic check``."""
 
+import csv
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from tabulate import tabulate
 
 from ...config import merged_cfg
 from ...data.register import register_from_config, registered_items
 from ...errors import UserError
-from ...files import check_not_overwritten
+from ...files import atomic_file, check_not_overwritten
 from .dataset import DatasetPaths, Report, check_dataset, fix_json, why_not_fixed
-from .duplicates import find_shared_images
-from .findings import Finding
+from .findings import FIXABLE, find_shared_images
 from .pictures import draw_augmented, draw_examples, plot_classes
-from .report import describe, write_findings
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,7 @@ _SHARED = {
 
 
 def check_config(config_file: str, opts: list[str], *, augmented: int, **options) -> int:
-    """Check the data sets of a config; see :func:`check_sets`.
-
-    Args:
-        config_file, opts: the config.
-        augmented: number of training images to draw after augmentation.
-        options: of :func:`check_sets`.
-
-    Raises:
-        UserError: the config names no data set, or one that is not panoptic.
-    """
+    """Check the data sets of a config, and draw ``augmented`` images; see :func:`check_sets`."""
     cfg = merged_cfg(config_file, opts)
     # Registration would stop at the first error.
     sets = {}
@@ -81,7 +73,19 @@ def check_sets(
         cfg: its number of queries is compared with the data.
     """
     reports = [_check_set(paths, fix, workers) for paths in sets]
-    _warn_of_shared_images(find_shared_images(reports))
+    shared = find_shared_images(reports)
+    for kind, explanation in _SHARED.items():
+        examples = [finding for finding in shared if finding.kind == kind]
+        if examples:
+            logger.warning(
+                "%d images are in two sets (%s), for example '%s' and %s. A model that is trained "
+                "on one of the sets knows them, so figures on the other are too good. Split by "
+                "photograph or scene.",
+                len(examples),
+                explanation,
+                examples[0].where,
+                examples[0].detail,
+            )
     max_segments = max(report.max_segments for report in reports)
     if cfg is not None and max_segments > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
         logger.warning(
@@ -109,19 +113,49 @@ def _check_set(paths: DatasetPaths, fix: bool, workers: int) -> Report:
     return report
 
 
-def _warn_of_shared_images(findings: Sequence[Finding]) -> None:
-    """Log a warning for each kind: they make figures too good."""
-    for kind, count in Counter(finding.kind for finding in findings).items():
-        example = next(finding for finding in findings if finding.kind == kind)
-        logger.warning(
-            "%d images are in two sets (%s), for example '%s' and %s. A model that is trained on "
-            "one of the sets knows them, so figures on the other are too good. Split by "
-            "photograph or scene.",
-            count,
-            _SHARED[kind],
-            example.where,
-            example.detail,
-        )
+def describe(report: Report) -> str:
+    """Return tables of the classes and of the findings, and a summary of the images."""
+    rows = []
+    for category, areas, crowds, images in report.classes():
+        sizes = [min(areas), int(np.median(areas)), max(areas)] if areas else ["-"] * 3
+        kind = "thing" if category["isthing"] else "stuff"
+        rows.append([category["name"], kind, images, len(areas), crowds, *sizes])
+    headers = ["class", "", "images", "segments", "crowds", "smallest", "median", "largest (px)"]
+    pixels = sum(np.prod(image.size) for image in report.images if image.size)
+    labelled = sum(s["area"] for image in report.images if image.size for s in image.segments)
+    return (
+        f"{report.paths.name} ({report.paths.panoptic_json})\n\n"
+        f"{tabulate(rows, headers=headers)}\n\n"
+        f"{len(report.images)} images, {100 * (1 - labelled / max(pixels, 1)):.1f} % of the pixels "
+        f"void. At most {report.max_segments} segments in an image.\n\n"
+        f"{_findings_table(report)}"
+    )
+
+
+def _findings_table(report: Report) -> str:
+    """Return a table with a line per kind: number, an example, and whether it can be fixed."""
+    if not report.findings:
+        return "No errors and no warnings."
+    by_kind = defaultdict(list)
+    for finding in report.findings:
+        by_kind[finding.severity, finding.kind].append(finding)
+    rows = []
+    for (severity, kind), group in sorted(by_kind.items()):
+        example = f"{group[0].where}: {group[0].detail}"
+        rows.append([severity, kind, len(group), "--fix" if kind in FIXABLE else "", example])
+    headers = ["", "kind", "number", "", "example"]
+    return tabulate(rows, headers=headers, maxcolwidths=[None, None, None, None, 70])
+
+
+def _write_findings(reports: Sequence[Report], path: Path) -> None:
+    """Write every finding as a line of a csv file."""
+    with atomic_file(path) as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(["data set", "severity", "kind", "where", "detail", "fixable"])
+        for report in reports:
+            for finding in report.findings:
+                fixable = finding.kind in FIXABLE
+                writer.writerow([report.paths.name, finding.severity, *finding, fixable])
 
 
 def _write_output(reports: Sequence[Report], output: Path) -> None:
@@ -132,7 +166,7 @@ def _write_output(reports: Sequence[Report], output: Path) -> None:
     inputs += [p for r in reports for image in r.images for p in (image.path, image.png_path)]
     check_not_overwritten(inputs, [table, examples, augmented, *plots])
     output.mkdir(parents=True, exist_ok=True)
-    write_findings(reports, table)
+    _write_findings(reports, table)
     draw_examples(reports, examples)
     for report, path in zip(reports, plots, strict=True):
         plot_classes(report, path)

@@ -3,7 +3,6 @@
 A class is a mapping as in the ``categories`` of COCO. Only its ``name`` is required.
 """
 
-import csv
 import itertools
 import re
 from collections import Counter
@@ -20,15 +19,7 @@ from .source import log_left_out, logger
 from .values import errors_in, has_lists, numbers, read_json, to_flag, to_int, to_text
 
 # Names that mean "no label" in lists of classes, in any case. LabelMe uses those with underscores.
-_VOID_NAMES = (
-    "void",
-    "unlabeled",
-    "unlabelled",
-    "ignore",
-    "ignored",
-    "__ignore__",
-    "_background_",
-)
+_VOID_NAMES = ("void", "unlabeled", "unlabelled", "ignore", "ignored", "__ignore__", "_background_")
 _LINES = (
     r"(?P<r>\d+)\s+(?P<g>\d+)\s+(?P<b>\d+)\s+(?P<name>.+)",
     r"(?P<name>[^:]+):(?P<r>\d+),(?P<g>\d+),(?P<b>\d+):.*",
@@ -62,21 +53,17 @@ def read_class_file(path: Path) -> list[dict]:
 
     - ``.json``: classes as the ``categories`` of COCO (the list, or a mapping that has it under
       ``categories``);
-    - a table (csv) with the columns ``name`` and, optionally, ``r, g, b``, ``id``, ``isthing``;
     - lines ``R G B name`` (CamVid's ``label_colors.txt``), ``name:R,G,B::`` (CVAT's
       ``labelmap.txt``), ``name,id``, or one name per line;
-    - no file but the name ``voc``: the 21 classes of Pascal VOC with their colors.
+    - no file but the name ``voc``: the 21 classes of Pascal VOC.
 
     In a form without ids the id is the position in the file, from 0. A first line ``__ignore__``
     is left out, because LabelMe numbers its ``labels.txt`` from -1.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        UserError: it has none of these forms, or a name, id or color is invalid.
     """
+    entries: Any
     if str(path) == "voc" and not path.exists():
-        return voc_classes()
-    if path.suffix.lower() == ".json":
+        entries = [{"name": name, "isthing": name != "background"} for name in _VOC.split()]
+    elif path.suffix.lower() == ".json":
         content = read_json(path)
         entries = content["categories"] if has_lists(content, "categories") else content
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
@@ -94,37 +81,16 @@ def _read_class_lines(path: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"List of classes '{path}' is not a text file: {error}") from error
     lines = [line for line in lines if line and not line.startswith("# ")]
-    header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
-    if "name" in header:
-        rows = list(csv.DictReader(lines[1:], header, skipinitialspace=True))
-    else:
-        lines = lines[lines[:1] == ["__ignore__"] :]
-        forms = [next(filter(None, (re.fullmatch(f, line) for f in _LINES))) for line in lines]
-        rows = [form.groupdict() for form in forms]
-    entries = [{key: value for key, value in row.items() if value} for row in rows]
-    for row, entry in zip(rows, entries, strict=True):
-        if "r" in row:
-            entry["color"] = [entry.get(channel) for channel in "rgb"]
+    entries = []
+    for line in lines[lines[:1] == ["__ignore__"] :]:
+        entry = next(filter(None, (re.fullmatch(form, line) for form in _LINES))).groupdict()
+        color = {"color": [entry[channel] for channel in "rgb"]} if "r" in entry else {}
+        entries.append({**entry, **color})
     return entries
 
 
-def voc_classes() -> list[dict]:
-    """Return the classes of Pascal VOC with the colors of its palette."""
-    classes = []
-    for number, name in enumerate(_VOC.split()):
-        # Bits 0, 1, 2 of the number are the highest bits of red, green, blue; and so on.
-        bits = [(number >> (3 * place)) & 7 for place in range(8)]
-        color = [sum((b >> c & 1) << (7 - place) for place, b in enumerate(bits)) for c in range(3)]
-        classes.append({"name": name, "id": number, "isthing": int(number > 0), "color": color})
-    return classes
-
-
 def parse_classes(entries: list[dict], path: Path) -> list[dict]:
-    """Return ``name``, ``id``, ``isthing``, ``color`` and ``supercategory`` of classes of a file.
-
-    Raises:
-        UserError: a name is missing, an id is missing or listed twice, or a value is invalid.
-    """
+    """Return ``name``, ``id``, ``isthing``, ``color`` and ``supercategory`` of each class."""
     classes = []
     for index, entry in enumerate(entries):
         with errors_in(f"'{path}': category at position {index}"):
@@ -178,19 +144,10 @@ def choose_categories(
     classes: Iterable[dict],
     options: ClassOptions = ClassOptions(),  # noqa: B008  immutable
 ) -> list[dict]:
-    """Choose the categories of the json.
+    """Return ``id``, ``name``, ``isthing`` and ``color`` of the categories of the json.
 
-    Args:
-        classes: of the data, in their order; those of several splits one after the other. They
-            are things unless the data or the user say otherwise.
-        options: of the user.
-
-    Returns:
-        list[dict]: ``id``, ``name``, ``isthing``, ``color``. Missing ids, and 0, which only masks
-        may have, are filled with the smallest free numbers from 1.
-
-    Raises:
-        UserError: a name is not known, or is in two options that exclude each other.
+    Classes are things unless the data or the user say otherwise. Missing ids, and 0, which only
+    masks may have, become the smallest free numbers from 1.
     """
     by_name = {c["name"]: c for c in merge_classes(classes)}
     for option in ("things", "stuff", "ignore"):
@@ -246,11 +203,7 @@ def _is_void(name: str, options: ClassOptions) -> bool:
 
 
 def merge_classes(classes: Iterable[dict]) -> list[dict]:
-    """Join the classes of several files by name. The first one of a name counts.
-
-    Raises:
-        UserError: two classes have one id.
-    """
+    """Join the classes of several files by name. The first one of a name counts."""
     by_name: dict[str, dict] = {}
     names: dict[int, str] = {}
     for category in classes:

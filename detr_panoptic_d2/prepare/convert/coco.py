@@ -36,19 +36,9 @@ def coco_instances(
 ) -> Source:
     """Read a COCO instances json.
 
-    Semantic annotations lie under all instances. A pixel that they give a thing class is void
-    unless an instance covers it, because the object that it belongs to is not known.
-
-    Args:
-        instances: the json.
-        images: folder of the images.
-        semantic: stuff as a COCO json (its categories are stuff), or folder of class masks.
-        labels: list of classes of the masks; see :func:`.classes.read_class_file`.
-        mask_suffix: ``a.jpg`` has the mask ``a<mask_suffix>``; None: see :func:`.match_masks`.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        UserError: a json is invalid, or names a path outside of ``images``.
+    Semantic annotations (a COCO json of stuff, or class masks and the list ``labels`` of their
+    classes) lie under all instances. A pixel that they give a thing class is void unless an
+    instance covers it, because the object that it belongs to is not known.
     """
     content = read_json(instances, "images", "annotations", "categories")
     listed = _read_images(content["images"], instances, images)

@@ -1,7 +1,7 @@
 """Read CVAT's export "CVAT for images 1.1", one XML file."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from .shapes import Shape, draw_shapes, ellipse, fill_polygons, place_mask, rectangle
-from .source import Item, Size, Source, log_left_out
+from .shapes import AnnotatedImage, Shape, ellipse, fill_polygons, place_mask, rectangle, to_source
+from .source import Size, Source
 from .values import errors_in, numbers, polygon, read_size, resolve_inside, to_int
-
-_DRAWN = ("polygon", "box", "ellipse", "mask")
 
 
 def cvat(annotations: Path, images: Path, subset: str | None = None) -> Source:
@@ -21,51 +19,39 @@ def cvat(annotations: Path, images: Path, subset: str | None = None) -> Source:
 
     Polygons, boxes, ellipses and masks are drawn, in the order of their ``z_order``. Polylines,
     points, cuboids and skeletons are left out with a warning. Shapes of one label and one
-    ``group_id`` are one object. Attributes are not read. Classes are in the order of the task.
-
-    Args:
-        annotations: the XML file.
-        images: folder of the images. An image of a subset is ``<subset>/<name>`` in it or in its
-            subfolder ``images``, as CVAT exports them, or ``<name>``.
-        subset: of a project; None: all.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        UserError: the file is not in the format, declares a document type (entities), or names a
-            path outside of ``images``.
+    ``group_id`` are one object. ``subset`` is one of a project; None: all.
     """
     root = _read_xml(annotations)
-    items: dict[str, Item] = {}
-    not_drawn: list[str] = []
+    labels = root.iterfind("./meta//labels/label")
+    names = [label.findtext("name") for label in labels if label.findtext("parent") is None]
+    return to_source(images, _read_images(root, annotations, images, subset), filter(None, names))
+
+
+def _read_images(
+    root: ElementTree.Element, path: Path, images: Path, subset: str | None
+) -> Iterator[AnnotatedImage]:
     for image in root.iter("image"):
         if subset is not None and image.get("subset") != subset:
             continue
-        place = f"'{annotations}': image {image.get('id')}"
-        shapes = []
-        with errors_in(place):
+        where = f"'{path}': image {image.get('id')}"
+        with errors_in(where):
             name = _image_name(image, images)
-            if name in items:
-                raise UserError(f"the image '{name}' is listed twice")
             size = read_size(image.attrib, "height", "width")
+        shapes = []
         for index, element in enumerate(image):
-            where = f"{place}, {element.tag} {index}"
-            if element.tag in _DRAWN:
-                with errors_in(where):
-                    shapes.append(_read_shape(element, where))
-            elif element.tag != "tag":
-                not_drawn.append(where)
-        items[name] = Item(name, partial(draw_shapes, shapes), size=size)
-    log_left_out("shapes of a kind that is not drawn", not_drawn)
-    # All labels of the task, then others in use. All tasks of a project may list the same labels.
-    listed = root.iterfind("./meta//labels/label")
-    names = [label.findtext("name") for label in listed if label.findtext("parent") is None]
-    used = {e.get("label") for image in root.iter("image") for e in image if e.tag in _DRAWN}
-    classes = [{"name": name} for name in dict.fromkeys([*names, *sorted(used)]) if name]
-    return Source(images, classes, [items[name] for name in sorted(items)])
+            with errors_in(f"{where}, {element.tag} {index}"):
+                label, group = element.get("label"), element.get("group_id", "0")
+                if not label:
+                    raise UserError("no 'label'")
+                z, encode = to_int(element.get("z_order", 0), "'z_order'"), _encoder(element)
+            group = None if group == "0" else group
+            shape = Shape(f"{where}, {element.tag} {index}", label, encode, group, z=z)
+            shapes += [] if element.tag == "tag" else [shape]
+        yield AnnotatedImage(where, name, size, shapes)
 
 
 def _image_name(image: ElementTree.Element, root: Path) -> str:
-    """Return the path of an image relative to ``root``: the first one that exists."""
+    """Return the path of an image relative to ``root``: the first that exists of CVAT's exports."""
     name, subset = image.get("name"), image.get("subset")
     names = [f"{subset}/{name}", f"images/{subset}/{name}", name] if name and subset else [name]
     resolved = [resolve_inside(root, candidate) for candidate in names]
@@ -84,22 +70,14 @@ def _read_xml(path: Path) -> ElementTree.Element:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
         if root.tag != "annotations" or root.find("track") is not None:
             raise UserError("export the task in that format (not 'for video')")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"'{path}' does not exist.") from None
     except (ElementTree.ParseError, UserError, ValueError, LookupError) as error:
         raise UserError(f"'{path}' is no XML of 'CVAT for images 1.1': {error}") from error
     return root
 
 
-def _read_shape(element: ElementTree.Element, where: str) -> Shape:
-    label, group = element.get("label"), element.get("group_id", "0")
-    if not label:
-        raise UserError("no 'label'")
-    z = to_int(element.get("z_order", 0), "'z_order'")
-    return Shape(where, label, _encoder(element), None if group == "0" else group, z=z)
+def _encoder(element: ElementTree.Element) -> Callable[[Size], dict] | None:
+    """Return the function that encodes a shape; None for a kind without an area."""
 
-
-def _encoder(element: ElementTree.Element) -> Callable[[Size], dict]:
     def values(*names: str) -> list:
         return [element.get(name) for name in names]
 
@@ -110,12 +88,13 @@ def _encoder(element: ElementTree.Element) -> Callable[[Size], dict]:
         points = rectangle(values("xtl", "ytl", "xbr", "ybr"), degrees)
     elif element.tag == "ellipse":
         points = ellipse(values("cx", "cy", "rx", "ry"), degrees)
-    else:
+    elif element.tag == "mask":
         # Runs along the rows of the box; the first run is of zeros.
+        runs = [to_int(run.strip(), "a run of 'rle'") for run in element.get("rle", "").split(",")]
         sides = ("left", "top", "width", "height")
-        box = [to_int(element.get(side), f"'{side}'") for side in sides]
-        texts = element.get("rle", "").split(",")
-        return partial(_place_runs, [to_int(t.strip(), "a number of 'rle'") for t in texts], *box)
+        return partial(_place_runs, runs, *(to_int(element.get(s), f"'{s}'") for s in sides))
+    else:
+        return None
     return partial(fill_polygons, [points])
 
 

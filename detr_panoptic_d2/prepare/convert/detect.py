@@ -29,12 +29,7 @@ class Candidate(NamedTuple):
 
 
 def detect(folder: Path) -> list[Candidate]:
-    """Return the formats that a folder may have. More than one: the choice is the user's.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-        UserError: it has none of the formats, or is COCO panoptic already.
-    """
+    """Return the formats that a folder may have. More than one: the choice is the user's."""
     files = [folder / name for name in find_files(folder) if name.count("/") < _MAX_DEPTH]
     jsons, errors = [], []
     for path in _with_suffix(files, ".json"):

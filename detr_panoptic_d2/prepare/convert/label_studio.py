@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from ...errors import UserError
-from .shapes import Shape, draw_shapes, ellipse, fill_polygons, place_mask, rotate
-from .source import IMAGE_SUFFIXES, Item, Size, Source, find_images, log_left_out
+from .shapes import AnnotatedImage, Shape, ellipse, fill_polygons, place_mask, rotate, to_source
+from .source import IMAGE_SUFFIXES, Size, Source, find_images, log_left_out
 from .values import errors_in, numbers, polygon, read_json, read_size
 
 # Label Studio puts this in front of the name of an uploaded file.
@@ -23,55 +23,36 @@ def label_studio(annotations: Path, images: Path) -> Source:
     """Read an export of Label Studio in the format "JSON".
 
     Images are matched by name, also without the prefix of uploaded files. If a task has several
-    annotations, the first one counts. Classes are sorted by name.
-
-    Args:
-        annotations: the json.
-        images: folder of the images.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        UserError: the json is not in the format, or its images are not below ``images``.
+    annotations, the first one counts.
     """
     tasks = read_json(annotations)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"'{annotations}' has another format. Export as 'JSON', not 'JSON-MIN'.")
+    return to_source(images, _read_tasks(tasks, annotations, images))
+
+
+def _read_tasks(tasks: list[dict], path: Path, root: Path) -> Iterator[AnnotatedImage]:
     paths_by_name = defaultdict(list)
-    for name in find_images(images):
+    for name in find_images(root):
         paths_by_name[PurePosixPath(name).name].append(name)
-    items: dict[str, Item] = {}
-    labels: set[str] = set()
-    not_drawn: list[str] = []
-    several: list[str] = []
+    several = []
     for task in tasks:
-        where = f"'{annotations}': task {task.get('id')!r}"
+        where = f"'{path}': task {task.get('id')!r}"
         with errors_in(where):
-            versions = _annotations(task)
-            if not versions:
-                continue
-            name = _image_name(task, paths_by_name, images)
-            if name in items:
-                raise UserError(f"another task has the image '{name}' too")
-            several += [where] * (len(versions) > 1)
-            shapes, size = _read_results(versions[0], where, not_drawn)
-        labels |= {shape.name for shape in shapes}
-        items[name] = Item(name, partial(draw_shapes, shapes), size=size)
-    log_left_out("shapes of a kind that is not drawn", not_drawn)
+            annotations = task.get("annotations")
+            if not isinstance(annotations, list) or not all(map(_is_valid, annotations)):
+                raise UserError("no 'annotations' with results. Export as 'JSON', not 'JSON-MIN'")
+            results = [a["result"] for a in annotations if not a.get("was_cancelled")]
+            if results:
+                several += [where] if len(results) > 1 else []
+                name = _image_name(task, paths_by_name, root)
+                yield AnnotatedImage(where, name, *_read_results(results[0], where))
     log_left_out("further annotations of tasks that have several", several)
-    classes = [{"name": label} for label in sorted(labels)]
-    return Source(images, classes, [items[name] for name in sorted(items)])
 
 
-def _annotations(task: dict) -> list[list[dict]]:
-    """Return the results of each annotation that was not cancelled."""
-    annotations = task.get("annotations", task.get("completions"))
-    if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
-        raise UserError("no list 'annotations'. Export as 'JSON', not 'JSON-MIN'")
-    results = [a.get("result") for a in annotations if not a.get("was_cancelled")]
-    for result in results:
-        if not isinstance(result, list) or not all(isinstance(r, dict) for r in result):
-            raise UserError("'result' must be a list of mappings")
-    return results
+def _is_valid(annotation: Any) -> bool:
+    results = annotation.get("result") if isinstance(annotation, dict) else None
+    return isinstance(results, list) and all(isinstance(result, dict) for result in results)
 
 
 def _image_name(task: dict, paths_by_name: dict[str, list[str]], root: Path) -> str:
@@ -94,30 +75,25 @@ def _image_name(task: dict, paths_by_name: dict[str, list[str]], root: Path) -> 
     raise UserError(f"its image {values} is not below '{root}'")
 
 
-def _read_results(
-    results: list[dict], where: str, not_drawn: list[str]
-) -> tuple[list[Shape], Size | None]:
-    """Return the shapes of an annotation, and the size of its image."""
-    merged: dict[str, dict] = {}
+def _read_results(results: list[dict], where: str) -> tuple[Size | None, list[Shape]]:
+    """Return the size of the image of an annotation, and the shapes."""
+    merged: dict[str, dict] = defaultdict(dict)
     size = None
     for index, result in enumerate(results):
         if isinstance(result.get("value"), dict):
             # A shape and its label may be two results with one id.
-            key = f"{where}, result {result.get('id', index)}"
-            merged.setdefault(key, {}).update(result["value"])
+            merged[f"result {result.get('id', index)}"] |= result["value"]
             size = size or read_size(result, "original_height", "original_width")
             if result.get("image_rotation"):
                 raise UserError("its image was rotated in Label Studio, which is not supported")
     shapes = []
     for key, value in merged.items():
         lists = [v for k, v in value.items() if k.endswith("labels") and isinstance(v, list) and v]
-        with errors_in(f"result {key.rpartition(' ')[2]}"):
-            encode = _encoder(value)
-        if encode is not None and lists and isinstance(lists[0][0], str):
-            shapes.append(Shape(key, lists[0][0], encode))
-        elif encode is not None or lists:
-            not_drawn.append(key)
-    return shapes, size
+        is_labelled = bool(lists) and isinstance(lists[0][0], str)
+        with errors_in(key):
+            encode = _encoder(value) if is_labelled else None
+        shapes.append(Shape(f"{where}, {key}", lists[0][0] if is_labelled else "", encode))
+    return size, shapes
 
 
 def _encoder(value: dict) -> Callable[[Size], dict] | None:
@@ -129,12 +105,11 @@ def _encoder(value: dict) -> Callable[[Size], dict] | None:
     if not value.keys() & {"radiusX", "width"}:
         return None
     keys = ("x", "y", "radiusX", "radiusY") if "radiusX" in value else ("x", "y", "width", "height")
-    x, y, a, b = numbers([value.get(key) for key in keys], f"{', '.join(keys)}", 4).tolist()
+    x, y, a, b = numbers([value.get(key) for key in keys], ", ".join(keys), 4).tolist()
     (degrees,) = numbers([value.get("rotation") or 0], "'rotation'")
-    if "radiusX" in value:
-        return partial(_fill, ellipse([0, 0, a, b]), (x, y), degrees)
-    # The rectangle turns around its first corner.
-    return partial(_fill, np.array([[0, 0], [a, 0], [a, b], [0, b]]), (x, y), degrees)
+    # A rectangle turns around its first corner.
+    corners = np.array([[0, 0], [a, 0], [a, b], [0, b]])
+    return partial(_fill, ellipse([0, 0, a, b]) if "radiusX" in value else corners, (x, y), degrees)
 
 
 def _fill(offsets: np.ndarray, center: tuple[float, float], degrees: float, size: Size) -> dict:

@@ -4,7 +4,7 @@ import base64
 import glob
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from .shapes import Shape, draw_shapes, ellipse, fill_polygons, place_mask, rectangle
-from .source import IMAGE_SUFFIXES, Item, Size, Source, find_files, log_left_out
+from .shapes import AnnotatedImage, Shape, ellipse, fill_polygons, place_mask, rectangle, to_source
+from .source import IMAGE_SUFFIXES, Size, Source, find_files
 from .values import errors_in, polygon, read_json, read_size, resolve_inside, to_id, to_text
 
 # Corners in order around the shape. "rotation" and "quadrilateral" are of X-AnyLabeling.
@@ -24,50 +24,33 @@ _CORNERS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
 def labelme(annotations: Path, images: Path | None = None) -> Source:
     """Read a folder of LabelMe's jsons.
 
-    Shapes with an area are drawn. Points, lines and unknown kinds are left out with a warning.
-    Shapes of one label and one ``group_id`` are one object. Classes are sorted by name.
-
-    Args:
-        annotations: folder of the jsons, searched with its subfolders.
-        images: folder that holds all images; default ``annotations``. Each json names its image
-            relative to itself.
-
-    Raises:
-        FileNotFoundError: there is no json.
-        UserError: a json is invalid, or names a path outside of ``images``.
+    Points, lines and unknown kinds are left out with a warning. Shapes of one label and one
+    ``group_id`` are one object. Each json names its image relative to itself; all images lie below
+    ``images``, by default ``annotations``.
     """
     files = [annotations / name for name in find_files(annotations, ".json")]
     if not files:
         raise FileNotFoundError(f"'{annotations}' has no *.json of LabelMe.")
     root = images or annotations
-    items: dict[str, Item] = {}
-    labels: set[str] = set()
-    not_drawn: list[str] = []
+    return to_source(root, _read_images(files, root))
+
+
+def _read_images(files: list[Path], root: Path) -> Iterator[AnnotatedImage]:
     for path in files:
         content = read_json(path, "shapes")
-        shapes = []
         with errors_in(f"'{path}'"):
             name = _image_name(content.get("imagePath"), path, root)
-            if name in items:
-                raise UserError(f"another json has the image '{name}' too")
             size = read_size(content, "imageHeight", "imageWidth")
+        shapes = []
         for index, entry in enumerate(content["shapes"]):
             where = f"'{path}': shape {index}"
             with errors_in(where):
-                label = to_text(entry.get("label"), "'label'")
                 kind = to_text(entry.get("shape_type") or "polygon", "'shape_type'")
                 group = entry.get("group_id")
                 group = None if group is None else to_id(group, "'group_id'")
-                encode = _encoder(kind, entry)
-            if encode is None:
-                not_drawn.append(f"{where} ({kind})")
-            else:
-                labels.add(label)
-                shapes.append(Shape(where, label, encode, group))
-        items[name] = Item(name, partial(draw_shapes, shapes), size=size)
-    log_left_out("shapes of a kind that is not drawn", not_drawn)
-    classes = [{"name": label} for label in sorted(labels)]
-    return Source(root, classes, [items[name] for name in sorted(items)])
+                encode, label = _encoder(kind, entry), to_text(entry.get("label"), "'label'")
+            shapes.append(Shape(f"{where} ({kind})", label, encode, group))
+        yield AnnotatedImage(f"'{path}'", name, size, shapes)
 
 
 def _image_name(image_path: Any, path: Path, root: Path) -> str:
@@ -78,18 +61,14 @@ def _image_name(image_path: Any, path: Path, root: Path) -> str:
     """
     beside = [
         p.name
-        for p in sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+        for p in path.parent.glob(f"{glob.escape(path.stem)}.*")
         if p.suffix.lower() in IMAGE_SUFFIXES
     ]
     named = Path(str(image_path or "").replace("\\", "/"))
-    is_usable = (
-        named.name
-        and named.suffix != ".json"
-        and (named.stem != path.stem or (path.parent / named).is_file())
-    )
-    if not is_usable and len(beside) == 1:
-        return resolve_inside(root, beside[0], base=path.parent)
-    return resolve_inside(root, image_path, base=path.parent)
+    is_usable = named.name and named.suffix != ".json"
+    is_usable = is_usable and (named.stem != path.stem or (path.parent / named).is_file())
+    name = image_path if is_usable or len(beside) != 1 else beside[0]
+    return resolve_inside(root, name, base=path.parent)
 
 
 def _encoder(kind: str, entry: dict) -> Callable[[Size], dict] | None:

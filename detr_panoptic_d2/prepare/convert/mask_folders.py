@@ -41,21 +41,9 @@ def class_masks(
 ) -> Source:
     """Read images with a class mask for each, and optionally an object mask.
 
-    A stuff class is one segment. The objects of a thing class are those of the object mask, or the
-    connected regions if there is none. Unless the list or the user say otherwise, classes are
-    stuff. With object masks they are things, apart from "background".
-
-    Args:
-        images: folder of the images.
-        masks: folder of the class masks.
-        labels: list of the classes; see :func:`read_mask_classes`.
-        objects: folder of the object masks: pixel = number of the object, 0 = no object.
-        mask_suffix: ``a.jpg`` has the masks ``a<mask_suffix>``; None: see :func:`match_masks`.
-        void_value: value of unlabelled pixels in masks of one channel.
-
-    Raises:
-        FileNotFoundError: a file is missing, or no image has a mask.
-        UserError: the list of classes does not fit.
+    A stuff class is one segment. The objects of a thing class are those of the object mask (0: no
+    object), or the connected regions if there is none. Unless the list ``labels`` or the user say
+    otherwise, classes are stuff. With object masks they are things, apart from "background".
     """
     classes = read_mask_classes(labels)
     mask_of_image = match_masks(masks, find_images(images), mask_suffix, images)
@@ -114,16 +102,7 @@ def instance_masks(
 ) -> Source:
     """Read images with one class of things, and a mask for each: 0 background, n the n-th object.
 
-    Args:
-        images: folder of the images.
-        masks: folder of the masks.
-        category: name of the class.
-        mask_suffix: ``a.jpg`` has the mask ``a<mask_suffix>``; None: see :func:`match_masks`.
-        void_value: value of void pixels, which are neither object nor background; None: 255 in
-            images with a palette (the borders of VOC).
-
-    Raises:
-        FileNotFoundError: a folder is missing, or no image has a mask.
+    Pixels of ``void_value`` are neither; by default 255 in images with a palette (VOC's borders).
     """
     mask_of_image = match_masks(masks, find_images(images), mask_suffix, images, "_mask.png")
     items = [
@@ -146,16 +125,9 @@ def _draw_objects(
 
 
 def cityscapes(images: Path, masks: Path) -> Source:
-    """Read images and masks of a split of Cityscapes.
+    """Read ``leftImg8bit/<split>`` and ``gtFine/<split>`` of Cityscapes.
 
     Classes are the 19 that are evaluated. All others are void. A group of objects is a crowd.
-
-    Args:
-        images: ``leftImg8bit/<split>``.
-        masks: ``gtFine/<split>``, with ``*_gtFine_instanceIds.png``.
-
-    Raises:
-        FileNotFoundError: a folder is missing, or no image has a mask.
     """
     stems = {name: name.removesuffix("_leftImg8bit.png") for name in find_images(images)}
     mask_of_stem = match_masks(masks, list(stems.values()), "_gtFine_instanceIds.png", images)
@@ -194,28 +166,19 @@ def read_mask_classes(labels: Path) -> list[dict]:
 def class_regions(
     classes: list[dict], void_value: int, mask: Path, size: Size
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and the pixels, bool (H, W), of each class of a mask.
-
-    Raises:
-        OSError: the mask is missing or broken.
-        UserError: it has another size than its image, or a value or color of no class.
-    """
+    """Yield the name and the pixels, bool (H, W), of each class of a mask."""
     image = _read(mask, size)
     in_color = image.mode in ("P", "RGB", "RGBA") and classes[0]["color"]
     if in_color:
         names = {int(np.dot(c["color"], _PACK)): c["name"] for c in classes}
         values = _pack_colors(image)
-        if image.mode == "P":
-            # Borders of VOC have an index and a color of no class.
-            is_void = (np.asarray(image) == void_value) & ~np.isin(values, list(names))
-            values[is_void] = void_value = -1
     else:
         names = {c["id"]: c["name"] for c in classes}
         values = _numbers(image, mask)
     for value in np.unique(values).tolist():
         if value in names:
             yield names[value], values == value
-        elif in_color and value != -1:
+        elif in_color:
             rgb = value & 255, value >> 8 & 255, value >> 16
             raise UserError(
                 f"Mask '{mask}' has the color {rgb}, which no class of the list has. (A mask that "
@@ -257,21 +220,10 @@ def match_masks(
     image_root: Path,
     default: str = ".png",
 ) -> dict[str, Path]:
-    """Find the mask of each image, and warn of masks without an image.
+    """Return the path of the mask of each image that has one; warn of masks without an image.
 
-    Args:
-        root: folder of the masks.
-        images: names of the images; ``a/b.jpg`` has the mask ``a/b<suffix>``.
-        suffix: of the masks. None: the one that most images have a mask with.
-        image_root: folder of the images.
-        default: the suffix if several fit equally well.
-
-    Returns:
-        dict: the path of the mask of each image that has one.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or no image has a mask.
-        UserError: two suffixes fit equally well.
+    ``a/b.jpg`` has the mask ``a/b<suffix>``. Without a suffix it is the one that most images have a
+    mask with. ``default`` is taken if several fit equally well.
     """
     files = set(find_files(root))
     stems = {name: str(PurePosixPath(name).with_suffix("")) for name in images}

@@ -17,8 +17,7 @@ class Panoptic(NamedTuple):
 
     ids: np.ndarray  # uint32 (H, W), 0 is void
     segments_info: list[dict]  # id, category_id, iscrowd, area, bbox (tight x, y, width, height)
-    num_covered: int  # objects that lie completely under others
-    num_small: int  # segments of fewer pixels than the minimum
+    num_dropped: int  # segments that lie completely under others, or have too few pixels
 
 
 def to_panoptic(
@@ -27,14 +26,9 @@ def to_panoptic(
     """Convert the labels of an image.
 
     The segments of one stuff class, and the crowds of one thing class, become one segment each:
-    the format and its evaluation know only one.
-
-    Args:
-        labels: of H x W pixels.
-        categories: of the json; segments of other classes are void.
-        background: the stuff class of pixels without a label. Void segments stay void. None: these
-            pixels are void.
-        min_area: segments of fewer pixels become unlabelled before the background is filled in.
+    the format and its evaluation know only one. Segments of classes that ``categories`` do not
+    list are void. Segments of fewer pixels than ``min_area`` become unlabelled. The stuff class
+    ``background`` takes all unlabelled pixels; if it is None, they are void.
     """
     by_name = {c["name"]: c for c in categories}
     # Segments with equal keys are merged: (class, crowd), and a number if it is an object.
@@ -71,6 +65,4 @@ def to_panoptic(
     if background is not None:
         segment_ids[unlabelled] = segment_ids[label_of_key[background, 0]]
     ids = segment_ids[merged]
-    num_small = int(np.count_nonzero(areas[unlabelled[1:]]))
-    num_covered = len(unlabelled) - 1 - num_small
-    return Panoptic(ids, complete_segments(ids, infos), num_covered, num_small)
+    return Panoptic(ids, complete_segments(ids, infos), len(unlabelled) - 1)

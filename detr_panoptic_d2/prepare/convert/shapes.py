@@ -2,7 +2,9 @@
 
 import math
 import reprlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,30 +12,46 @@ from pycocotools import mask as mask_util
 
 from ...data.panoptic_check import as_int
 from ...errors import UserError
-from .source import Labels, Segment, Size
+from .source import Item, Labels, Segment, Size, Source, log_left_out
 from .values import errors_in, numbers
 
 
 class Shape(NamedTuple):
-    """A shape of an image.
+    """A shape of an image. ``encode((height, width))`` returns pycocotools' compressed RLE."""
 
-    Attributes:
-        where: names the shape in errors.
-        name: name of its class.
-        encode: ``encode((height, width))`` returns compressed run lengths of pycocotools.
-        group: shapes of one class and group are one object; None: of no group.
-        is_crowd: whether the shape is a crowd.
-        is_semantic: the shape marks a region, not an object. It is void if its class is a thing.
-        z: shapes with larger values lie above.
-    """
+    where: str  # names the shape in errors
+    name: str  # of its class
+    encode: Callable[[Size], dict] | None  # None: a kind without an area, such as a line
+    group: Any = None  # shapes of one class and group are one object; None: of no group
+    is_crowd: bool = False
+    is_semantic: bool = False  # marks a region, not an object; void if its class is a thing
+    z: int = 0  # shapes with larger values lie above
+
+
+class AnnotatedImage(NamedTuple):
+    """The shapes of an image. ``where`` names its annotation in errors."""
 
     where: str
     name: str
-    encode: Callable[[Size], dict]
-    group: Any = None
-    is_crowd: bool = False
-    is_semantic: bool = False
-    z: int = 0
+    size: Size | None
+    shapes: Sequence[Shape]
+
+
+def to_source(root: Path, images: Iterable[AnnotatedImage], classes: Iterable[str] = ()) -> Source:
+    """Return a source of shapes. Labels that ``classes`` do not list follow in their order."""
+    items: dict[str, Item] = {}
+    labels: set[str] = set()
+    not_drawn = []
+    for where, name, size, shapes in images:
+        if name in items:
+            raise UserError(f"{where}: the image '{name}' is annotated twice")
+        drawn = [shape for shape in shapes if shape.encode is not None]
+        not_drawn += [shape.where for shape in shapes if shape.encode is None]
+        labels |= {shape.name for shape in drawn}
+        items[name] = Item(name, partial(draw_shapes, drawn), size=size)
+    log_left_out("shapes that are not drawn", not_drawn)
+    names = dict.fromkeys([*classes, *sorted(labels)])
+    return Source(root, [{"name": n} for n in names], [items[name] for name in sorted(items)])
 
 
 def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) -> Labels:
@@ -41,11 +59,6 @@ def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) ->
 
     Order from bottom to top: by ``z``; for equal ``z`` regions and stuff, then crowds, then
     things; for equal kinds the larger shape first. A smaller shape is more likely in front.
-
-    Args:
-        shapes: of one image.
-        size: (H, W).
-        things: names of the thing classes.
     """
     groups: dict[Any, list[tuple[Shape, dict]]] = {}
     lost = []
@@ -73,11 +86,7 @@ def draw_shapes(shapes: Sequence[Shape], size: Size, things: Collection[str]) ->
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], size: Size) -> dict:
-    """Encode polygons (N, 2) of x and y in pixels. Polygons of less than three points are empty.
-
-    Raises:
-        UserError: a point is more than the size of the image away from it.
-    """
+    """Encode polygons (N, 2) of x and y in pixels. Polygons of less than three points are empty."""
     width_height = np.array(size[::-1])
     for points in polygons:
         # pycocotools walks along each edge, so far points would cost memory without bound.
@@ -148,9 +157,8 @@ def decode_runs(counts: Any, size: Size) -> dict:
 def _decompress(text: str) -> list[int]:
     """Decode compressed run lengths (``rleFrString`` of pycocotools' ``maskApi.c``).
 
-    Each run is stored in characters of 6 bits, 48 added: 5 bits of the number, the lowest first,
-    and a bit that says whether more follow. The highest of the last 5 bits is the sign. From the
-    fourth run on, the number is the difference to the run before the last.
+    A character less 48 holds 5 bits of a signed number, the lowest first, and a bit that says
+    whether more follow. From the fourth run on, it is the difference to the run before the last.
     """
     runs: list[int] = []
     value = shift = 0

@@ -20,10 +20,7 @@ Size = tuple[int, int]  # height, width
 
 
 class Segment(NamedTuple):
-    """A segment of a label map. It is void if its class ``name`` is None or ignored.
-
-    Unlabelled pixels differ from void: they may become background.
-    """
+    """A segment of a label map. It is void if its class ``name`` is None or ignored."""
 
     name: str | None
     iscrowd: int = 0
@@ -31,13 +28,10 @@ class Segment(NamedTuple):
 
 @dataclass
 class Labels:
-    """The labels of one image.
+    """The labels of one image. Segments may have no pixels."""
 
-    Segments may have no pixels. The writer merges the segments of one stuff class, and the crowds
-    of one class.
-    """
-
-    map: np.ndarray  # int32 (H, W); 0 for unlabelled pixels, s + 1 for segment s
+    # int32 (H, W); s + 1 for segment s, 0 for unlabelled pixels, which may become background.
+    map: np.ndarray
     segments: list[Segment]
     lost: list[str] = field(default_factory=list)  # annotations that have no pixel in the image
 
@@ -55,20 +49,15 @@ class Box(NamedTuple):
 class Item:
     """One image of a data set.
 
-    Attributes:
-        file_name: relative to the source's ``image_root``, with ``/``.
-        draw: ``draw((height, width), things)`` returns the :class:`Labels` of the upright image;
-            ``things`` are the names of the thing classes. It is called in other processes, so it
-            is a ``functools.partial`` with plain values.
-        image_id, size: from the annotation file, if it has them; size is (height, width).
-        boxes: annotations without a mask.
+    ``draw((height, width), things)`` returns the labels of the upright image, given the names of
+    the thing classes. It is called in other processes, so it is a ``functools.partial``.
     """
 
-    file_name: str
+    file_name: str  # relative to the source's ``image_root``, with ``/``
     draw: Callable[[Size, Collection[str]], Labels]
-    image_id: int | str | None = None
+    image_id: int | str | None = None  # from the annotation file, as the size
     size: Size | None = None
-    boxes: Sequence[Box] = ()
+    boxes: Sequence[Box] = ()  # annotations without a mask
 
 
 @dataclass

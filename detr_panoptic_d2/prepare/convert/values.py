@@ -28,12 +28,7 @@ def errors_in(place: str) -> Iterator[None]:
 
 
 def read_json(path: Path, *keys: str) -> Any:
-    """Read a json file. With ``keys``, it must be a mapping that has a list of mappings under each.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        UserError: it is not json, or has not these lists.
-    """
+    """Read a json file. With ``keys``, it must have a list of mappings under each of them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -42,10 +37,7 @@ def read_json(path: Path, *keys: str) -> Any:
         raise UserError(f"'{path}' is not a json file: {error}") from error
     for key in keys:
         if not has_lists(content, key) or not all(isinstance(e, dict) for e in content[key]):
-            hint = ""
-            if isinstance(content, dict) and "_via_img_metadata" in content:
-                hint = " It is a project of VIA: export its annotations as COCO."
-            raise UserError(f"'{path}' has another format: no list '{key}' of mappings.{hint}")
+            raise UserError(f"'{path}' has another format: no list '{key}' of mappings.")
     return content
 
 
@@ -71,9 +63,8 @@ def read_size(entry: Mapping, height_key: str, width_key: str) -> Size | None:
 
 
 def to_flag(value: Any, what: str) -> bool:
-    """Return the boolean that false, 0, "0" or "false" stands for, and true likewise."""
-    text = {"false": 0, "true": 1}.get(value.lower(), value) if isinstance(value, str) else value
-    flag = as_flag(text)
+    """Return the boolean that false, 0, 0.0 or "0" stands for, and true likewise."""
+    flag = as_flag(value)
     if flag is None:
         raise UserError(f"{what} is {reprlib.repr(value)}, but must be 0 or 1")
     return bool(flag)
@@ -102,11 +93,7 @@ def find_by_id(entries: Mapping[int | str, Entry], value: Any, what: str, source
 
 
 def numbers(values: Any, what: str, count: int | None = None) -> np.ndarray:
-    """Return a list of finite numbers, which may be text, as float64 (N,), or pairs as (N, 2).
-
-    Raises:
-        UserError: it is no such list, or has not ``count`` entries.
-    """
+    """Return a list of finite numbers, which may be text, as float64 (N,), or lists as (N, M)."""
     try:
         result = np.array(values, np.float64) if isinstance(values, list) else np.array(np.nan)
     except (TypeError, ValueError, OverflowError):
@@ -129,10 +116,9 @@ def polygon(values: Any, what: str = "a polygon") -> np.ndarray:
 
 
 def polygons(values: Any) -> list[np.ndarray]:
-    """Return the polygons of an object, in any of the nestings that programs write.
+    """Return the polygons of an object: one, or a list of polygons, with any lists around these.
 
-    These are one polygon (see :func:`polygon`), a list of polygons, and lists around these. In a
-    list of three or more pairs of numbers each pair is a point.
+    In a list of three or more pairs of numbers each pair is a point.
     """
     are_lists = {isinstance(v, list) for v in values} if isinstance(values, list) else {False}
     if True not in are_lists:
@@ -148,13 +134,7 @@ def polygons(values: Any) -> list[np.ndarray]:
 def resolve_inside(root: Path, name: Any, base: Path | None = None) -> str:
     """Convert a path of an annotation file to a normalised path relative to ``root``, with ``/``.
 
-    Args:
-        root: folder of the images.
-        name: the path in the file; ``\\`` counts as ``/``.
-        base: folder that relative paths start from; default ``root``.
-
-    Raises:
-        UserError: the name is not a text, or leads out of ``root``.
+    Relative paths start from ``base``, by default ``root``, and must not lead out of ``root``.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"the file name of the image is {name!r}, but must be a text")

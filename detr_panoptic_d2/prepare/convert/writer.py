@@ -2,10 +2,9 @@
 
 import contextlib
 import glob
-import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,6 @@ from ...data.panoptic_png import write_panoptic_png
 from ...errors import UserError
 from ...export.runtime.tiles import tile_corners
 from ..parallel import map_images
-from .boxes import convert_boxes
 from .classes import ClassOptions, choose_categories
 from .segments import to_panoptic
 from .source import Item, Source, check_size, log_left_out, logger, upright_size
@@ -36,8 +34,7 @@ class Converted:
     num_segments: dict[str, int]  # by class name, of all classes, without crowds
     num_crowds: int
     max_segments: int  # of one image, without crowds
-    num_covered: int = 0  # objects that lie completely under others
-    num_small: int = 0  # segments of fewer pixels than --min-area
+    num_dropped: int  # segments that lie completely under others, or are under --min-area
 
     @property
     def has_masks(self) -> bool:
@@ -45,20 +42,12 @@ class Converted:
         return "panoptic_json" in self.paths
 
 
-class Tiling(NamedTuple):
-    """How images are cut: the side of the tiles in pixels, and the part that neighbors share."""
-
-    size: int
-    overlap: float
-
-
 class _WrittenImage(NamedTuple):
     """The entries of the json: one for the image, or one for each of its tiles."""
 
     images: list[dict]  # id (None: not yet known), file_name, height, width
     annotations: list[dict]  # file_name, segments_info
-    num_covered: int
-    num_small: int
+    num_dropped: int
     lost: list[str]
 
 
@@ -69,13 +58,12 @@ def convert(
     *,
     min_area: int = 1,
     workers: int = 1,
-    tiling: Tiling | None = None,
+    tiling: tuple[int, float] | None = None,
 ) -> list[Converted]:
     """Write ``panoptic_<split>/*.png`` and ``panoptic_<split>.json`` of each split.
 
-    If all annotations are boxes, write ``instances_<split>.json`` instead. All files are made in a
-    hidden folder and moved into place at the end, so that a conversion that fails or is interrupted
-    leaves nothing behind. The files do not depend on the number of processes.
+    If all annotations are boxes, write ``instances_<split>.json`` instead. The files do not depend
+    on the number of processes.
 
     Args:
         splits: name and source of each.
@@ -83,12 +71,8 @@ def convert(
         classes: options of the user about classes. All splits have the same categories.
         min_area: segments of fewer pixels become unlabelled.
         workers: number of processes.
-        tiling: cut the images, and write the tiles that have a segment to ``images_<split>``.
-
-    Raises:
-        FileExistsError: ``output`` has files of these names.
-        FileNotFoundError: an image is missing.
-        UserError: the data is inconsistent, or has not a single segment.
+        tiling: cut the images into tiles of this side and overlap (see ``tile_starts``), and write
+            those that have a segment to ``images_<split>``.
     """
     for name, source in splits.items():
         _check_images(name, source)
@@ -96,50 +80,52 @@ def convert(
     if tiling is not None and not has_masks:
         raise UserError("--tile cuts masks, but all annotations are boxes.")
     categories = choose_categories([c for s in splits.values() for c in s.classes], classes)
-    kind = "panoptic" if has_masks else "instances"
-    # The jsons are last: a split that has one is complete.
-    parts = [f"images_{name}" for name in splits] if tiling else []
-    parts += [f"panoptic_{name}" for name in splits] if has_masks else []
-    parts += [f"{kind}_{name}.json" for name in splits]
-    if existing := [output / part for part in parts if (output / part).exists()]:
-        raise FileExistsError(
-            f"'{existing[0]}' exists already. Choose another --output, or remove it with the other "
-            "files of its conversion."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=output) as work:
-            converted = []
-            for name, source in splits.items():
-                task = partial(
+    converted = []
+    with _hidden_folder(output) as work:
+        for name, source in splits.items():
+            folders = f"images_{name}", f"panoptic_{name}"
+            paths = {"image_root": output / folders[0] if tiling else source.image_root}
+            if has_masks:
+                convert_image = partial(
                     _convert_image,
-                    image_root=source.image_root,
-                    png_root=Path(work, f"panoptic_{name}"),
-                    tile_root=Path(work, f"images_{name}"),
+                    roots=(source.image_root, *(work / folder for folder in folders)),
                     categories=categories,
                     background=classes.background,
                     min_area=min_area,
                     tiling=tiling,
                 )
-                if has_masks:
-                    entries = _convert_masks(name, source, task, workers)
-                else:
-                    entries = [*convert_boxes(source, categories), 0, 0]
-                write_panoptic_json(Path(work, f"{kind}_{name}.json"), *entries[:2], categories)
-                paths = {"image_root": output / f"images_{name}" if tiling else source.image_root}
-                if has_masks:
-                    paths["panoptic_root"] = output / f"panoptic_{name}"
-                paths[f"{kind}_json"] = output / f"{kind}_{name}.json"
-                converted.append(_summarize(name, paths, categories, *entries))
-            _check_segments(converted, classes.background)
+                entries = _convert_masks(name, source, convert_image, workers)
+                paths["panoptic_root"] = output / folders[1]
+            else:
+                entries = *_convert_boxes(source, categories), 0
+            kind = "panoptic" if has_masks else "instances"
+            write_panoptic_json(work / f"{kind}_{name}.json", *entries[:2], categories)
+            paths[f"{kind}_json"] = output / f"{kind}_{name}.json"
+            converted.append(_summarize(name, paths, categories, *entries))
+        _check_segments(converted, classes.background)
+    return converted
+
+
+@contextlib.contextmanager
+def _hidden_folder(output: Path) -> Iterator[Path]:
+    """Make a folder whose files move to ``output`` at the end. An exception leaves nothing."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".convert-", dir=output) as work:
+            yield Path(work)
+            # The jsons are last: a split that has one is complete.
+            parts = sorted(Path(work).iterdir(), key=lambda path: path.suffix == ".json")
+            if existing := [p.name for p in parts if (output / p.name).exists()]:
+                raise FileExistsError(
+                    f"'{output / existing[0]}' exists already. Choose another --output."
+                )
             for part in parts:
-                os.replace(Path(work, part), output / part)
+                part.rename(output / part.name)
     except BaseException:
         # Only an empty folder is removed.
         with contextlib.suppress(OSError):
             output.rmdir()
         raise
-    return converted
 
 
 def _check_images(split: str, source: Source) -> None:
@@ -182,8 +168,8 @@ def _check_segments(converted: Sequence[Converted], background: str | None) -> N
 
 def _convert_masks(
     split: str, source: Source, task: Callable[[tuple[Item, str]], _WrittenImage], workers: int
-) -> tuple[list[dict], list[dict], int, int]:
-    """Write the PNGs of a split; return images and annotations of its json, and two counts."""
+) -> tuple[list[dict], list[dict], int]:
+    """Write the PNGs of a split; return images and annotations of its json, and what is dropped."""
     pngs = png_names([item.file_name for item in source.items])
     items = list(zip(source.items, pngs, strict=True))
     written = map_images(task, items, workers=workers, description=f"Converting {split}")
@@ -195,40 +181,42 @@ def _convert_masks(
     annotations = [annotation for result in written for annotation in result.annotations]
     for number, (image, annotation) in enumerate(zip(images, annotations, strict=True), 1):
         image["id"] = annotation["image_id"] = number if image["id"] is None else image["id"]
-    num_covered = sum(result.num_covered for result in written)
-    return images, annotations, num_covered, sum(result.num_small for result in written)
+    return images, annotations, sum(result.num_dropped for result in written)
 
 
 def _convert_image(
     item_and_png: tuple[Item, str],
     *,
-    image_root: Path,
-    png_root: Path,
-    tile_root: Path,
+    roots: tuple[Path, Path, Path],
     categories: list[dict],
     background: str | None,
     min_area: int,
-    tiling: Tiling | None,
+    tiling: tuple[int, float] | None,
 ) -> _WrittenImage:
-    """Write the PNG of one image, or the tiles of the image and their PNGs."""
-    item, png = item_and_png
+    """Write the PNG of one image, or the tiles of the image and their PNGs.
+
+    ``roots`` are the folders of the images, of the tiles, and of the PNGs.
+    """
+    (item, png), (image_root, tile_root, png_root) = item_and_png, roots
     path = image_root / item.file_name
     height, width = upright_size(path)
     if item.size is not None:
         with errors_in(f"The annotation of '{path}'"):
             check_size(item.size, (height, width))
     labels = item.draw((height, width), {c["name"] for c in categories if c["isthing"]})
-    ids, infos, *counts = to_panoptic(labels, categories, background=background, min_area=min_area)
+    ids, infos, num_dropped = to_panoptic(
+        labels, categories, background=background, min_area=min_area
+    )
     if tiling is None:
         write_panoptic_png(png_root / png, ids)
         image = {"id": item.image_id, "file_name": item.file_name, "height": height, "width": width}
         annotation = {"file_name": png, "segments_info": infos}
-        return _WrittenImage([image], [annotation], *counts, labels.lost)
+        return _WrittenImage([image], [annotation], num_dropped, labels.lost)
     # The pixels that ``predict --tile`` segments. A PNG keeps them.
     pixels = read_image(path, "RGB")
     images, annotations = [], []
     for top, left in tile_corners(height, width, *tiling):
-        zone = slice(top, top + tiling.size), slice(left, left + tiling.size)
+        zone = slice(top, top + tiling[0]), slice(left, left + tiling[0])
         if tile_infos := complete_segments(ids[zone], infos):
             name = f"{png.removesuffix('.png')}_{top}_{left}.png"
             write_panoptic_png(png_root / name, ids[zone])
@@ -238,7 +226,36 @@ def _convert_image(
             image = {"id": None, "file_name": name, "height": tile.height, "width": tile.width}
             images.append(image)
             annotations.append({"file_name": name, "segments_info": tile_infos})
-    return _WrittenImage(images, annotations, *counts, labels.lost)
+    return _WrittenImage(images, annotations, num_dropped, labels.lost)
+
+
+def _convert_boxes(source: Source, categories: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Return images and annotations of a COCO instances json. Boxes end at the image's border."""
+    ids = {c["name"]: c["id"] for c in categories}
+    images: list[dict] = []
+    annotations: list[dict] = []
+    lost = []
+    for number, item in enumerate(source.items, 1):
+        path = source.image_root / item.file_name
+        height, width = upright_size(path)
+        if item.size is not None:
+            with errors_in(f"The annotation of '{path}'"):
+                check_size(item.size, (height, width))
+        image_id = number if item.image_id is None else item.image_id
+        image = {"id": image_id, "file_name": item.file_name, "height": height, "width": width}
+        images.append(image)
+        for box in item.boxes:
+            x, y, w, h = box.xywh
+            left, top = max(x, 0), max(y, 0)
+            w, h = min(x + w, width) - left, min(y + h, height) - top
+            if w <= 0 or h <= 0:
+                lost.append(box.where)
+            elif box.name in ids:
+                annotation = {"id": len(annotations) + 1, "image_id": image_id, "area": w * h}
+                annotation |= {"category_id": ids[box.name], "bbox": [left, top, w, h]}
+                annotations.append({**annotation, "iscrowd": int(box.iscrowd)})
+    log_left_out("boxes without area inside their image", lost)
+    return images, annotations
 
 
 def _summarize(
@@ -247,8 +264,7 @@ def _summarize(
     categories: list[dict],
     images: list[dict],
     annotations: list[dict],
-    num_covered: int,
-    num_small: int,
+    num_dropped: int,
 ) -> Converted:
     # A COCO instances json has an annotation for each segment.
     segments = [
@@ -266,8 +282,7 @@ def _summarize(
         num_segments={c["name"]: counts[c["id"]] for c in categories},
         num_crowds=len(segments) - len(targets),
         max_segments=max(per_image.values(), default=0),
-        num_covered=num_covered,
-        num_small=num_small,
+        num_dropped=num_dropped,
     )
 
 

@@ -18,17 +18,9 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
 
     A line is the number of a class and a polygon (x y x y ..., relative to the size of the image),
     or a box (center x, center y, width, height). An image with an empty text file has no objects;
-    an image without a text file is not annotated.
-
-    Args:
-        images: folder of the images.
-        labels: ``data.yaml`` with ``names``, or a list of classes.
-        annotations: folder of the text files. Default: the text file of an image has ``labels`` in
-            the place of the last folder ``images``, or is beside the image.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        UserError: a line or the list of classes is invalid.
+    an image without a text file is not annotated. ``labels`` is a ``data.yaml`` with ``names``, or
+    a list of classes. The text files are in ``annotations``. By default they have ``labels`` in
+    the place of the last folder ``images``, or are beside the images.
     """
     classes = _read_classes(labels)
     names = {c["id"]: c["name"] for c in classes}
