@@ -1,10 +1,8 @@
 """A data set that can be spoilt, a training on it, and the one line that an error comes down to."""
 
-import json
 import logging
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,17 +57,3 @@ def error_line() -> Callable[..., str]:
         return line
 
     return run
-
-
-@pytest.fixture
-def no_leftovers() -> Callable[[Path], None]:
-    """Return a check that nothing half-written lies in a folder."""
-
-    def check(folder: Path) -> None:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        assert not [p for p in files if p.suffix == ".tmp" or p.name.startswith(".")]
-        for path in files:
-            if path.suffix == ".json" and path.name != "metrics.json":
-                json.loads(path.read_text(encoding="utf-8"))
-
-    return check

@@ -15,15 +15,10 @@ RENAMED = "MODEL.BACKBONE.NAME build_renamed_backbone MODEL.DETR.BACKBONE.MODEL_
 VALUES = [
     ("SOLVER.MAXITER 64", r"Non-existent .*SOLVER.MAXITER. Did you mean SOLVER.MAX_ITER\?"),
     ("SOLVER.MAX_ITER", "KEY VALUE.*SOLVER.MAX_ITER"),
-    ("SOLVER.MAX_ITER many", "int.*many.*SOLVER.MAX_ITER"),
     ("MODEL.DETR 3", "Type mismatch.*vs. 3.*config key: MODEL.DETR"),
     (
         "MODEL.DETR.MASK_HEAD.NAME BigHead",
         "MODEL.DETR.MASK_HEAD.NAME.*'BigHead'.*one of MaskHeadSmallConv",
-    ),
-    (
-        "MODEL.DETR.TEST.PANOPTIC_INFERENCE Best",
-        "TEST.PANOPTIC_INFERENCE.*'Best'.*DETRPanopticInference",
     ),
     (
         "MODEL.BACKBONE.NAME resnet50",
@@ -40,14 +35,9 @@ VALUES = [
         "MODEL.DETR.HIDDEN_DIM 32 MODEL.DETR.NHEADS 5",
         "MODEL.DETR.HIDDEN_DIM is 32.*MODEL.DETR.NHEADS, which is 5",
     ),
-    ("MODEL.DETR.HIDDEN_DIM 40", "MODEL.DETR.HIDDEN_DIM is 40.*multiple of 16"),
     ("MODEL.DETR.NUM_OBJECT_QUERIES 0", "NUM_OBJECT_QUERIES is 0.*from 1 on"),
-    ("MODEL.DETR.DEC_LAYERS 0", "MODEL.DETR.DEC_LAYERS is 0.*1 or more"),
     ("MODEL.DETR.DROPOUT 1.0", "MODEL.DETR.DROPOUT is 1.0.*below 1"),
     ("MODEL.DETR.TEST.SCORE_THRESH -0.5", "TEST.SCORE_THRESH is -0.5.*from 0 to 1"),
-    ("MODEL.DETR.TEST.SCORE_THRESH 85.0", "TEST.SCORE_THRESH is 85.0.*from 0 to 1"),
-    ("MODEL.DETR.TEST.OVERLAP_THRESH -0.1", "TEST.OVERLAP_THRESH is -0.1.*from 0 to 1"),
-    ("MODEL.DETR.TEST.MIN_SEGMENT_AREA -1", "TEST.MIN_SEGMENT_AREA is -1.*0 or more"),
     ("MODEL.DETR.DICE_WEIGHT -1.0", "weight of loss_dice is -1.0.*0 or more"),
     ("MODEL.DETR.MASK_WEIGHT float('nan')", r"float\(nan\).*MASK_WEIGHT"),
     (
@@ -63,17 +53,12 @@ VALUES = [
     ("DATASETS.TRAIN \"('coco_x',)\"", "'coco_x', but must be a registered.*DATASETS.REGISTER"),
     ("DATASETS.REGISTER \"[{'name': 'x'}]\"", r"DATASETS.REGISTER\[0\].*panoptic_json"),
     ("INPUT.FORMAT rgb", "INPUT.FORMAT is 'rgb'.*RGB or BGR"),
-    ("INPUT.MAX_SIZE_TRAIN 0", "INPUT.MAX_SIZE_TRAIN is 0.*pixels"),
     ("SOLVER.OPTIMIZER LION", "SOLVER.OPTIMIZER is 'LION'.*ADAMW or SGD"),
     (
         "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float8",
         "SOLVER.AMP.DTYPE is 'float8'.*float16 or bfloat16",
     ),
-    ("SOLVER.BASE_LR_END 2.0", "SOLVER.BASE_LR_END is 2.0.*from 0 to SOLVER.BASE_LR"),
     ("SOLVER.ACCUMULATE 2", "SOLVER.ACCUMULATE is 2.*a divisor of 3"),
-    ("SOLVER.BASE_LR -0.1", "SOLVER.BASE_LR is -0.1.*above 0"),
-    ("SOLVER.IMS_PER_BATCH 0", "SOLVER.IMS_PER_BATCH is 0.*1 or more"),
-    ("SOLVER.CHECKPOINT_PERIOD 0", "SOLVER.CHECKPOINT_PERIOD is 0.*1 or more"),
     ("DATALOADER.SAMPLER_TRAIN Best", "DATALOADER.SAMPLER_TRAIN is 'Best'.*TrainingSampler"),
     ("MODEL.DETR.FREEZE_DETECTOR True MODEL.MASK_ON False", "FREEZE_DETECTOR.*MODEL.MASK_ON"),
 ]

@@ -48,15 +48,11 @@ def test_no_space(spoilt, command):
     assert "Traceback" in (output / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("place", ["a file", "no permission"])
-def test_output_folder(spoilt, tmp_path, command, place):
-    # A folder where not even root can make files.
-    folder = tmp_path / "taken" if place == "a file" else Path("/proc/detr_panoptic_d2")
-    if place == "a file":
-        folder.write_text("x")
-    status, _, err = command(*TRAIN, *spoilt.opts("OUTPUT_DIR", folder))
+def test_output_folder(spoilt, tmp_path, command):
+    """A folder where not even root can make files."""
+    status, _, err = command(*TRAIN, *spoilt.opts("OUTPUT_DIR", "/proc/detr_panoptic_d2"))
     assert status == 1
-    assert err[-1].startswith("error: ") and str(folder) in err[-1]
+    assert err[-1].startswith("error: ") and "/proc/detr_panoptic_d2" in err[-1]
 
 
 def test_a_second_run_does_not_write_over_the_first(spoilt, command):
@@ -70,31 +66,14 @@ def test_a_second_run_does_not_write_over_the_first(spoilt, command):
     assert [p.name for p in output.iterdir()] == ["metrics.json"]
 
 
-def test_start_of_the_log_and_evaluation_without_weights(spoilt, command):
-    """What making the config says is in the log, and nothing else is on the console."""
-    opts = spoilt.opts("MODEL.DEVICE", "cuda", "MODEL.DETR.NUM_CLASSES", -1)
-    status, out, err = command(*TRAIN[:1], "--eval-only", *TRAIN[1:], *opts)
-    assert status == 1
-    assert err[-1].startswith("error: MODEL.WEIGHTS is empty")
-    log = (spoilt.root / "output" / "log.txt").read_text()
-    assert "Environment info" in log and "\x1b" not in log + out
-    lines = ["MODEL.DETR.NUM_CLASSES is 2, from data set 'spoilt'"]
-    if not torch.cuda.is_available():
-        lines.insert(0, "WARNING: No GPU was found. This runs on the CPU, which is much slower")
-    for line, shown, logged in zip(lines, out.splitlines(), log.splitlines(), strict=False):
-        assert line in shown and line in logged
-    assert len(out.splitlines()) < 10
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_loss_that_is_no_number(spoilt, error_line, value):
+def test_loss_that_is_no_number(spoilt, error_line):
     trainer = PanopticTrainer(setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 10)))
 
     class Spoil(HookBase):
         def before_step(self):
             if self.trainer.iter == 3:
                 with torch.no_grad():
-                    self.trainer.model.class_embed.weight[0, 0] = value
+                    self.trainer.model.class_embed.weight[0, 0] = float("inf")
 
     trainer.register_hooks([Spoil()])
     line = error_line(trainer.train)
@@ -152,8 +131,7 @@ def test_ctrl_c(spoilt):
         json.loads(row)
 
 
-BUGS = [AttributeError("'list' object has no attribute 'foo'"), AssertionError()]
-BUGS += [torch.OutOfMemoryError("CUDA out of memory"), ValueError("shape"), KeyError("name")]
+BUGS = [AssertionError(), torch.OutOfMemoryError("CUDA out of memory"), ValueError("shape")]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 from detr_panoptic_d2.prepare.convert.coco import coco_instances
 from detr_panoptic_d2.prepare.convert.cvat import cvat
+from detr_panoptic_d2.prepare.convert.label_studio import label_studio
 from detr_panoptic_d2.prepare.convert.labelme import labelme
 from detr_panoptic_d2.prepare.convert.mask_folders import class_masks, instance_masks
 from detr_panoptic_d2.prepare.convert.writer import convert
@@ -355,6 +356,27 @@ def test_every_shape_of_cvat(make, convert_and_check):
     assert classes == ["dog", "cat", "blob", "disc", "turned"]
 
 
+def test_turned_shapes_of_label_studio(tmp_path, save_image, convert_and_check):
+    """In percent of the image; a rectangle turns around its first corner, an ellipse in place."""
+    save_image(tmp_path / "images/a.jpg", 100, 200)
+    results = [
+        {"x": 50, "y": 10, "width": 10, "height": 30, "rotation": 90, "rectanglelabels": ["box"]},
+        {"x": 25, "y": 60, "radiusX": 5, "radiusY": 20, "rotation": 90, "ellipselabels": ["disc"]},
+    ]
+    size = {"original_width": 200, "original_height": 100}
+    annotation = {"result": [{"id": i, "value": v, **size} for i, v in enumerate(results)]}
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [annotation]}
+    (tmp_path / "a.json").write_text(json.dumps([task]))
+    result = convert_and_check(label_studio(tmp_path / "a.json", tmp_path / "images"))
+    masks = {name: mask for name, _, mask in result.segments("a.jpg")}
+    assert masks["box"][10:30, 70:100].all() and masks["box"].sum() == 20 * 30
+    rows, columns = np.nonzero(masks["disc"])
+    assert (columns.min(), columns.max() + 1) == (30, 70) and (rows.min(), rows.max() + 1) == (
+        50,
+        70,
+    )
+
+
 def test_z_order_of_cvat_comes_first(make, convert_and_check):
     shapes = """<box label="cat" xtl="2" ytl="2" xbr="20" ybr="18" z_order="1"></box>
     <box label="dog" xtl="4" ytl="4" xbr="8" ybr="8" z_order="0"></box>"""
@@ -428,7 +450,7 @@ def test_class_masks_of_numbers(make, convert_and_check):
 def voc_image(values):
     """An image with a palette."""
     image = Image.fromarray(np.asarray(values, np.uint8))
-    image.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tolist())
+    image.putpalette([value for value in range(256) for _ in "rgb"])
     return image
 
 

@@ -123,6 +123,8 @@ def _yolo(files: list[Path]) -> Iterator[Candidate]:
         if "names" in content:
             splits: Splits = [(split, _yolo_inputs(path, content, split)) for split in _SPLITS]
             splits = [(split, inputs) for split, inputs in splits if inputs]
+            # Folders or lists, as the first split has.
+            splits = [s for s in splits if s[1].keys() == splits[0][1].keys()]
             if splits:
                 yield _candidate("YOLO", "yolo", splits, "--labels", str(path))
 

@@ -107,14 +107,20 @@ def _encoder(value: dict) -> Callable[[Size], dict] | None:
     keys = ("x", "y", "radiusX", "radiusY") if "radiusX" in value else ("x", "y", "width", "height")
     x, y, a, b = numbers([value.get(key) for key in keys], ", ".join(keys), 4).tolist()
     (degrees,) = numbers([value.get("rotation") or 0], "'rotation'")
+    if "radiusX" in value:
+        return partial(_fill_ellipse, np.array([[x, y], [a, b]]), degrees)
     # A rectangle turns around its first corner.
-    corners = np.array([[0, 0], [a, 0], [a, b], [0, b]])
-    return partial(_fill, ellipse([0, 0, a, b]) if "radiusX" in value else corners, (x, y), degrees)
+    return partial(_fill, np.array([[0, 0], [a, 0], [a, b], [0, b]]), (x, y), degrees)
 
 
 def _fill(offsets: np.ndarray, center: tuple[float, float], degrees: float, size: Size) -> dict:
     scale = np.array(size[::-1]) / 100
     return fill_polygons([rotate(offsets * scale, *(center * scale), degrees)], size)
+
+
+def _fill_ellipse(center_and_radii: np.ndarray, degrees: float, size: Size) -> dict:
+    scaled = center_and_radii * (np.array(size[::-1]) / 100)
+    return fill_polygons([ellipse(scaled.ravel().tolist(), degrees)], size)
 
 
 def _place_brush(rle: Any, size: Size) -> dict:
