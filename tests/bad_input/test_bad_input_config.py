@@ -35,7 +35,7 @@ VALUES = [
         "MODEL.DETR.HIDDEN_DIM 32 MODEL.DETR.NHEADS 5",
         "MODEL.DETR.HIDDEN_DIM is 32.*MODEL.DETR.NHEADS, which is 5",
     ),
-    ("MODEL.DETR.NUM_OBJECT_QUERIES 0", "NUM_OBJECT_QUERIES is 0.*from 1 on"),
+    ("MODEL.DETR.NUM_OBJECT_QUERIES 0", "NUM_OBJECT_QUERIES is 0.*1 or more"),
     ("MODEL.DETR.DROPOUT 1.0", "MODEL.DETR.DROPOUT is 1.0.*below 1"),
     ("MODEL.DETR.TEST.SCORE_THRESH -0.5", "TEST.SCORE_THRESH is -0.5.*from 0 to 1"),
     ("MODEL.DETR.DICE_WEIGHT -1.0", "weight of loss_dice is -1.0.*0 or more"),
