@@ -23,7 +23,7 @@ def add_detr_panoptic_config(cfg: CN) -> None:
     """Add every key of the project to a config from :func:`detectron2.config.get_cfg`."""
     # See torch.set_float32_matmul_precision: "highest", "high" (TF32 on newer GPUs) or "medium".
     cfg.FLOAT32_MATMUL_PRECISION = "highest"
-    # Writers beside the log: "tensorboard" (always), "wandb" (Weights & Biases).
+    # Writers beside the log: "tensorboard" (always), "wandb" (Weights & Biases), "mlflow".
     cfg.WRITERS = ["tensorboard"]
     _add_model_keys(cfg)
     _add_ema_and_test_keys(cfg)

@@ -12,10 +12,9 @@ from ..errors import UserError, check_value
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's ``ResizeShortestEdge``; no side of the result is shorter than one pixel.
+    """Detectron2's ``ResizeShortestEdge``, optionally with the sizes of official DETR.
 
-    With ``official_sizes``, sizes are those of official DETR, which rounds the longer side down.
-    Detectron2 rounds it to the nearest: 640 x 480 becomes 1066 x 800 or 1067 x 800.
+    No side of the result is shorter than one pixel.
     """
 
     def __init__(
@@ -63,11 +62,7 @@ def official_size(height: int, width: int, short_edge: int, max_size: int) -> tu
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Build the augmentations of ``INPUT.AUG``, or the resize of inference alone.
-
-    Raises:
-        UserError: a value of ``INPUT`` is not allowed; unknown names are listed.
-    """
+    """Build the augmentations of ``INPUT.AUG``, or the resize of inference alone."""
     if not is_train:
         return [build_test_resize(cfg)]
     inputs = cfg.INPUT

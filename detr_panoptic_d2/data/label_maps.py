@@ -39,9 +39,6 @@ class LabelMasks(BitMasks):
     def to(self, *args: Any, **kwargs: Any) -> "LabelMasks":
         return LabelMasks(self.labels.to(*args, **kwargs), self.values.to(*args, **kwargs))
 
-    def __getitem__(self, item: int | slice | torch.Tensor) -> "LabelMasks":
-        return LabelMasks(self.labels, self.values[item].reshape(-1))
-
     def __len__(self) -> int:
         return len(self.values)
 

@@ -15,27 +15,17 @@ from ..errors import UserError
 def dataset_ids(metadata: Metadata) -> list[int]:
     """Return the id in the annotation file of each contiguous class, in order.
 
-    Raises:
-        UserError: the metadata has no classes, or things and stuff share contiguous ids
-            (Detectron2's "separated" sets), or the contiguous ids have a gap.
+    A ``UserError`` says that there are no classes, or that they have no common id space.
     """
     things, stuff = _id_maps(metadata)
-    name = metadata.get("name")
-    by_contiguous: dict[int, int] = {}
-    for dataset_id, contiguous_id in (*things.items(), *stuff.items()):
-        other = by_contiguous.setdefault(contiguous_id, dataset_id)
-        if other != dataset_id:
-            raise UserError(
-                f"Data set '{name}': category ids {other} and {dataset_id} share the contiguous id "
-                f"{contiguous_id}. Things and stuff need one id space, so use the standard form "
-                "(such as 'coco_2017_val_panoptic') and not the '_separated' one."
-            )
-    if sorted(by_contiguous) != list(range(len(by_contiguous))):
+    contiguous_ids = things | stuff
+    if sorted(contiguous_ids.values()) != list(range(len(contiguous_ids))):
         raise UserError(
-            f"Data set '{name}': its contiguous ids {sorted(by_contiguous)} are not "
-            f"0..{len(by_contiguous) - 1}. Correct its registration."
+            f"Data set '{metadata.get('name')}': the contiguous ids of things and stuff are not "
+            f"0..{len(contiguous_ids) - 1}, each for one class. They need one id space: "
+            "use the standard form ('coco_2017_val_panoptic') and not the '_separated' one."
         )
-    return [by_contiguous[i] for i in range(len(by_contiguous))]
+    return sorted(contiguous_ids, key=contiguous_ids.get)
 
 
 def thing_class_ids(metadata: Metadata) -> list[int]:

@@ -1,5 +1,6 @@
 """What the console shows of the log. ``log.txt`` in ``OUTPUT_DIR`` has all of it."""
 
+import functools
 import logging
 import re
 import sys
@@ -9,7 +10,8 @@ from detectron2.utils.logger import setup_logger
 from ..errors import UserError
 
 PACKAGE = __name__.split(".")[0]
-_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+# Detectron2's format for files.
+_FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 
 
 def set_up_logging(
@@ -34,47 +36,26 @@ def set_up_logging(
     for handler in (handler for logger in loggers for handler in logger.handlers):
         on_console = getattr(handler, "stream", None) in (sys.stdout, sys.stderr)
         if on_console:
-            handler.filters[:] = [_ConsoleFilter(verbosity)]
+            handler.filters[:] = [functools.partial(_is_for_console, verbosity)]
         if not (on_console and handler.stream.isatty()):
-            handler.setFormatter(_PlainFormatter())
+            handler.setFormatter(_PlainFormatter(_FORMAT, datefmt="%m/%d %H:%M:%S"))
 
 
-class _ConsoleFilter(logging.Filter):
-    """Select the records for the console."""
-
-    def __init__(self, verbosity: str):
-        super().__init__()
-        self._verbosity = verbosity
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], UserError | OSError):
-            # The program ends with its message on stderr.
-            return False
-        if record.levelno >= logging.WARNING or self._verbosity == "verbose":
-            return True
-        if self._verbosity == "quiet":
-            return _is_table(record)
-        is_progress = record.name == "detectron2.utils.events" or (
-            record.name == "detectron2.evaluation.evaluator"
-            and record.getMessage().startswith("Inference done")
-        )
-        return record.levelno >= logging.INFO and (
-            is_progress or record.name.startswith(PACKAGE) or _is_table(record)
-        )
-
-
-def _is_table(record: logging.LogRecord) -> bool:
-    """Whether it is a table of results."""
-    return record.name.startswith("detectron2.evaluation") and "\n|" in record.getMessage()
+def _is_for_console(verbosity: str, record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], UserError | OSError):
+        # The program ends with its message on stderr.
+        return False
+    if record.levelno >= logging.WARNING or verbosity == "verbose":
+        return True
+    message = record.getMessage()
+    is_table = record.name.startswith("detectron2.evaluation") and "\n|" in message
+    is_progress = record.name == "detectron2.utils.events" or message.startswith("Inference done")
+    is_ours = record.levelno >= logging.INFO and record.name.startswith(PACKAGE)
+    return is_table or (verbosity == "normal" and (is_progress or is_ours))
 
 
 class _PlainFormatter(logging.Formatter):
-    """Detectron2's format for files, without the colour codes that messages may contain."""
-
-    def __init__(self):
-        super().__init__(
-            "[%(asctime)s] %(name)s %(levelname)s: %(message)s", datefmt="%m/%d %H:%M:%S"
-        )
+    """Remove the color codes that messages may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _COLOR.sub("", super().format(record))
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))

@@ -1,16 +1,15 @@
 """Several processes: launching them, and what a model needs to train in them."""
 
 import argparse
-import functools
 import math
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import create_ddp_model, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from torch import nn
@@ -20,26 +19,23 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import merged_cfg
 from ..errors import UserError, check_value, one_line_errors
 
-_TIMEOUT = timedelta(minutes=30)
 # NVIDIA's driver on Linux and on Windows.
 _GPU_DRIVERS = ("/proc/driver/nvidia/version", "C:/Windows/System32/nvcuda.dll")
 
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Make trainable batch norms compute their statistics over all processes, in place.
+    """Make trainable batch norms of PyTorch's types use statistics of all processes, in place.
 
-    Call it before the optimizer is built. Names stay. Batch norms of other types than PyTorch's
-    (timm has such) are left as they are.
+    Call it before the optimizer is built.
     """
     for parent in list(model.modules()):
         for name, norm in parent.named_children():
             known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.affine
             if not (known and norm.training and norm.weight.requires_grad):
                 continue
-            if norm.weight.is_cuda:
-                synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-            else:
-                options = (norm.num_features, norm.eps, norm.momentum)
+            options = (norm.num_features, norm.eps, norm.momentum)
+            synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+            if not norm.weight.is_cuda:
                 synchronized = _CPUSyncBatchNorm(*options, stats_mode="N")
                 synchronized.load_state_dict(norm.state_dict())
             setattr(parent, name, synchronized)
@@ -60,14 +56,9 @@ def distribute_model(model: nn.Module) -> nn.Module:
     No search for unused parameters is needed. ``PanopticDETR`` gives each trainable parameter a
     gradient in every iteration, of zero if there are no targets.
     """
-    if comm.get_world_size() == 1:
-        return model
     on_gpu = next(model.parameters()).device.type == "cuda"
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-    )
+    device_ids = [comm.get_local_rank()] if on_gpu else None
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -83,18 +74,14 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def launch_job(main: Callable, args: argparse.Namespace) -> None:
-    """Run ``main(args)`` in every process of the job.
+    """Run ``main(args)`` in every process of the job, with :func:`.errors.one_line_errors`.
 
-    Under ``torchrun`` (its environment variables are set) the processes exist already. They are
-    connected by NCCL on GPUs and by Gloo on the CPU. Otherwise Detectron2's ``launch`` starts
-    ``--num-gpus`` processes on each of ``--num-machines``.
+    Under ``torchrun`` (its environment variables are set) the processes exist already. Otherwise
+    Detectron2's ``launch`` starts ``--num-gpus`` processes on each of ``--num-machines``.
 
     Args:
         main: a function that other processes can import.
         args: what Detectron2's ``default_argument_parser`` returns.
-
-    Raises:
-        SystemExit: after ``UserError`` and ``OSError``, which are printed as one line, or Ctrl-C.
     """
     with one_line_errors():
         on_gpu = _use_gpu(merged_cfg(args.config_file, args.opts).MODEL.DEVICE)
@@ -108,15 +95,9 @@ def launch_job(main: Callable, args: argparse.Namespace) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # New processes do not inherit the filters for warnings about Detectron2 and fvcore.
         os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+        machines = args.num_machines, args.machine_rank, args.dist_url
         try:
-            launch(
-                functools.partial(_run_with_one_line, main),
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
+            launch(_run_with_one_line, args.num_gpus, *machines, args=(main, args))
         except ProcessExitedException as error:
             if error.signal_name is None:
                 # The process has printed its error.
@@ -126,10 +107,11 @@ def launch_job(main: Callable, args: argparse.Namespace) -> None:
 
 def _use_gpu(device: str) -> bool:
     """Whether to train on GPUs; raises a ``UserError`` if PyTorch cannot use those there are."""
-    if not device.startswith("cuda") or torch.cuda.is_available():
-        return device.startswith("cuda")
+    on_gpu = device.startswith("cuda")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and any(map(os.path.exists, _GPU_DRIVERS)):
+    if not on_gpu or hidden or torch.cuda.is_available():
+        return on_gpu and torch.cuda.is_available()
+    if any(map(os.path.exists, _GPU_DRIVERS)):
         raise UserError(
             f"MODEL.DEVICE is '{device}' and this machine has a GPU driver, but PyTorch "
             f"{torch.__version__} cannot use it. Install a PyTorch that fits the driver (see "
@@ -145,26 +127,19 @@ def _run_with_one_line(main: Callable, args: argparse.Namespace) -> None:
 
 def _run_under_torchrun(main: Callable, args: argparse.Namespace, on_gpu: bool) -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=DEFAULT_TIMEOUT))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun's key-value store survives restarts with the network addresses of the old
         # processes, so each start needs its own keys. Machines may count restarts differently:
-        # for several machines, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment
-        # gives each start a new store.
+        # for several machines, see TORCH_DISABLE_SHARE_RDZV_TCP_STORE in docs/training.md.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start_{restarts}", store)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=_TIMEOUT,
-    )
+    options = {"store": store, "rank": rank, "world_size": world_size, "timeout": DEFAULT_TIMEOUT}
+    dist.init_process_group("nccl" if on_gpu else "gloo", **options)
     try:
-        comm.create_local_process_group(local_world_size)
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         main(args)
     finally:
         dist.destroy_process_group()

@@ -1,44 +1,105 @@
-"""Trainer hooks. See also :class:`.train_loader.ReproducibleSteps`."""
+"""Trainer hooks, and what they compute. See also :class:`.train_loader.ReproducibleSteps`."""
 
 import json
-import logging
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.build import get_detection_dataset_dicts
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import BestCheckpointer
+from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from PIL import Image
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import PanopticCheckpointer
 from ..data.dataset_mapper import PanopticDatasetMapper, read_image
-from ..errors import UserError, check_value
+from ..errors import check_value
 from ..files import atomic_file
+from ..modeling.meta_arch import PanopticDETR
 from ..visualization.draw import draw_beside_ground_truth, limit_size, read_ground_truth
 from .distributed import unwrap
-
-logger = logging.getLogger(__name__)
 
 # Longer side of each of the three pictures, in pixels.
 _MAX_SIZE = 1000
 
 
 def best_metric(cfg: CfgNode) -> str:
-    """Return the name of the metric that the best checkpoint is chosen by."""
+    """Return the name of the metric that the best checkpoint is chosen by; larger is better."""
     if cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON:
-        return "panoptic_seg/PQ"
-    if cfg.MODEL.DETR.TEST.INSTANCE_ON or not cfg.MODEL.DETR.TEST.SEMANTIC_ON:
-        return "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
-    return "sem_seg/mIoU"
+        metric = "panoptic_seg/PQ"
+    elif cfg.MODEL.DETR.TEST.INSTANCE_ON or not cfg.MODEL.DETR.TEST.SEMANTIC_ON:
+        metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
+    else:
+        metric = "sem_seg/mIoU"
+    # With several data sets, Detectron2 adds the name of the data set to each metric.
+    return f"{cfg.DATASETS.TEST[0]}/{metric}" if len(cfg.DATASETS.TEST) > 1 else metric
+
+
+def build_ema(cfg: CfgNode, model: nn.Module) -> AveragedModel | None:
+    """Build PyTorch's ``AveragedModel`` as ``MODEL_EMA`` says; None if it is not enabled.
+
+    After n updates, the decay is ``DECAY * (1 - exp(-n / WARMUP))``, so that the first weights of a
+    training are soon forgotten. Buffers are those of the model.
+    """
+    if not cfg.MODEL_EMA.ENABLED:
+        return None
+    decay, warmup = cfg.MODEL_EMA.DECAY, cfg.MODEL_EMA.WARMUP
+    check_value("MODEL_EMA.DECAY", decay, 0 < decay < 1, "a number between 0 and 1")
+    check_value("MODEL_EMA.WARMUP", warmup, warmup >= 0, "0 or more")
+
+    def update(averages: Any, weights: Any, num_averaged: Any) -> None:
+        # The argument may be on a GPU, which would have to finish first.
+        updates = int(ema.n_averaged)
+        current = decay * (1 - math.exp(-updates / warmup)) if warmup else decay
+        torch._foreach_lerp_(averages, weights, 1 - current)
+
+    ema = AveragedModel(unwrap(model), multi_avg_fn=update)
+    return ema
+
+
+class UpdateEMA(HookBase):
+    """Update the average after each step. It comes before checkpoints and evaluations."""
+
+    def after_step(self) -> None:
+        self.trainer.ema.update_parameters(unwrap(self.trainer.model))
+
+
+@torch.no_grad()
+def validation_losses(cfg: CfgNode, model: PanopticDETR) -> dict[str, float]:
+    """Return the weighted losses of the first data set of ``DATASETS.TEST``.
+
+    Images have test size and no augmentation. The losses are those of the last decoder layer, with
+    the mean over the images, and their sum ``total_loss``. Only the main process gets them.
+    """
+    loader = build_detection_test_loader(
+        cfg,
+        cfg.DATASETS.TEST[0],
+        mapper=PanopticDatasetMapper(cfg, is_train=False, with_targets=True),
+        batch_size=cfg.MODEL.DETR.TEST.BATCH_SIZE,
+    )
+    sums: Counter[str] = Counter()
+    with inference_context(model):
+        for batch in loader:
+            losses = {name: float(loss) for name, loss in model.losses(batch).items()}
+            losses["total_loss"] = sum(losses.values())
+            sums.update({name: loss * len(batch) for name, loss in losses.items()})
+            sums["images"] += len(batch)
+    total: Counter[str] = sum(comm.gather(sums), Counter())
+    images = total.pop("images", 1)
+    return {name: value / images for name, value in total.items()}
 
 
 class BestCheckpoint(BestCheckpointer):
@@ -47,11 +108,6 @@ class BestCheckpoint(BestCheckpointer):
     It also writes ``model_best.json`` with metric, value, iteration and the weights that were
     evaluated ("ema" or "model"), and reads it when the training is resumed. Resuming never starts
     from the best checkpoint.
-
-    Args:
-        eval_period: the evaluation hook's period.
-        checkpointer: what writes the checkpoint.
-        metric: name in the event storage; larger is better.
     """
 
     def __init__(self, eval_period: int, checkpointer: PanopticCheckpointer, metric: str):
@@ -78,25 +134,6 @@ class BestCheckpoint(BestCheckpointer):
             json.dump(best, f)
 
 
-def start_wandb(cfg: CfgNode) -> None:
-    """Start a run of Weights & Biases, which reads what is written to TensorBoard.
-
-    Its environment variables choose project, account and mode. All starts of one training are runs
-    of a group.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("WRITERS has 'wandb', which is not installed: pip install wandb") from error
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    wandb.init(
-        dir=cfg.OUTPUT_DIR,
-        group=Path(cfg.OUTPUT_DIR).resolve().name,
-        config=yaml.safe_load(cfg.dump()),
-        sync_tensorboard=True,
-    )
-
-
 class StopTraining(BaseException):
     """Ends a training before ``SOLVER.MAX_ITER``. Detectron2 logs an ``Exception`` as an error."""
 
@@ -104,13 +141,9 @@ class StopTraining(BaseException):
 class EarlyStopping(HookBase):
     """Stop when a metric has not improved over ``SOLVER.EARLY_STOPPING.PATIENCE`` evaluations.
 
-    It writes the values, and at the end the reason, to ``early_stopping.json``, and reads the
-    values when the training is resumed.
-    Every process needs this hook, after the evaluation.
-
-    Args:
-        cfg: the config.
-        metric: name in the event storage; larger is better.
+    Iteration and value of each evaluation, and at the end the reason, are in
+    ``early_stopping.json``, from which a resumed training continues. Every process needs this hook,
+    after the evaluation.
     """
 
     def __init__(self, cfg: CfgNode, metric: str):
@@ -120,7 +153,6 @@ class EarlyStopping(HookBase):
         allowed = "1 or more with SOLVER.EARLY_STOPPING"
         check_value("TEST.EVAL_PERIOD", self._period, self._period > 0, allowed)
         self._file = Path(cfg.OUTPUT_DIR, "early_stopping.json")
-        # Iteration and value of each evaluation.
         self._values: list[tuple[int, float]] = []
 
     def before_train(self) -> None:
@@ -163,13 +195,8 @@ class PanopticVisualizationHook(HookBase):
 
     Pictures go to TensorBoard (``predictions/<image>``) and to
     ``OUTPUT_DIR/pictures/<image>/iter_<iteration>.jpg``. They do not change the losses, because
-    each iteration sets its random seed. If drawing fails, the traceback is logged and the training
-    continues. For the main process only, before the hook that writes the metrics.
-
-    Args:
-        cfg: ``VIS_PERIOD``, ``TEST.VIS_IMAGES``, ``DATASETS.TEST`` (the first one is drawn) and
-            ``OUTPUT_DIR``.
-        model: the model, distributed or not.
+    each iteration sets its random seed. For the main process only, before the hook that writes the
+    metrics.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module):
@@ -182,16 +209,9 @@ class PanopticVisualizationHook(HookBase):
         if done % self._cfg.VIS_PERIOD and done != self.trainer.max_iter:
             return
         self._model.eval()
-        try:
-            with torch.no_grad():
-                self._draw()
-        except Exception:
-            # A training of days must not stop because of a picture.
-            logger.exception(
-                "No pictures at iteration %d; the training continues", self.trainer.iter
-            )
-        finally:
-            self._model.train()
+        with torch.no_grad():
+            self._draw()
+        self._model.train()
 
     def _draw(self) -> None:
         name = self._cfg.DATASETS.TEST[0]
@@ -205,15 +225,12 @@ class PanopticVisualizationHook(HookBase):
             image, ground_truth, prediction = limit_size(
                 _MAX_SIZE, read_image(item["file_name"], "RGB"), read_ground_truth(item), output
             )
-            picture = draw_beside_ground_truth(
-                image, ground_truth, prediction, MetadataCatalog.get(name)
-            )
+            metadata = MetadataCatalog.get(name)
+            picture = draw_beside_ground_truth(image, ground_truth, prediction, metadata)
             stem = re.sub(r"[^\w.-]", "_", Path(item["file_name"]).stem)
-            self._write(f"{number:02d}_{stem}", picture)
-
-    def _write(self, name: str, picture: np.ndarray) -> None:
-        folder = Path(self._cfg.OUTPUT_DIR, "pictures", name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(folder / f"iter_{self.trainer.iter:07d}.jpg", "wb") as f:
-            Image.fromarray(picture).save(f, format="JPEG", quality=90, subsampling=0)
-        self.trainer.storage.put_image(f"predictions/{name}", picture.transpose(2, 0, 1))
+            stem = f"{number:02d}_{stem}"
+            folder = Path(self._cfg.OUTPUT_DIR, "pictures", stem)
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(folder / f"iter_{self.trainer.iter:07d}.jpg", "wb") as f:
+                Image.fromarray(picture).save(f, format="JPEG", quality=90, subsampling=0)
+            self.trainer.storage.put_image(f"predictions/{stem}", picture.transpose(2, 0, 1))

@@ -3,17 +3,19 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError, check_value
+from .distributed import unwrap
 
 logger = logging.getLogger(__name__)
+_FREEZING_KEYS = (
+    "MODEL.FREEZE, MODEL.DETR.FREEZE_DETECTOR, MODEL.BACKBONE.FREEZE_AT and MODEL.MASK_ON"
+)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -34,10 +36,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         check_value("SOLVER.BASE_LR_END", solver.BASE_LR_END, valid, "from 0 to SOLVER.BASE_LR")
     name = solver.OPTIMIZER.upper()
     check_value("SOLVER.OPTIMIZER", solver.OPTIMIZER, name in ("ADAMW", "SGD"), "ADAMW or SGD")
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     valid = 0 < solver.LAYER_DECAY <= 1
     check_value("SOLVER.LAYER_DECAY", solver.LAYER_DECAY, valid, "above 0 and at most 1")
+    model = unwrap(model)
     stages = _backbone_stages(model)
     groups = get_default_optimizer_params(
         model,
@@ -48,18 +49,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         ),
     )
     if not groups:
-        raise UserError(
-            "No parameter is trainable. Check MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON and "
-            "MODEL.BACKBONE.FREEZE_AT."
-        )
+        raise UserError(f"No parameter is trainable. Check {_FREEZING_KEYS}.")
     for group in groups:
-        size = sum(p.numel() for p in group["params"])
-        tensors = len(group["params"])
+        size, tensors = sum(p.numel() for p in group["params"]), len(group["params"])
         logger.info("Learning rate %g: %d values in %d tensors", group["lr"], size, tensors)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("Not trained: %d values", frozen)
     if name == "SGD":
-        optimizer = _with_clipping(cfg, torch.optim.SGD)(
+        optimizer = torch.optim.SGD(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
         )
     else:
@@ -67,9 +64,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # a fused step unscales the gradients itself, after they were clipped.
         on_cpu = all(p.device.type == "cpu" for p in model.parameters())
         fused = True if on_cpu and not solver.AMP.ENABLED else None
-        optimizer = _with_clipping(cfg, torch.optim.AdamW)(groups, lr=solver.BASE_LR, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
     names = {parameter: name for name, parameter in model.named_parameters()}
     optimizer.register_load_state_dict_pre_hook(functools.partial(_check_state, cfg, names))
+    clip = solver.CLIP_GRADIENTS
+    if clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    if clip.ENABLED and clip.CLIP_VALUE > 0:
+        parameters = [p for group in groups for p in group["params"]]
+
+        def clip_gradients(*args: object) -> None:
+            nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip_gradients)
     return optimizer
 
 
@@ -98,62 +105,40 @@ def _backbone_stages(model: nn.Module) -> list[str]:
 
 def _check_state(
     cfg: CfgNode, names: dict[nn.Parameter, str], optimizer: torch.optim.Optimizer, state: dict
-) -> None:
+) -> dict:
     """Compare the state of a checkpoint with the parameters before it is loaded.
 
     PyTorch does not compare shapes, and a fused step would write outside of the memory.
 
-    Args:
-        names: names of the model's parameters.
-        state: the argument of ``load_state_dict``.
-
-    Raises:
-        UserError: parameter groups or shapes differ.
+    Returns:
+        the state to load: options such as the weight decay are those of the config.
     """
-    problem = None
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    saved_sizes = [len(group["params"]) for group in state["param_groups"]]
+    problem, pairs = None, []
+    groups, saved_groups = optimizer.param_groups, state["param_groups"]
+    sizes, saved_sizes = ([len(g["params"]) for g in x] for x in (groups, saved_groups))
     if sizes != saved_sizes:
         problem = (
             f"its optimizer has groups of {saved_sizes} tensors, and this config gives {sizes}. "
-            "Other parameters are trained (MODEL.FREEZE, MODEL.BACKBONE.FREEZE_AT, "
-            "MODEL.DETR.FREEZE_DETECTOR, MODEL.MASK_ON), or the optimizer was not built by "
-            "detr_panoptic_d2.engine.build_optimizer"
+            f"Other parameters are trained ({_FREEZING_KEYS})"
         )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    indices = [index for group in state["param_groups"] for index in group["params"]]
-    for parameter, index in zip(parameters, indices, strict=False):
+    else:
+        for group, saved_group in zip(groups, saved_groups, strict=True):
+            pairs += zip(group["params"], saved_group["params"], strict=True)
+    for parameter, index in pairs:
         for value in state["state"].get(index, {}).values():
             # The number of steps is a scalar.
-            if problem or getattr(value, "ndim", 0) == 0 or value.shape == parameter.shape:
-                continue
-            name, detr = names[parameter], cfg.MODEL.DETR
-            problem = (
-                f"{name} is {tuple(value.shape)} there, and {tuple(parameter.shape)} with this "
-                f"config (MODEL.DETR.NUM_OBJECT_QUERIES {detr.NUM_OBJECT_QUERIES}, "
-                f"MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES})"
-            )
+            if getattr(value, "ndim", 0) and value.shape != parameter.shape:
+                detr = cfg.MODEL.DETR
+                problem = (
+                    f"{names[parameter]} is {tuple(value.shape)} there, and "
+                    f"{tuple(parameter.shape)} with this config (MODEL.DETR.NUM_OBJECT_QUERIES "
+                    f"{detr.NUM_OBJECT_QUERIES}, MODEL.DETR.NUM_CLASSES {detr.NUM_CLASSES})"
+                )
     if problem:
         raise UserError(
             f"The optimizer of the checkpoint does not fit: {problem}. Use the config of the "
             "checkpoint, or start a new training with it as MODEL.WEIGHTS and another OUTPUT_DIR"
         )
-
-
-def _with_clipping(
-    cfg: CfgNode, optimizer: type[torch.optim.Optimizer]
-) -> Callable[..., torch.optim.Optimizer]:
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED or clip.CLIP_VALUE <= 0:
-        return optimizer
-    if clip.CLIP_TYPE != "full_model":
-        return maybe_add_gradient_clipping(cfg, optimizer)
-    max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
-
-    class FullModelClipping(optimizer):  # type: ignore[valid-type, misc]
-        def step(self, closure=None):
-            params = [p for group in self.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(params, max_norm, norm_type)
-            return super().step(closure)
-
-    return FullModelClipping
+    kept = [{key: saved[key] for key in ("params", "lr")} for saved in saved_groups]
+    options = [{**group, **k} for group, k in zip(groups, kept, strict=True)]
+    return {**state, "param_groups": options}

@@ -20,13 +20,6 @@ def load(path: str, *opts: Any) -> "Predictor":
     Args:
         path: a checkpoint that a training of this project wrote.
         opts: keys and values that change its config, such as ``"MODEL.DEVICE", "cpu"``.
-
-    Returns:
-        a predictor for BGR images. Its ``metadata`` has the names and colors of the classes.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UserError: the file does not hold its config, or a key is not known.
     """
     return Predictor(cfg_from_checkpoint(path, opts))
 
@@ -35,16 +28,8 @@ class Predictor(DefaultPredictor):
     """Detectron2's ``DefaultPredictor``: it takes a BGR image and returns the model's outputs.
 
     It also reads safetensors and Hugging Face folders, refuses weights that do not fit the model,
-    and folds the batch norms of the backbone.
-
-    Args:
-        cfg: a config with ``MODEL.WEIGHTS``; ``DATASETS.TEST`` (else ``TRAIN``) names the classes.
-
-    Attributes:
-        metadata: names and colours of the classes.
-
-    Raises:
-        UserError: ``MODEL.WEIGHTS`` is empty or does not fit the model.
+    and folds the batch norms of the backbone. ``DATASETS.TEST`` (else ``TRAIN``) names the classes,
+    whose names and colors are in ``metadata``.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -59,14 +44,7 @@ class Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """Return the input of the model, for programs that call its steps one by one.
-
-        Args:
-            image: H x W x 3 uint8 BGR.
-
-        Returns:
-            ``image`` (3 x H' x W' in ``INPUT.FORMAT``), ``height`` and ``width`` of the result.
-        """
+        """Return the input of the model for an image, H x W x 3 uint8 BGR."""
         height, width = image.shape[:2]
         if self.input_format == "RGB":
             image = image[:, :, ::-1]

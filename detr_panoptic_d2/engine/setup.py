@@ -12,7 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils import comm
 
 from ..config import get_config_file, merged_cfg
-from ..data.metadata import class_names, dataset_ids, thing_class_ids
+from ..data.metadata import categories_of
 from ..data.register import register_from_config
 from ..errors import UserError, check_value, look_up
 from .console import set_up_logging
@@ -32,7 +32,6 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         config_file, opts: see :func:`.config.merged_cfg`.
 
     Raises:
-        FileNotFoundError: there is no such config.
         UserError: a value is not allowed, a data set is not registered, or data sets and model
             have different classes.
     """
@@ -62,10 +61,6 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
     Args:
         args: what Detectron2's ``default_argument_parser`` returns, optionally with ``verbosity``,
             see :func:`.console.set_up_logging`.
-
-    Raises:
-        OSError: ``OUTPUT_DIR`` cannot be written to.
-        UserError: see :func:`setup_cfg`.
     """
     if args.config_file:
         args.config_file = get_config_file(args.config_file)
@@ -89,13 +84,20 @@ def _check_classes(cfg: CfgNode) -> None:
     )
     for name in names:
         check_value("DATASETS.TRAIN or TEST", name, name in DatasetCatalog.list(), allowed)
-    classes = [_describe_classes(name) for name in names]
-    for name, others in zip(names[1:], classes[1:], strict=True):
-        _compare_classes(names[0], classes[0], name, others)
+    classes = {name: _describe_classes(name) for name in names}
+    for name in names[1:]:
+        pairs = itertools.zip_longest(classes[names[0]], classes[name], fillvalue="missing")
+        for index, (first, other) in enumerate(pairs):
+            if first != other:
+                raise UserError(
+                    f"DATASETS.TRAIN and TEST: class {index} is {first} in '{names[0]}', but "
+                    f"{other} in '{name}'. All data sets of a config need the same classes with "
+                    "the same ids: give their json files the same list of categories."
+                )
     count, key = cfg.MODEL.DETR.NUM_CLASSES, "MODEL.DETR.NUM_CLASSES"
     if not names:
         return check_value(key, count, count >= 1, "1 or more without a data set")
-    size = len(classes[0])
+    size = len(classes[names[0]])
     if count == -1:
         cfg.MODEL.DETR.NUM_CLASSES = size
         logger.info("%s is %d, from data set '%s'.", key, size, names[0])
@@ -103,26 +105,8 @@ def _check_classes(cfg: CfgNode) -> None:
     check_value(key, count, count in (-1, size), allowed)
 
 
-def _describe_classes(name: str) -> list[tuple[str | None, int, str]]:
-    """Return name (None: not known), id and kind of each class of a data set."""
-    metadata = MetadataCatalog.get(name)
-    ids, things = dataset_ids(metadata), set(thing_class_ids(metadata))
-    labels: list = class_names(metadata) or [None] * len(ids)
-    kinds = ["thing" if i in things else "stuff" for i in range(len(ids))]
-    return list(zip(labels, ids, kinds, strict=True))
-
-
-def _compare_classes(name: str, classes: list, other_name: str, others: list) -> None:
-    """Raise a ``UserError`` that names the first class that differs between two data sets."""
-    for index, pair in enumerate(itertools.zip_longest(classes, others)):
-        # If one side has no names, only ids and kinds are compared.
-        start = 0 if all(item is None or item[0] is not None for item in pair) else 1
-        left, right = (item and item[start:] for item in pair)
-        if left == right:
-            continue
-        first, second = ("missing" if c is None else f"'{c[0]}' (id {c[1]}, {c[2]})" for c in pair)
-        raise UserError(
-            f"DATASETS.TRAIN and TEST: class {index} is {first} in '{name}', but {second} in "
-            f"'{other_name}'. All data sets of a config need the same classes with the same ids: "
-            "give their json files the same list of categories."
-        )
+def _describe_classes(name: str) -> list[str]:
+    return [
+        f"'{c['name']}' (id {c['id']}, {'thing' if c['isthing'] else 'stuff'})"
+        for c in categories_of(MetadataCatalog.get(name))
+    ]

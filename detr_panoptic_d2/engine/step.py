@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -10,6 +9,7 @@ from detectron2.engine import AMPTrainer
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..errors import check_value
@@ -27,11 +27,7 @@ class TrainingStep(AMPTrainer):
     """
 
     def __init__(
-        self,
-        cfg: CfgNode,
-        model: nn.Module,
-        data_loader: DataLoader,
-        optimizer: torch.optim.Optimizer,
+        self, cfg: CfgNode, model: nn.Module, data_loader: DataLoader, optimizer: Optimizer
     ):
         amp, self._num_parts = cfg.SOLVER.AMP, cfg.SOLVER.ACCUMULATE
         check_value("SOLVER.AMP.DTYPE", amp.DTYPE, amp.DTYPE in _AMP_TYPES, " or ".join(_AMP_TYPES))
@@ -41,12 +37,10 @@ class TrainingStep(AMPTrainer):
         check_value("SOLVER.ACCUMULATE", self._num_parts, is_divisor, allowed)
         self._device = next(model.parameters()).device
         self._amp_enabled = amp.ENABLED
-        scaler = torch.amp.GradScaler(
-            self._device.type, enabled=amp.ENABLED and amp.DTYPE == "float16"
-        )
-        super().__init__(
-            model, data_loader, optimizer, grad_scaler=scaler, precision=_AMP_TYPES[amp.DTYPE]
-        )
+        scale = amp.ENABLED and amp.DTYPE == "float16"
+        scaler = torch.amp.GradScaler(self._device.type, enabled=scale)
+        precision = _AMP_TYPES[amp.DTYPE]
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler, precision=precision)
 
     def run_step(self) -> None:
         """Train on one batch, in ``SOLVER.ACCUMULATE`` parts."""
@@ -55,12 +49,17 @@ class TrainingStep(AMPTrainer):
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
         losses: dict[str, torch.Tensor] = {}
-        with self._divide_by_all_targets(data):
-            size = len(data) // self._num_parts
-            for first in range(0, len(data), size):
-                is_last = first + size == len(data)
-                for name, loss in self._backward(data[first : first + size], is_last).items():
-                    losses[name] = losses.get(name, 0) + loss
+        if self._num_parts > 1:
+            # The losses of the parts are normalized over the whole batch.
+            targets = Targets.from_instances([x["instances"] for x in data], self._device)
+            unwrap(self.model).criterion.step_targets = targets
+        size = len(data) // self._num_parts
+        for first in range(0, len(data), size):
+            is_last = first + size == len(data)
+            for name, loss in self._backward(data[first : first + size], is_last).items():
+                losses[name] = losses.get(name, 0) + loss
+        if self._num_parts > 1:
+            unwrap(self.model).criterion.step_targets = None
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
@@ -75,18 +74,6 @@ class TrainingStep(AMPTrainer):
                 total = sum(losses.values())
             self.grad_scaler.scale(total).backward()
         return {name: loss.detach() for name, loss in losses.items()}
-
-    @contextlib.contextmanager
-    def _divide_by_all_targets(self, data: list[dict]) -> Iterator[None]:
-        """Normalize the losses of the parts over the whole batch."""
-        if self._num_parts == 1:
-            yield
-            return
-        criterion = unwrap(self.model).criterion
-        instances = [x["instances"] for x in data]
-        criterion.step_targets = Targets.from_instances(instances, self._device)
-        yield
-        criterion.step_targets = None
 
     def load_state_dict(self, state_dict: dict) -> None:
         if not state_dict.get("grad_scaler"):

@@ -1,10 +1,8 @@
 """The loader of the training data, which a resumed training continues exactly.
 
 Images and random numbers depend only on a seed and on the position in the training. A checkpoint
-keeps only the seed: an iteration has the same images, augmentation and dropout whether the training
-was interrupted or not. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is
-False, images and augmentation are the same with any number of processes too. With grouping, each
-process groups its own share of the images, so the batches depend on the number of processes.
+keeps only the seed. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is False, images and augmentation are
+the same with any number of processes too. With grouping, each process groups its own share.
 """
 
 import contextlib
@@ -42,10 +40,6 @@ def build_train_loader(
         cfg: the config.
         mapper: dataset dict -> model input, or None to take another image instead.
         make_sampler: seed -> endless sampler of indices; None: ``DATALOADER.SAMPLER_TRAIN``.
-
-    Raises:
-        UserError: ``SOLVER.IMS_PER_BATCH`` cannot be shared among the processes,
-            ``DATALOADER.SAMPLER_TRAIN`` is not known, or no image has a segment.
     """
     dicts = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -80,27 +74,17 @@ def build_train_loader(
 def _leave_ctrl_c_to_main(worker_id: int) -> None:
     """Leave Ctrl-C to the main process, which ends its workers: they would print tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = _print_unless_disconnected
-
-
-def _print_unless_disconnected(kind, error, traceback) -> None:
-    """Exception hook of a worker: the thread that sends tensors loses its peer when the main
-    process ends. Errors of the mapper do not come here, the main process raises them."""
-    if not issubclass(kind, ConnectionError | EOFError):
-        sys.__excepthook__(kind, error, traceback)
+    # Here the thread of multiprocessing that shares tensors reports that the main process ended.
+    sys.excepthook = lambda *error: None
 
 
 def _sampler_factory(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Sampler]:
     name = cfg.DATALOADER.SAMPLER_TRAIN
+    valid = name in ("TrainingSampler", "RepeatFactorTrainingSampler")
+    allowed = "TrainingSampler or RepeatFactorTrainingSampler; pass others as make_sampler"
+    check_value("DATALOADER.SAMPLER_TRAIN", name, valid, allowed)
     if name == "TrainingSampler":
         return lambda seed: TrainingSampler(len(dicts), seed=seed)
-    check_value(
-        "DATALOADER.SAMPLER_TRAIN",
-        name,
-        name == "RepeatFactorTrainingSampler",
-        "TrainingSampler or RepeatFactorTrainingSampler; pass your own sampler to "
-        "build_train_loader as make_sampler",
-    )
     # Detectron2 counts "annotations" only.
     labelled = [{"annotations": d.get("segments_info", d.get("annotations"))} for d in dicts]
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
@@ -131,12 +115,7 @@ def seeded(*words: int) -> Iterator[None]:
 class SeededDataset(Dataset):
     """Apply a mapper to dataset dicts, with random numbers that depend on the position alone.
 
-    Args:
-        dicts: Detectron2's dataset dicts.
-        mapper: dataset dict -> model input, or None to take another image instead.
-
-    Attributes:
-        max_segments: the largest number of segments to learn in one image.
+    ``max_segments`` is the largest number of segments to learn in one image.
     """
 
     def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict | None]):
@@ -167,8 +146,7 @@ class PositionBatchSampler(Sampler):
         seed: see ``make_sampler``.
         wide: per image whether it is wider than high. A batch has images of one kind.
 
-    Attributes:
-        start: number of batches to skip, the iteration that the training starts from.
+    The first ``start`` batches are skipped.
     """
 
     def __init__(
@@ -201,10 +179,6 @@ class ReproducibleSteps(HookBase):
 
     The seed is ``SEED`` of the config or, if that is negative, a random number. Checkpoints have
     it.
-
-    Args:
-        sampler: the sampler of the training data.
-        cfg_seed: ``SEED`` of the config.
     """
 
     def __init__(self, sampler: PositionBatchSampler, cfg_seed: int):
@@ -222,9 +196,6 @@ class ReproducibleSteps(HookBase):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         if self._cfg_seed not in (state["seed"], -1):
-            logger.warning(
-                "SEED %d is not used: the training goes on with its seed, %d.",
-                self._cfg_seed,
-                state["seed"],
-            )
+            message = "SEED %d is not used: the training goes on with its seed, %d."
+            logger.warning(message, self._cfg_seed, state["seed"])
         self._sampler.seed = state["seed"]

@@ -27,30 +27,29 @@ from ..evaluation.low_pq import explain_low_pq
 from ..files import remove_unfinished
 from ..modeling.backbone import lacks_norm_statistics
 from .distributed import broadcast_buffers, distribute_model, synchronize_batch_norms, unwrap
-from .ema import UpdateEMA, build_ema
 from .hooks import (
     BestCheckpoint,
     EarlyStopping,
     PanopticVisualizationHook,
     StopTraining,
+    UpdateEMA,
     best_metric,
-    start_wandb,
+    build_ema,
+    validation_losses,
 )
 from .optimizer import build_optimizer
 from .setup import setup_job
 from .step import TrainingStep
 from .train_loader import ReproducibleSteps, build_train_loader
-from .validation import validation_losses
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
 
 class PanopticTrainer(DefaultTrainer):
-    """Train and evaluate from a config.
+    """Train and evaluate from a config, with Detectron2's interface.
 
-    As in Detectron2: ``trainer = PanopticTrainer(cfg); trainer.resume_or_load(resume);
-    trainer.train()``, and ``PanopticTrainer.test(cfg, model)``. A resumed training continues
-    exactly as an uninterrupted one, see :mod:`.train_loader`.
+    A resumed training continues exactly as an uninterrupted one, see :mod:`.train_loader`.
     """
 
     iter: int
@@ -82,11 +81,8 @@ class PanopticTrainer(DefaultTrainer):
     def build_checkpointer(
         cls, cfg: CfgNode, model: nn.Module, **checkpointables
     ) -> PanopticCheckpointer:
-        """Build the checkpointer, which saves to ``OUTPUT_DIR``."""
-        description = describe(cfg)
-        return PanopticCheckpointer(
-            model, cfg.OUTPUT_DIR, description=description, **checkpointables
-        )
+        options = {"description": describe(cfg), **checkpointables}
+        return PanopticCheckpointer(model, cfg.OUTPUT_DIR, **options)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -117,14 +113,11 @@ class PanopticTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Add this package's hooks to Detectron2's."""
-        cfg, names, metric = self.cfg, self.cfg.DATASETS.TEST, best_metric(self.cfg)
-        # With several data sets, Detectron2 adds the name of the data set to each metric.
-        metric = f"{names[0]}/{metric}" if len(names) > 1 else metric
+        cfg, metric = self.cfg, best_metric(self.cfg)
         ours: list[HookBase] = [EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)]
-        if comm.is_main_process():
+        if comm.is_main_process() and cfg.DATASETS.TEST:
             ours.append(BestCheckpoint(cfg.TEST.EVAL_PERIOD, self.checkpointer, metric))
-            panoptic = cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON
-            if cfg.VIS_PERIOD > 0 and names and panoptic:
+            if cfg.VIS_PERIOD > 0 and cfg.MODEL.MASK_ON and cfg.MODEL.DETR.TEST.PANOPTIC_ON:
                 ours.append(PanopticVisualizationHook(cfg, self._evaluated_model()))
         if cfg.SOLVER.EARLY_STOPPING.PATIENCE > 0:
             ours.append(EarlyStopping(cfg, metric))
@@ -135,12 +128,8 @@ class PanopticTrainer(DefaultTrainer):
         return [ReproducibleSteps(self.data_loader.batch_sampler, cfg.SEED), *updates, *hooks]
 
     def build_writers(self) -> list[EventWriter]:
-        """Build Detectron2's writers; Weights & Biases receives what goes to TensorBoard."""
-        for name in self.cfg.WRITERS:
-            check_value("WRITERS", name, name in ("tensorboard", "wandb"), "tensorboard or wandb")
-        if "wandb" in self.cfg.WRITERS:
-            start_wandb(self.cfg)
-        return super().build_writers()
+        """Build the writers of ``WRITERS`` and Detectron2's."""
+        return [*build_writers(self.cfg), *super().build_writers()]
 
     def _evaluated_model(self) -> nn.Module:
         return self.ema.module if self.ema else self.model
@@ -158,27 +147,17 @@ class PanopticTrainer(DefaultTrainer):
         """Load the last checkpoint of ``OUTPUT_DIR`` (``resume``) or else ``MODEL.WEIGHTS``.
 
         Learning rates, schedule and weight decay are those of the config, also when resuming.
-        Checkpoints of Detectron2's ``train_net.py`` and ``plain_train_net.py`` can be resumed, if
-        these used :func:`.optimizer.build_optimizer`.
+        Checkpoints of Detectron2's ``train_net.py`` can be resumed, if it used
+        :func:`.optimizer.build_optimizer`.
 
         Raises:
             UserError: the checkpoint's optimizer does not fit the trainable parameters.
         """
         if resume and comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR, "*")
-        configured = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
-            if "optimizer" in rest:
-                # plain_train_net.py has no trainer, whose state would hold these.
-                self.optimizer.load_state_dict(rest["optimizer"])
-                self.scheduler.load_state_dict(rest["scheduler"])
-                self.iter = rest["iteration"]
-            self.start_iter = self.iter + 1
-            self._apply_solver_config(configured)
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._apply_base_lr()
         if lacks_norm_statistics(self.model):
             logger.warning(
                 "Frozen batch norms have no statistics, because no trained weights were loaded "
@@ -186,31 +165,22 @@ class PanopticTrainer(DefaultTrainer):
                 "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch."
             )
 
-    def _apply_solver_config(self, configured: list[dict]) -> None:
-        """Replace the options of the optimizer that a checkpoint brought by those of the config."""
-        groups = self.optimizer.param_groups
-        for group, options in zip(groups, configured, strict=True):
-            if options["initial_lr"] != group["initial_lr"]:
-                logger.warning(
-                    "The learning rate changes from %g to %g, times the schedule.",
-                    group["initial_lr"],
-                    options["initial_lr"],
-                )
-            group.update(options)
-        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        if self.scheduler.last_epoch <= self.max_iter:
-            for group, rate in zip(groups, self.scheduler.get_lr(), strict=True):
+    def _apply_base_lr(self) -> None:
+        """Continue a schedule with the learning rates of the config."""
+        groups, scheduler = self.optimizer.param_groups, self.scheduler
+        for group, saved in zip(groups, scheduler.base_lrs, strict=True):
+            if group["initial_lr"] != saved:
+                message = "The learning rate changes from %g to %g, times the schedule."
+                logger.warning(message, saved, group["initial_lr"])
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        if scheduler.last_epoch <= self.max_iter:
+            for group, rate in zip(groups, scheduler.get_lr(), strict=True):
                 group["lr"] = rate
 
     def train(self) -> dict[str, dict[str, float]] | None:
-        """Train.
+        """Train, and return the results of the last evaluation, on the main process.
 
-        Returns:
-            the results of the last evaluation, on the main process, if there was one.
-
-        Raises:
-            UserError: a loss is infinite or NaN.
-            KeyboardInterrupt: on Ctrl-C; the message names the last checkpoint.
+        ``UserError`` (a loss is not finite) and ``KeyboardInterrupt`` name the last checkpoint.
         """
         final = Path(self.cfg.OUTPUT_DIR, "model_final.pth")
         if self.start_iter >= self.max_iter and comm.is_main_process() and not final.is_file():
@@ -249,16 +219,13 @@ class PanopticTrainer(DefaultTrainer):
 def train_or_evaluate(args: argparse.Namespace) -> dict | None:
     """Train, or evaluate with ``args.eval_only``, in one process of the job.
 
+    Processes that ``torchrun`` has restarted resume from the last checkpoint.
+
     Args:
-        args: what Detectron2's ``default_argument_parser`` returns. Processes that ``torchrun``
-            has restarted resume from the last checkpoint, also without ``args.resume``.
+        args: what Detectron2's ``default_argument_parser`` returns.
 
     Returns:
         the results of the (last) evaluation, in the main process.
-
-    Raises:
-        UserError: there are no weights to evaluate; ``OUTPUT_DIR`` has another training and
-            ``args.resume`` is False; otherwise see :func:`.setup.setup_job`.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         args.resume = True
@@ -292,7 +259,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict | None:
 
 
 def _describe_training(trainer: PanopticTrainer) -> None:
-    """Log what is trained on what, and a warning if there are too few queries."""
+    """Log what is trained on what, and whether there are too few queries."""
     cfg, dataset = trainer.cfg, trainer.data_loader.dataset
     train, test = (", ".join(cfg.DATASETS[key]) for key in ("TRAIN", "TEST"))
     logger.info(
@@ -301,10 +268,9 @@ def _describe_training(trainer: PanopticTrainer) -> None:
         f"images each, {comm.get_world_size()} x {cfg.MODEL.DEVICE}. Evaluation on "
         f"{test or 'no data set'}. Output: {cfg.OUTPUT_DIR}"
     )
-    queries = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
-    if dataset.max_segments > queries:
+    queries, segments = cfg.MODEL.DETR.NUM_OBJECT_QUERIES, dataset.max_segments
+    if segments > queries:
         logger.warning(
-            f"MODEL.DETR.NUM_OBJECT_QUERIES is {queries}, but images have up to "
-            f"{dataset.max_segments} segments. A query predicts one segment at most: set the key "
-            f"to {dataset.max_segments} or more."
+            f"MODEL.DETR.NUM_OBJECT_QUERIES is {queries}, but images have up to {segments} "
+            f"segments, and a query predicts one segment at most. Set it to {segments} or more."
         )

@@ -17,15 +17,17 @@ def make_cfg(aug):
     cfg = get_cfg()
     add_detr_panoptic_config(cfg)
     cfg.MODEL.MASK_ON, cfg.INPUT.AUG, cfg.INPUT.FORMAT = True, aug, "RGB"
-    cfg.INPUT.MIN_SIZE_TRAIN = (48, 64)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.ENABLED = (96, 128), True
+    cfg.INPUT.CROP.RESIZE_MIN_SIZES = (80, 112)
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", [48, 96]
     return cfg
 
 
 @pytest.fixture
 def painted(panoptic_set, scene):
     """An image whose pixels have the color of their segment, and the colors by class."""
-    ids, classes = scene
-    root = panoptic_set("painted", [scene])
+    ids, classes = np.kron(scene[0], np.ones((3, 3), int)), scene[1]
+    root = panoptic_set("painted", [(ids, classes)])
     colors = {0: (90, 160, 230), 1: (230, 60, 60), 2: (60, 140, 60), 3: (200, 180, 40)}
     image = np.zeros((*ids.shape, 3), np.uint8)
     for segment_id, category_id in classes.items():
@@ -36,10 +38,10 @@ def painted(panoptic_set, scene):
 
 LIST = ["detr", ["RandomBrightness", 0.8, 1.2], ["RandomFlip", {"prob": 0.5, "vertical": True}]]
 LIST[2][1]["horizontal"] = False
-CROP = [["ResizeScale", 0.5, 1.0, 64, 64], ["FixedSizeCrop", [64, 64]], "RandomFlip"]
+CROP = [["ResizeScale", 0.5, 1.0, 128, 128], ["FixedSizeCrop", [128, 128]], "RandomFlip"]
 
 
-@pytest.mark.parametrize("aug", ["lsj", "color", "flip-rotate", LIST, CROP])
+@pytest.mark.parametrize("aug", [None, "lsj", "color", "flip-rotate", LIST, CROP])
 def test_masks_boxes_and_classes_follow_the_image(painted, aug):
     item, colors = painted
     mapper = PanopticDatasetMapper(make_cfg(aug))
@@ -57,14 +59,16 @@ def test_masks_boxes_and_classes_follow_the_image(painted, aug):
             masks, instances.gt_classes, instances.gt_boxes.tensor, strict=True
         ):
             shown, color = image[mask].double().median(0).values, colors[int(category)]
-            assert torch.allclose(shown, torch.tensor(color).double(), atol=75)
+            # Narrow strips at the edge of a crop are blurred.
+            is_strip = mask.double().mean() < 0.05
+            assert is_strip or torch.allclose(shown, torch.tensor(color).double(), atol=75)
             y, x = mask.nonzero(as_tuple=True)
             assert box.tolist() == [x.min(), y.min(), x.max(), y.max()]
         # The scene has no void: what no mask covers is padding, which is grey and void.
         assert (image[~masks.any(0)] == 128).all()
         pictures.add(image.numpy().tobytes())
     assert len(pictures) > 5
-    assert (sizes == {(64, 64)}) == (aug == "lsj" or aug == CROP)
+    assert (sizes == {(128, 128)}) == (aug == "lsj" or aug == CROP)
 
 
 def test_lsj_pads_with_void_and_rotations_lose_no_pixel(painted):
@@ -72,9 +76,9 @@ def test_lsj_pads_with_void_and_rotations_lose_no_pixel(painted):
     np.random.seed(0)
     lsj = PanopticDatasetMapper(make_cfg("lsj"))
     areas = [lsj(item)["instances"].gt_masks.tensor.sum().item() for _ in range(20)]
-    assert min(areas) < 0.1 * 64 * 64 and max(areas) == 64 * 64
+    assert min(areas) < 0.1 * 128**2 and max(areas) == 128**2
     cfg = make_cfg("flip-rotate")
-    cfg.INPUT.MIN_SIZE_TRAIN = (32,)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.ENABLED = (96,), False
     mapper, turned = PanopticDatasetMapper(cfg), set()
     whole = np.asarray(Image.open(item["file_name"]))
     symmetric = [np.rot90(x, k) for x in (whole, whole[:, ::-1]) for k in range(4)]

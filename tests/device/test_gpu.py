@@ -5,9 +5,6 @@
 
 import copy
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -144,19 +141,14 @@ def test_two_runs_give_the_same_bits(models, make_input):
     assert torch.equal(first["instances"].pred_masks, second["instances"].pred_masks)
 
 
-def test_folded_on_the_device(models, batch):
+@pytest.mark.parametrize("change", ["fold", "compile"])
+def test_folded_and_compiled_on_the_device(models, batch, change):
     _, model = models()
     expected = predictions(model, batch)
-    for found, reference in zip(
-        predictions(model.fold_for_inference(), batch), expected, strict=True
-    ):
-        torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
-
-
-def test_compiled_on_the_device(models, batch):
-    _, model = models()
-    expected = predictions(model, batch)
-    model.compile_parts(dynamic=True, backend="inductor" if DEVICE == "cuda" else "eager")
+    if change == "fold":
+        model.fold_for_inference()
+    else:
+        model.compile_parts(dynamic=True, backend="inductor" if DEVICE == "cuda" else "eager")
     for found, reference in zip(predictions(model, batch), expected, strict=True):
         torch.testing.assert_close(found, reference, rtol=1e-3, atol=1e-4)
     torch.compiler.reset()
@@ -183,25 +175,3 @@ def test_trainer_with_mixed_precision_resumes_and_evaluates(panoptic_set, scene,
         results.append(PanopticTrainer.test(cfg, model)["panoptic_seg"])
     assert results[0].keys() == results[1].keys()
     assert results[0]["PQ"] == pytest.approx(results[1]["PQ"], abs=1)
-
-
-def test_two_processes_on_one_device_give_the_gradients_of_one(models, make_input, tmp_path):
-    """Gloo, because NCCL takes one process per GPU."""
-    options = ("MODEL.RESNETS.NORM", "GN", "MODEL.BACKBONE.NAME", "build_resnet_backbone")
-    options += ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
-    options += ("MODEL.RESNETS.RES5_DILATION", 1)
-    _, model = models(*options)
-    batch = [make_input(48, 56, [0, 3, 4]), make_input(48, 56, [1], seed=1)]
-    torch.save((model, batch), tmp_path / "job.pt")
-    _, expected = gradients(model, batch)
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "job.pt"), DEVICE],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    found = torch.load(tmp_path / "job.pt.gradients", map_location=DEVICE)
-    assert_close_gradients(found, expected)

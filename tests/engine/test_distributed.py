@@ -28,6 +28,8 @@ CASES = {
     "options": [
         *("DATASETS.TEST", "('for_two',)", "TEST.EVAL_PERIOD", "1", "INPUT.MIN_SIZE_TEST", "32"),
         *("SOLVER.MAX_ITER", "4", "MODEL_EMA.ENABLED", "True", "TEST.LOSS", "True"),
+        *("SOLVER.LAYER_DECAY", "0.5", "MODEL.FREEZE", "('transformer.encoder',)"),
+        *("MODEL.DETR.CLASS_WEIGHTS", "[['ball', 3.0]]", "INPUT.AUG", "lsj"),
         *("SOLVER.EARLY_STOPPING.PATIENCE", "1", "SOLVER.EARLY_STOPPING.MIN_DELTA", "100.0"),
     ],
     "in two parts": ["SOLVER.ACCUMULATE", "2", "SOLVER.IMS_PER_BATCH", "4"],

@@ -1,17 +1,12 @@
-"""Detectron2's ``train_net.py`` and ``plain_train_net.py`` with our mapper and optimizer: our
-trainer resumes their checkpoints, and ``train_net.py`` resumes ours."""
+"""Detectron2's ``train_net.py`` with our mapper and optimizer: it and our trainer resume each
+other's checkpoints."""
 
 import itertools
-import os
 
 import pytest
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOPanopticEvaluator
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
-from detectron2.utils.events import EventStorage
 
 from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.engine import PanopticTrainer, build_optimizer
@@ -31,24 +26,6 @@ class StockTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, name):
         return COCOPanopticEvaluator(name, cfg.OUTPUT_DIR)
-
-
-def plain_train(cfg):
-    """The loop of Detectron2's tools/plain_train_net.py."""
-    model = build_model(cfg).train()
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    loader = StockTrainer.build_train_loader(cfg)
-    with EventStorage():
-        for data, _ in zip(loader, range(cfg.SOLVER.MAX_ITER), strict=False):
-            optimizer.zero_grad()
-            sum(model(data).values()).backward()
-            optimizer.step()
-            scheduler.step()
-    os.makedirs(cfg.OUTPUT_DIR)
-    states = {"optimizer": optimizer, "scheduler": scheduler}
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, **states)
-    checkpointer.save("model_final", iteration=cfg.SOLVER.MAX_ITER - 1)
 
 
 def train(trainer_class, cfg, resume=False):
@@ -75,9 +52,3 @@ def test_train_net(config, pair):
     start, optimizer = train(pair[1], config(4), resume=True)
     assert start == 2
     assert steps(optimizer) == {4}
-
-
-def test_plain_train_net(config):
-    plain_train(config(2))
-    start, optimizer = train(PanopticTrainer, config(4), resume=True)
-    assert start == 2 and steps(optimizer) == {4}

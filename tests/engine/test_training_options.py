@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,7 +153,24 @@ def test_wandb(make_cfg, train, monkeypatch, tmp_path):
     assert list(folder.glob("files/media/images/*.png"))
 
 
-def test_writer_whose_package_is_missing(make_cfg, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="WRITERS has 'wandb', which is not installed: pip install"):
-        PanopticTrainer(make_cfg("out", WRITERS="('wandb',)"))
+def test_mlflow(make_cfg, train, monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    drawing = {"VIS_PERIOD": 2, "TEST__VIS_IMAGES": 1, "SOLVER__MAX_ITER": 2}
+    _, trainer = train(make_cfg("out", WRITERS="('tensorboard', 'mlflow')", **drawing))
+    (run,) = mlflow.MlflowClient().search_runs([mlflow.get_experiment_by_name("out").experiment_id])
+    results = trainer._last_eval_results["panoptic_seg"]
+    assert run.info.status == "FINISHED" and "total_loss" in run.data.metrics
+    assert run.data.metrics["panoptic_seg/PQ-ball"] == results["PQ-ball"]
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
+    assert (folder / "config.yaml").is_file() and len(list(folder.glob("predictions/*.png"))) == 1
+    # TensorBoard has the picture as well.
+    assert b"predictions/00_000" in next((tmp_path / "out").glob("events*")).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_writer_whose_package_is_missing(make_cfg, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"WRITERS has '{name}', .* pip install {name}"):
+        PanopticTrainer(make_cfg("out", WRITERS=f"('{name}',)"))
