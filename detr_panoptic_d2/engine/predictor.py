@@ -8,10 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
 
 from ..checkpoint import PanopticCheckpointer
 from ..checkpoint.description import cfg_from_checkpoint
 from ..data.augmentation import build_test_resize
+from ..errors import UserError
+from ..visualization.visualizer import class_name
 
 
 def load(path: str, *opts: Any) -> "Predictor":
@@ -56,3 +59,34 @@ class Predictor(DefaultPredictor):
         """Return the model's outputs for inputs from :meth:`prepare`."""
         with torch.no_grad():
             return self.model(inputs)
+
+    def to_supervision(self, result: dict[str, Any]) -> Any:
+        """Return the segments of a result, things and stuff, as ``supervision.Detections``.
+
+        ``data`` has ``class_name`` and ``isthing`` of each segment.
+
+        Args:
+            result: what this predictor returned, with ``panoptic_seg``.
+
+        Raises:
+            UserError: the package supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as e:
+            raise UserError(
+                "to_supervision needs a package that is not installed: pip install supervision"
+            ) from e
+        ids, segments = result["panoptic_seg"]
+        masks = (
+            ids.cpu() == torch.tensor([s["id"] for s in segments], dtype=ids.dtype)[:, None, None]
+        )
+        names = [class_name(s["category_id"], self.metadata) for s in segments]
+        isthing = np.array([s["isthing"] for s in segments], dtype=bool)
+        return Detections(
+            xyxy=BitMasks(masks).get_bounding_boxes().tensor.numpy(),
+            mask=masks.numpy(),
+            confidence=np.array([s["score"] for s in segments], dtype=np.float32),
+            class_id=np.array([s["category_id"] for s in segments], dtype=int),
+            data={"class_name": np.array(names, dtype=str), "isthing": isthing},
+        )

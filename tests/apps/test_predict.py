@@ -244,6 +244,37 @@ def test_called_as_detectron2s(make_predictor, image_format):
     assert (ids == expected[0]).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("score", ["0.0", "1.0"])
+def test_to_supervision(make_predictor, score):
+    """Things and stuff; and an image without segments."""
+    sv = pytest.importorskip("supervision")
+    predictor = make_predictor("MODEL.DETR.TEST.SCORE_THRESH", score)
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    result = predictor(image)
+    ids, segments = result["panoptic_seg"]
+    detections = predictor.to_supervision(result)
+    assert isinstance(detections, sv.Detections) and len(detections) == len(segments)
+    assert bool(segments) == (score == "0.0")
+    names = predictor.metadata.thing_classes
+    for k, segment in enumerate(segments):
+        mask = (ids == segment["id"]).numpy()
+        assert np.array_equal(detections.mask[k], mask)
+        assert np.array_equal(detections.xyxy[k], sv.mask_to_xyxy(mask[None])[0] + [0, 0, 1, 1])
+        assert detections.class_id[k] == segment["category_id"]
+        assert detections.confidence[k] == np.float32(segment["score"])
+        assert detections["class_name"][k] == names[segment["category_id"]]
+    things = detections[detections["isthing"]]
+    assert len(things) == sum(s["isthing"] for s in segments)
+    sv.MaskAnnotator().annotate(image.copy(), detections)
+    sv.LabelAnnotator().annotate(image.copy(), detections)
+
+
+def test_to_supervision_names_the_package(make_predictor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(UserError, match="pip install supervision"):
+        make_predictor().to_supervision({})
+
+
 def test_video_of_odd_size_keeps_its_pixels(make_predictor, tmp_path):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(
