@@ -73,7 +73,7 @@ def _predict(args: argparse.Namespace) -> int:
         coco_json=args.json,
         resume=args.resume,
         batch_size=batch_size,
-        labels=args.labels,
+        labels=args.labels == "auto",
         model=f"{model} --tile {args.tile} --overlap {args.overlap}" if args.tile else str(model),
     )
     if failed and comm.get_world_size() > 1:

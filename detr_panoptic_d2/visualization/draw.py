@@ -28,20 +28,16 @@ def draw_panoptic(
     *,
     alpha: float = 0.55,
     min_size: int = 0,
-    labels: str = "auto",
+    labels: bool = True,
     legend: bool = False,
 ) -> np.ndarray:
     """Draw segments over an image.
 
     Args:
-        image: H x W x 3 uint8 RGB.
-        panoptic_seg: H x W segment ids.
-        segments_info: with ``id``, contiguous ``category_id``, ``isthing``; perhaps ``score``.
-        metadata: names and colors of the classes.
         alpha: share of the color in a segment, 0 to 1.
         min_size: pixels. Small images are enlarged by a whole factor to about this shorter side, so
             that labels are readable. 0: the picture has the size of the image.
-        labels: "auto", "all" or "none"; see :class:`PanopticVisualizer`.
+        labels: write names and scores where there is room.
         legend: list the classes without a label below the picture, which makes it higher.
 
     Returns:
@@ -50,10 +46,14 @@ def draw_panoptic(
     Raises:
         UserError: image and ids have different sizes.
     """
-    check_sizes(image, panoptic_seg)
-    visualizer = PanopticVisualizer(enlarge(image, min_size), metadata, labels)
+    if image.shape[:2] != tuple(panoptic_seg.shape):
+        raise UserError(
+            "The image is {} x {} (height x width), ".format(*image.shape[:2])
+            + "a map of segment ids {} x {}.".format(*panoptic_seg.shape)
+        )
+    visualizer = PanopticVisualizer(enlarge(image, min_size), metadata)
     ids = enlarge(as_array(panoptic_seg), min_size)
-    visualizer.draw_panoptic_seg(ids, segments_info, alpha=alpha)
+    visualizer.draw_panoptic_seg(ids, segments_info, alpha=alpha, labels=labels)
     picture = visualizer.get_picture()
     return with_legend(picture, visualizer.unlabelled) if legend else picture
 
@@ -66,18 +66,8 @@ def draw_beside_ground_truth(
     *,
     min_size: int = 320,
 ) -> np.ndarray:
-    """Draw the image, its ground truth and the prediction side by side, each below its caption.
-
-    Args:
-        image: H x W x 3 uint8 RGB.
-        ground_truth: ids and segments. If None, its picture is left out.
-        prediction: ids and segments.
-        metadata: names and colors of the classes.
-        min_size: see :func:`draw_panoptic`.
-
-    Raises:
-        UserError: image and ids have different sizes.
-    """
+    """Draw the image, its ground truth (if there is one) and the prediction side by side, each
+    below its caption; see :func:`draw_panoptic`."""
     pictures = [with_caption(enlarge(image, min_size), "Image")]
     for panoptic, caption in ((ground_truth, "Ground truth"), (prediction, "Prediction")):
         if panoptic is not None:
@@ -87,48 +77,23 @@ def draw_beside_ground_truth(
 
 
 def read_ground_truth(item: dict[str, Any]) -> Panoptic | None:
-    """Return ids and segments of a dataset dict; None if it has no panoptic annotation.
-
-    Raises as :func:`.data.panoptic_png.read_panoptic_png`.
-    """
+    """Return ids and segments of a dataset dict; None if it has no panoptic annotation."""
     if "pan_seg_file_name" not in item:
         return None
     return read_panoptic_png(item["pan_seg_file_name"]), item["segments_info"]
 
 
 def limit_size(max_size: int, image: np.ndarray, *panoptic: Panoptic | None) -> list:
-    """Reduce an image and its segmentations to a maximum size.
-
-    Args:
-        max_size: maximum of the longer side in pixels. Smaller images are not changed.
-        image: H x W x 3 uint8 RGB.
-        panoptic: pairs of ids H x W and segments, or None.
-
-    Returns:
-        list: the image and each of ``panoptic``.
-    """
+    """Reduce an image, and ids and segments or None, to a longer side of ``max_size`` pixels."""
     height, width = image.shape[:2]
     scale = max_size / max(height, width)
     if scale >= 1:
         return [image, *panoptic]
     size = max(1, round(width * scale)), max(1, round(height * scale))
-
-    def smaller(pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        return np.asarray(Image.fromarray(pixels).resize(size, resample))
-
-    small = smaller(image, Image.Resampling.LANCZOS)
-    nearest = Image.Resampling.NEAREST
-    return [
-        small,
-        *(p and (smaller(as_array(p[0]).astype(np.int32), nearest), p[1]) for p in panoptic),
-    ]
-
-
-def check_sizes(image: np.ndarray, *maps: torch.Tensor | np.ndarray) -> None:
-    """Raise ``UserError`` if a map of segment ids has another size than the image."""
-    for ids in maps:
-        if image.shape[:2] != tuple(ids.shape):
-            raise UserError(
-                "The image is {} x {} (height x width), ".format(*image.shape[:2])
-                + "a map of segment ids {} x {}.".format(*ids.shape)
-            )
+    results: list = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))]
+    for pair in panoptic:
+        if pair is not None:
+            ids = Image.fromarray(as_array(pair[0]).astype(np.int32))
+            pair = np.asarray(ids.resize(size, Image.Resampling.NEAREST)), pair[1]
+        results.append(pair)
+    return results

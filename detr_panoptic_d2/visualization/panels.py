@@ -16,12 +16,7 @@ def text_size(height: int, width: int) -> int:
 
 
 def enlarge(image: np.ndarray, min_size: int) -> np.ndarray:
-    """Repeat pixels by a whole factor, so that the shorter side has about ``min_size`` pixels.
-
-    Args:
-        image: H x W or H x W x 3.
-        min_size: pixels.
-    """
+    """Repeat pixels by a whole factor, so that the shorter side has about ``min_size`` pixels."""
     factor = max(1, round(min_size / min(image.shape[:2])))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
@@ -57,11 +52,7 @@ def with_legend(picture: np.ndarray, entries: dict[str, Color]) -> np.ndarray:
 
 
 def side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
-    """Put pictures into one row, with aligned tops and white gaps.
-
-    Args:
-        pictures: each H_i x W_i x 3.
-    """
+    """Put pictures into one row, with aligned tops and white gaps."""
     height = max(p.shape[0] for p in pictures)
     margins = [((0, height - p.shape[0]), (0, _GAP), (0, 0)) for p in pictures]
     padded = [np.pad(p, m, constant_values=255) for p, m in zip(pictures, margins, strict=True)]

@@ -15,7 +15,7 @@ from .panels import text_size
 
 Segments = list[dict[str, Any]]
 
-# With more labels than this, labels "auto" writes none.
+# With more segments than this, there are no labels.
 _MAX_LABELS = 15
 # Pictures with a larger shorter side get edges of two pixels.
 _WIDE_EDGES = 300
@@ -29,10 +29,10 @@ def as_array(ids: torch.Tensor | np.ndarray) -> np.ndarray:
 def class_colors(metadata: Metadata, count: int) -> list[Color]:
     """Return the colors of the first ``count`` classes: the metadata's, else chosen ones."""
     colors = max(metadata.get("thing_colors") or [], metadata.get("stuff_colors") or [], key=len)
-    given = [tuple(color) for color in colors[:count]]
+    known = [tuple(color) for color in colors[:count]]
     things = metadata.get("thing_dataset_id_to_contiguous_id")
     isthing = [things is None or i in things.values() for i in range(count)]
-    return choose_colors(isthing, [*given, *[None] * (count - len(given))])
+    return choose_colors(isthing, [*known, *[None] * (count - len(known))])
 
 
 def class_name(category: int, metadata: Metadata) -> str:
@@ -63,23 +63,17 @@ class PanopticVisualizer(Visualizer):
     """A ``Visualizer`` that gives the same picture for the same input.
 
     Detectron2 changes the colors of things randomly. Here the objects of a class have shades of its
-    color. Each label lies inside its segment, in a box of the segment's color.
-
-    Args:
-        image: H x W x 3 uint8 RGB.
-        metadata: names and colors of the classes. Missing ones are made up.
-        labels: "all"; "none"; or "auto": labels that have room in their segment and hide no other
-            one, and none at all if there are many.
+    color. Each label lies inside its segment, in a box of the segment's color. A label is left out
+    if it has no room or hides another one, and all are if there are many.
 
     Attributes:
         unlabelled: the classes that were drawn without a label, in order, with their colors: the
             entries of a legend.
     """
 
-    def __init__(self, image: np.ndarray, metadata: Metadata, labels: str = "auto"):
+    def __init__(self, image: np.ndarray, metadata: Metadata):
         super().__init__(image, metadata)
         self.metadata: Metadata = metadata
-        self.labels = labels
         self.unlabelled: dict[str, Color] = {}
         self._text_points = text_size(*image.shape[:2]) * 72 / self.output.dpi
         self._label_boxes: list[Bbox] = []
@@ -90,82 +84,61 @@ class PanopticVisualizer(Visualizer):
         segments_info: Segments,
         area_threshold: int = 0,
         alpha: float = 0.55,
+        labels: bool = True,
     ):
-        """Draw segments and their labels. Unlike Detectron2's, edges are those of the pixels.
+        """Draw segments and their labels; see ``Visualizer.draw_panoptic_seg``.
 
-        Args:
-            panoptic_seg: H x W segment ids.
-            segments_info: with ``id``, contiguous ``category_id``; ``isthing`` (default: True);
-                perhaps ``score``.
-            area_threshold: pixels; smaller segments are not drawn.
-            alpha: share of the color in a segment, 0 to 1.
+        Edges are those of the pixels. Labels have the ``score`` if the segment has one.
         """
         ids = as_array(panoptic_seg)
         count = 1 + max((s["category_id"] for s in segments_info), default=0)
         colors = class_colors(self.metadata, count)
         objects_of_class = dict.fromkeys(range(count), 0)
         picture, drawn = self.img.copy(), []
-        labels = np.zeros(ids.shape, dtype=np.int32)
+        indices = np.zeros(ids.shape, dtype=np.int32)
         for segment in segments_info:
             mask, category = ids == segment["id"], segment["category_id"]
-            if np.count_nonzero(mask) <= area_threshold:
+            area = np.count_nonzero(mask)
+            if area <= area_threshold:
                 continue
             color = colors[category]
             if segment.get("isthing", True):
                 variants = shades(color)
                 color = variants[objects_of_class[category] % len(variants)]
                 objects_of_class[category] += 1
-            drawn.append((segment, mask, color))
-            labels[mask] = len(drawn)
+            drawn.append((area, segment, mask, np.divide(color, 255)))
+            indices[mask] = len(drawn)
             picture[mask] = (1 - alpha) * picture[mask] + alpha * np.array(color)
-        draw_edges(picture, labels)
+        draw_edges(picture, indices)
         self.output.reset_image(picture.round().clip(0, 255).astype(np.uint8))
-        labelled = self._draw_labels(drawn)
-        for segment, _, _ in drawn:
+        if not labels:
+            return self.output
+        labelled: set[int] = set()
+        largest_first = sorted(drawn, key=lambda entry: -entry[0])
+        for area, segment, mask, color in largest_first if len(drawn) <= _MAX_LABELS else ():
+            text = class_name(segment["category_id"], self.metadata)
+            text += f" {segment['score']:.0%}" if "score" in segment else ""
+            if self._write(text, _inner_point(mask), color, area):
+                labelled.add(segment["category_id"])
+        for _, segment, _, _ in drawn:
             category = segment["category_id"]
-            if self.labels != "none" and category not in labelled:
+            if category not in labelled:
                 self.unlabelled[class_name(category, self.metadata)] = colors[category]
         return self.output
 
-    def _draw_labels(self, drawn: list[tuple[dict, np.ndarray, Color]]) -> set[int]:
-        """Write names and scores, largest segments first; return the classes that have a label."""
-        labelled: set[int] = set()
-        too_many = self.labels == "auto" and len(drawn) > _MAX_LABELS
-        if self.labels == "none" or too_many:
-            return labelled
-        for segment, mask, color in sorted(drawn, key=lambda d: -np.count_nonzero(d[1])):
-            name = class_name(segment["category_id"], self.metadata)
-            score = f" {segment['score']:.0%}" if "score" in segment else ""
-            room = None if self.labels == "all" else mask
-            if self._write(f"{name}{score}", _inner_point(mask), np.divide(color, 255), room):
-                labelled.add(segment["category_id"])
-        return labelled
-
     def draw_text(self, text, position, *, color="g", **_):
         """Write a label in a box of its color; see ``Visualizer.draw_text``."""
-        self._write(str(text), position, mplc.to_rgb(color), None)
+        self._write(str(text), position, np.array(mplc.to_rgb(color)), None)
         return self.output
 
     def _write(
-        self,
-        text: str,
-        position: tuple[float, float],
-        color: np.ndarray | tuple[float, ...],
-        room: np.ndarray | None,
+        self, text: str, position: tuple[float, float], color: np.ndarray, room: int | None
     ) -> bool:
-        """Write a label around a position, inside the picture.
+        """Write a label around a position (x, y) and return whether it was written.
 
-        Args:
-            text: of the label.
-            position: x and y of its middle, in pixels.
-            color: of the box, from 0 to 1. Letters are black or white.
-            room: H x W bool mask. The label is left out if it hides another label, or if it is
-                larger than the mask. None: it is always written.
-
-        Returns:
-            bool: whether it was written.
+        It is left out if it hides another one or is larger than ``room`` pixels (None: never).
         """
-        light = to_lab(255 * np.array([color]))[0, 0] > 56
+        light = to_lab(255 * color[None])[0, 0] > 56
         label = self.output.ax.text(
             *position,
             # "$" would start a formula.
@@ -182,11 +155,10 @@ class PanopticVisualizer(Visualizer):
         x0 = min(max(box.x0, 0), max(canvas.x1 - box.width, 0))
         y0 = min(max(box.y0, 0), max(canvas.y1 - box.height, 0))
         place = Bbox.from_bounds(x0, y0, box.width, box.height)
-        if room is not None:
-            hides = any(Bbox.intersection(place, other) for other in self._label_boxes)
-            if hides or box.width * box.height > np.count_nonzero(room):
-                label.remove()
-                return False
+        hides = any(Bbox.intersection(place, other) for other in self._label_boxes)
+        if room is not None and (hides or box.width * box.height > room):
+            label.remove()
+            return False
         self._label_boxes.append(place)
         # y of the box is upwards.
         x, y = label.get_position()

@@ -216,13 +216,13 @@ def test_an_input_is_never_overwritten(make_predictor, pictures, tmp_path, name)
     assert before == {p: p.read_bytes() for p in pictures.rglob("*.*")}
 
 
-@pytest.mark.parametrize("labels", ["auto", "none"])
+@pytest.mark.parametrize("labels", [True, False])
 def test_legend_of_segments_without_label(make_predictor, tmp_path, labels):
     """No label has room in a picture of 20 x 20."""
     Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
     predict(make_predictor(), [tmp_path / "small.png"], tmp_path / "out", labels=labels)
     with Image.open(tmp_path / "out" / "small.png") as overlay:
-        assert overlay.width == 20 and (overlay.height > 20) == (labels == "auto")
+        assert overlay.width == 20 and (overlay.height > 20) == labels
 
 
 def test_image_without_segments(make_predictor, pictures, tmp_path):

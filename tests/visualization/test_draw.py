@@ -31,7 +31,7 @@ def test_pixels(image, panoptic, metadata):
     ids[50:, :10] = 99
     segments.append({"id": 55, "category_id": 1, "isthing": True})
     before = np.random.get_state()[1].copy()
-    picture = draw_panoptic(image, ids, segments, metadata, alpha=0.25, labels="none")
+    picture = draw_panoptic(image, ids, segments, metadata, alpha=0.25, labels=False)
     assert picture.shape == image.shape and picture.dtype == np.uint8
     for row, column, color in ((10, 60, [120, 180, 250]), (45, 40, [40, 120, 60])):
         expected = 0.75 * image[row, column] + 0.25 * np.array(color)
@@ -40,21 +40,21 @@ def test_pixels(image, panoptic, metadata):
     assert (picture[52:58, 2:8] == image[52:58, 2:8]).all()
     # The same from a tensor, and again: nothing is random.
     tensor = torch.as_tensor(ids.astype(np.int32))
-    again = draw_panoptic(image, tensor, segments, metadata, alpha=0.25, labels="none")
+    again = draw_panoptic(image, tensor, segments, metadata, alpha=0.25, labels=False)
     assert (again == picture).all()
     assert (np.random.get_state()[1] == before).all()
     assert "area" not in segments[0]
     # Objects of a class have different shades; the first has the color of the class.
-    picture = draw_panoptic(image, *panoptic, metadata, alpha=1.0, labels="none")
+    picture = draw_panoptic(image, *panoptic, metadata, alpha=1.0, labels=False)
     assert picture[15, 15].tolist() == [210, 40, 40]
     assert picture[15, 35].tolist() == list(shades((210, 40, 40))[1])
     nothing = np.zeros((HEIGHT, WIDTH), dtype=np.int32)
     assert (draw_panoptic(image, nothing, [], metadata, legend=True) == image).all()
 
 
-def labels_of(image, panoptic, metadata, labels, min_size=300):
-    visualizer = PanopticVisualizer(enlarge(image, min_size), metadata, labels)
-    visualizer.draw_panoptic_seg(enlarge(panoptic[0], min_size), panoptic[1])
+def labels_of(image, panoptic, metadata, labels=True):
+    visualizer = PanopticVisualizer(enlarge(image, 300), metadata)
+    visualizer.draw_panoptic_seg(enlarge(panoptic[0], 300), panoptic[1], labels=labels)
     texts = visualizer.output.ax.texts
     renderer = visualizer.output.canvas.get_renderer()
     boxes = {t.get_text(): t.get_window_extent(renderer) for t in texts}
@@ -63,7 +63,7 @@ def labels_of(image, panoptic, metadata, labels, min_size=300):
 
 def test_labels(image, panoptic, metadata):
     """Each lies in its segment and inside the picture; letters differ from their box."""
-    boxes, visualizer = labels_of(image, panoptic, metadata, "auto")
+    boxes, visualizer = labels_of(image, panoptic, metadata)
     assert list(boxes) == ["ground", "sky", "ball 97%", "ball 91%"]
     assert visualizer.unlabelled == {}
     for box, (x, y) in zip(boxes.values(), ((40, 45), (60, 15), (15, 15), (35, 15)), strict=True):
@@ -85,15 +85,14 @@ def test_fragments_and_many_segments_get_a_legend(image, panoptic, metadata):
     ids[ids == 3] = 1
     ids[10:13, 10:13] = 3
     ids[ids == 4] = 1
-    boxes, visualizer = labels_of(image, panoptic, metadata, "auto")
+    boxes, visualizer = labels_of(image, panoptic, metadata)
     assert list(boxes) == ["sky", "ground"]
     assert visualizer.unlabelled == {"ball": (210, 40, 40)}
-    assert list(labels_of(image, panoptic, metadata, "all")[0])[2:] == ["ball 97%"]
-    boxes, visualizer = labels_of(image, panoptic, metadata, "none")
+    boxes, visualizer = labels_of(image, panoptic, metadata, False)
     assert boxes == visualizer.unlabelled == {}
     ids[40:, :] = 10 + np.arange(WIDTH) // 4
     segments += [{"id": 10 + i, "category_id": 1, "isthing": True} for i in range(20)]
-    boxes, visualizer = labels_of(image, panoptic, metadata, "auto")
+    boxes, visualizer = labels_of(image, panoptic, metadata)
     assert not boxes and list(visualizer.unlabelled) == ["sky", "ground", "ball"]
     picture = draw_panoptic(image, *panoptic, metadata, legend=True)
     assert picture.shape[0] > HEIGHT and picture.shape[1] == WIDTH
@@ -103,7 +102,7 @@ def test_fragments_and_many_segments_get_a_legend(image, panoptic, metadata):
 @pytest.mark.parametrize("name", ["$x^2", "a_b $", "日本", "x" * 300, "\\frac", "", None])
 def test_strange_names_and_none(image, panoptic, name):
     metadata = Metadata() if name is None else Metadata(thing_classes=[name] * 3)
-    assert draw_panoptic(image, *panoptic, metadata, labels="all").shape == image.shape
+    assert draw_panoptic(image, *panoptic, metadata).shape == image.shape
 
 
 def test_beside_ground_truth(image, panoptic, metadata):

@@ -59,7 +59,7 @@ class ResultFolder:
         *,
         coco_json: bool,
         resume: bool,
-        labels: str,
+        labels: bool,
     ):
         self._folder, self._coco_json, self._labels = folder, coco_json, labels
         self._json, self._parts = folder / "predictions.json", folder / ".predictions"
@@ -100,7 +100,7 @@ class ResultFolder:
         small_ids, small_image = (np.ascontiguousarray(x[::step, ::step]) for x in (ids, image))
         visible = set(np.unique(small_ids).tolist())
         shown = [segment for segment in segments if segment["id"] in visible]
-        options = {"labels": self._labels, "legend": self._labels == "auto"}
+        options = {"labels": self._labels, "legend": self._labels}
         overlay = Image.fromarray(draw_panoptic(small_image, small_ids, shown, metadata, **options))
         target = self.overlays[path]
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def predict(
     resume: bool = False,
     batch_size: int = 1,
     model: str = "",
-    labels: str = "auto",
+    labels: bool = True,
 ) -> dict[Path, Exception]:
     """Predict on images and videos. The processes of a distributed job share the inputs.
 
@@ -38,8 +38,8 @@ def predict(
         resume: keep the results that are there, and leave out their inputs.
         batch_size: images of one size that go through the network together.
         model: name of the model and its options, to be compared by ``resume``.
-        labels: in overlays: "none"; or "auto": those that have room in their segment. Images then
-            get a legend of the other classes below them.
+        labels: write names and scores into overlays, where there is room. Images get a legend of
+            the other classes below them.
 
     Returns:
         the inputs that could not be read, each with its error. All others are done.

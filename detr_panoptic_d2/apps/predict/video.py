@@ -18,7 +18,7 @@ def is_video(path: Path) -> bool:
 
 
 def predict_video(
-    predictor: DefaultPredictor, path: Path, target: Path, labels: str = "auto"
+    predictor: DefaultPredictor, path: Path, target: Path, labels: bool = True
 ) -> None:
     """Write a video with overlays as MPEG-4.
 
