@@ -13,25 +13,8 @@ from detectron2.modeling import build_model
 from safetensors.torch import save
 from torch import nn
 
-from ..checkpoint import PanopticCheckpointer
+from ..checkpoint import PanopticCheckpointer, names, translate
 from ..checkpoint.description import describe
-from ..checkpoint.names import (
-    HUGGINGFACE_BACKBONE,
-    OFFICIAL_BACKBONE,
-    huggingface_name,
-    projections,
-    resnet_names,
-)
-from ..checkpoint.translate import (
-    ATTENTION_SCALE,
-    BOX_ROWS,
-    CLASS_HEAD,
-    COCO_NAMES,
-    COCO_THING_IDS,
-    COUNTER,
-    MASK_PARTS,
-    PANOPTIC_ROWS,
-)
 from ..errors import UserError
 from ..files import atomic_file, check_not_overwritten
 
@@ -46,10 +29,8 @@ _HUGGINGFACE_FILES = ("model.safetensors", "config.json", "preprocessor_config.j
 def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNode) -> None:
     """Convert a checkpoint of any known format to another format.
 
-    The file must hold the complete network, including the class head.
-
     Args:
-        source: file, Hugging Face folder or URL.
+        source: file, Hugging Face folder or URL, with the complete network.
         target: file to write, or folder for "huggingface".
         target_format: "ours", "official" or "huggingface".
         cfg: of the model.
@@ -85,20 +66,12 @@ def convert_checkpoint(source: str, target: str, target_format: str, cfg: CfgNod
 
 
 def official_checkpoint(model: nn.Module) -> dict[str, Any]:
-    """Build the content of a checkpoint for facebookresearch/detr.
+    """Build the content of a checkpoint for facebookresearch/detr, see :func:`_exportable`.
 
-    Args:
-        model: a ``PanopticDETR`` with a ResNet.
-
-    Returns:
-        ``model``: the state dict, with class rows at raw category ids; ``class_names``: id to
-        name. This project needs the names to load the file for any data set. Official code ignores
-        them.
-
-    Raises:
-        UserError: the backbone is not a ResNet with batch norms, or the mask head is another one.
+    Official code ignores ``class_names`` (id to name). This project needs them to load the file for
+    any data set.
     """
-    weights, class_names = _exportable(model, OFFICIAL_BACKBONE, lambda name: name)
+    weights, class_names = _exportable(model, names.OFFICIAL_BACKBONE, lambda name: name)
     return {"model": weights, "class_names": class_names}
 
 
@@ -108,16 +81,13 @@ def huggingface_checkpoint(
     """Build the three files of a Hugging Face folder. The backbone is timm's.
 
     Args:
-        model: a ``PanopticDETR`` with a standard ResNet and RGB images.
+        model: a ``PanopticDETR`` with a standard ResNet and RGB images, see :func:`_exportable`.
         min_size, max_size: lengths that the image processor resizes images to.
 
     Returns:
         state dict (names of transformers 4), ``config.json`` and ``preprocessor_config.json``.
-
-    Raises:
-        UserError: as :func:`official_checkpoint`; or Hugging Face has no such model.
     """
-    tensors, class_names = _exportable(model, HUGGINGFACE_BACKBONE, huggingface_name)
+    tensors, class_names = _exportable(model, names.HUGGINGFACE_BACKBONE, names.huggingface_name)
     stages = {n.partition(".layer")[2]: x for n, x in tensors.items() if ".layer" in n}
     depth = 2 + sum(bool(re.fullmatch(r"\d\.\d+\.conv\d\.weight", name)) for name in stages)
     standard = depth in (18, 34, 50, 101, 152) and stages["1.0.conv1.weight"].shape[:2] == (64, 64)
@@ -130,7 +100,7 @@ def huggingface_checkpoint(
     weights = {}
     for name, tensor in tensors.items():
         if "in_proj_" in name:
-            weights.update(zip(projections(name), tensor.chunk(3), strict=True))
+            weights.update(zip(names.projections(name), tensor.chunk(3), strict=True))
         else:
             weights[name] = tensor
     masks = model.mask_head is not None
@@ -171,32 +141,29 @@ def huggingface_checkpoint(
 def spread_rows(
     weight: torch.Tensor, bias: torch.Tensor, dataset_ids: list[int], class_names: Iterable[str]
 ) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
-    """Move the rows of a model's class head to raw category ids, the layout of official DETR.
+    """Move the rows of a class head, (K + 1) x C and K + 1, to raw category ids.
 
-    COCO's classes give 251 or 92 rows. Other classes give as many rows as the largest id needs.
-    Rows of unused ids have zero weights and :data:`UNUSED_BIAS`.
-
-    Args:
-        weight, bias: (K + 1) x C and K + 1.
-        dataset_ids, class_names: of the K classes.
+    COCO's classes give 251 or 92 rows, as in official DETR. Other classes give as many rows as the
+    largest id needs. Rows of unused ids have zero weights and :data:`UNUSED_BIAS`.
 
     Returns:
         weight, bias, and the name of each raw id.
-
-    Raises:
-        UserError: an id is negative.
     """
     if min(dataset_ids) < 0:
         raise UserError(f"category id {min(dataset_ids)} is negative: official heads have no row")
-    names = dict(zip(dataset_ids, class_names, strict=True))
+    by_id = dict(zip(dataset_ids, class_names, strict=True))
     count = max(dataset_ids) + 2
-    if names.items() <= COCO_NAMES.items():
-        count = BOX_ROWS if set(names) <= set(COCO_THING_IDS) else PANOPTIC_ROWS
+    if by_id.items() <= translate.COCO_NAMES.items():
+        count = (
+            translate.BOX_ROWS
+            if set(by_id) <= set(translate.COCO_THING_IDS)
+            else translate.PANOPTIC_ROWS
+        )
     spread = weight.new_zeros((count, weight.shape[1]))
     spread_bias = bias.new_full((count,), UNUSED_BIAS)
     rows = torch.tensor([*dataset_ids, count - 1])
     spread[rows], spread_bias[rows] = weight, bias
-    return spread, spread_bias, names
+    return spread, spread_bias, by_id
 
 
 def _exportable(
@@ -210,33 +177,32 @@ def _exportable(
         rename: maps our name to theirs, for tensors outside of backbone and mask head.
 
     Raises:
-        UserError: the backbone is not a ResNet with batch norms, or the mask head is another one.
+        UserError: the other code bases cannot hold backbone or mask head.
     """
     state = {
-        name: tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
-        if not name.endswith(COUNTER)
+        n: x.detach().cpu()
+        for n, x in model.state_dict().items()
+        if not n.endswith(translate.COUNTER)
     }
-    resnet = {name: resnet_names(name) for name in state if name.startswith("backbone.")}
-    has_means = any(names[:1] == ("bn1.running_mean",) for names in resnet.values())
+    resnet = {name: names.resnet_names(name) for name in state if name.startswith("backbone.")}
+    has_means = any(x[:1] == ("bn1.running_mean",) for x in resnet.values())
     known_masks = model.mask_head is None or "mask_head.lay1.weight" in state
     if not (known_masks and has_means and all(resnet.values())):
         raise UserError(
             "Other DETR code bases can hold only a ResNet with batch norms and MaskHeadSmallConv, "
             f"not {type(model.backbone).__name__} and {type(model.mask_head).__name__}"
         )
-    if ATTENTION_SCALE in state:
+    if translate.ATTENTION_SCALE in state:
         # Other code bases have no scale: it becomes a part of the weights.
         weight = state["mask_head.lay1.weight"] = state["mask_head.lay1.weight"].clone()
-        weight[:, model.mask_head.hidden_dim :] *= state.pop(ATTENTION_SCALE)
-    weight, bias, class_names = spread_rows(
-        *(state[name] for name in CLASS_HEAD), model.dataset_ids, model.class_names
-    )
-    state.update(zip(CLASS_HEAD, (weight, bias), strict=True))
+        weight[:, model.mask_head.hidden_dim :] *= state.pop(translate.ATTENTION_SCALE)
+    head = [state[name] for name in translate.CLASS_HEAD]
+    weight, bias, class_names = spread_rows(*head, model.dataset_ids, model.class_names)
+    state.update(zip(translate.CLASS_HEAD, (weight, bias), strict=True))
     prefix = "" if model.mask_head is None else "detr."
     renamed = {}
     for name, tensor in state.items():
-        if not name.startswith(MASK_PARTS):
+        if not name.startswith(translate.MASK_PARTS):
             name = prefix + (backbone + resnet[name][0] if name in resnet else rename(name))
         renamed[name] = tensor
     return renamed, class_names

@@ -9,7 +9,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from ...data.dataset_mapper import read_image
-from ...engine import PanopticTrainer, Predictor, setup_job
+from ...engine import PanopticTrainer, Predictor, load, setup_job
 from ...files import atomic_file
 from ...visualization.draw import draw_beside_ground_truth, read_ground_truth
 from ...visualization.panels import side_by_side
@@ -17,39 +17,24 @@ from ..report import write_report
 
 
 def run_demo(config_file: str, output_dir: Path, opts: list[str]) -> tuple[str, Path, Path]:
-    """Train, evaluate, draw and report.
-
-    Args:
-        config_file: path or name of a config.
-        output_dir: folder of checkpoints, metrics and pictures.
-        opts: flat list of config keys and values.
+    """Train, evaluate, draw and report into ``output_dir``.
 
     Returns:
         the table of PQ, SQ and RQ, the path of the picture and that of the report.
     """
-    arguments = argparse.Namespace(
-        config_file=config_file, opts=["OUTPUT_DIR", str(output_dir), *opts], eval_only=False
-    )
-    cfg = setup_job(arguments)
+    opts = ["OUTPUT_DIR", str(output_dir), *opts]
+    cfg = setup_job(argparse.Namespace(config_file=config_file, opts=opts, eval_only=False))
     trainer = PanopticTrainer(cfg)
     trainer.resume_or_load(resume=False)
     results = trainer.train()["panoptic_seg"]
-    weights = str(output_dir / "model_final.pth")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = weights
     picture = output_dir / "ground_truth_and_prediction.png"
-    write_picture(Predictor(cfg), cfg.DATASETS.TEST[0], picture)
-    return results_table(results), picture, write_report(output_dir)
-
-
-def results_table(results: dict[str, float]) -> str:
-    """Return PQ, SQ and RQ of all, thing and stuff classes as a table."""
+    write_picture(load(str(output_dir / "model_final.pth")), cfg.DATASETS.TEST[0], picture)
     rows = [
         [name, *(results[f"{metric}{suffix}"] for metric in ("PQ", "SQ", "RQ"))]
         for name, suffix in (("all", ""), ("things", "_th"), ("stuff", "_st"))
     ]
-    return tabulate(rows, headers=["held-out", "PQ", "SQ", "RQ"], floatfmt=".1f")
+    table = tabulate(rows, headers=["held-out", "PQ", "SQ", "RQ"], floatfmt=".1f")
+    return table, picture, write_report(output_dir)
 
 
 def write_picture(predictor: Predictor, dataset_name: str, path: Path, num_images: int = 8) -> None:

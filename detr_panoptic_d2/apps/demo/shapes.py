@@ -92,11 +92,9 @@ def make_shapes(
 
     Returns:
         dict: ``image_root``, ``panoptic_root``, ``panoptic_json``.
-
-    Raises:
-        OSError: another file or folder has this name.
     """
     paths, work = _paths(root, split), Path(root, f".{split}-new")
+    # A complete split needs no lock, which a read-only file system refuses.
     if os.path.isfile(paths["panoptic_json"]):
         return paths
     work.parent.mkdir(parents=True, exist_ok=True)
@@ -104,38 +102,25 @@ def make_shapes(
         if os.path.isfile(paths["panoptic_json"]):
             return paths
         logger.info(f"Making {num_images} images of shapes in '{root}' ...")
-        # A process that was killed may have left it. The lock keeps other processes away.
+        # A process that was killed may have left it.
         shutil.rmtree(work, ignore_errors=True)
-        try:
-            _write_split(work, num_images, size, seed)
-            work.rename(work.with_name(split))
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        images, annotations = [], []
+        (work / "images").mkdir(parents=True)
+        for index in range(num_images):
+            pixels, ids, segments = render(np.random.default_rng((seed, index)), size)
+            file_name, number = f"{index:06d}.png", index + 1
+            Image.fromarray(pixels).save(work / "images" / file_name, compress_level=1)
+            write_panoptic_png(work / "panoptic" / file_name, ids)
+            images.append({"id": number, "file_name": file_name, "height": size, "width": size})
+            annotation = {"image_id": number, "file_name": file_name, "segments_info": segments}
+            annotations.append(annotation)
+        write_panoptic_json(work / "panoptic.json", images, annotations, CATEGORIES)
+        work.rename(work.with_name(split))
     return paths
 
 
-def _write_split(folder: Path, num_images: int, size: int, seed: int) -> None:
-    images, annotations = [], []
-    (folder / "images").mkdir(parents=True)
-    for index in range(num_images):
-        pixels, ids, segments = render(np.random.default_rng((seed, index)), size)
-        file_name, image_id = f"{index:06d}.png", index + 1
-        Image.fromarray(pixels).save(folder / "images" / file_name, compress_level=1)
-        write_panoptic_png(folder / "panoptic" / file_name, ids)
-        images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
-        annotations.append(
-            {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-        )
-    write_panoptic_json(folder / "panoptic.json", images, annotations, CATEGORIES)
-
-
 def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Draw one image of ``size`` pixels a side.
-
-    Returns:
-        (ndarray, ndarray, list[dict]): uint8 RGB image (size, size, 3), int32 segment ids
-        (size, size), and COCO panoptic ``segments_info`` with dataset category ids.
-    """
+    """Return a uint8 RGB image of ``size`` pixels a side, its ids, and its ``segments_info``."""
     grid = np.mgrid[:size, :size].astype(np.float32) / size
     is_ground, image = _background(rng, grid)
     labels = is_ground.astype(np.int32)  # 0 sky, 1 ground, then the shapes
@@ -167,29 +152,23 @@ def render(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _background(rng: np.random.Generator, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ground's mask (size, size) and the colours (size, size, 3) of both."""
+    """Return the mask of the ground (size, size) and the colors (size, size, 3) of both."""
     y, x = grid
     horizon = rng.uniform(0.35, 0.65)
     for waves in rng.uniform(0.5, 4.0, 3):
         phase = rng.uniform(0, 2 * math.pi)
         horizon = horizon + 0.08 / (1 + waves) * np.sin(2 * math.pi * waves * x + phase)
     is_ground = y > horizon
-
     sky = _hsv(rng.uniform(0.54, 0.62), rng.uniform(0.25, 0.6), rng.uniform(0.75, 0.95))
-    clouds = _texture(rng, grid, (0.5, 2.5), (1.0, 5.0))
+    clouds = _waves(rng, grid, (0.5, 2.5), (1.0, 5.0))
     sky_image = sky + 0.25 * y[..., None] + 0.07 * clouds[..., None]
     ground = _hsv(rng.uniform(0.26, 0.40), rng.uniform(0.3, 0.6), rng.uniform(0.3, 0.6))
-    grass = _texture(rng, grid, (6.0, 16.0), (6.0, 16.0))
+    grass = _waves(rng, grid, (6.0, 16.0), (6.0, 16.0))
     ground_image = ground * (1 + 0.30 * grass[..., None])
     return is_ground, np.where(is_ground[..., None], ground_image, sky_image)
 
 
-def _texture(
-    rng: np.random.Generator,
-    grid: np.ndarray,
-    across: tuple[float, float],
-    down: tuple[float, float],
-) -> np.ndarray:
+def _waves(rng: np.random.Generator, grid: np.ndarray, across: tuple, down: tuple) -> np.ndarray:
     """Return three plane waves multiplied, within -1 and 1; frequencies are waves per side."""
     y, x = grid
     value = np.ones_like(x)
@@ -200,11 +179,11 @@ def _texture(
 
 
 def _shape(rng: np.random.Generator, grid: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
-    """Return category, mask (size, size) and colours (size, size, 3) of a random shape."""
+    """Return category, mask (size, size) and colors (size, size, 3) of a random shape."""
     category = _SHAPES[rng.integers(len(_SHAPES))]
     radius, angle = rng.uniform(*_RADIUS), rng.uniform(0, 2 * math.pi)
-    centre = rng.uniform(0.6 * radius, 1 - 0.6 * radius, 2)
-    y, x = grid[0] - centre[0], grid[1] - centre[1]
+    center = rng.uniform(0.6 * radius, 1 - 0.6 * radius, 2)
+    y, x = grid[0] - center[0], grid[1] - center[1]
     if category["name"] == "circle":
         mask = x * x + y * y < radius * radius
     else:
