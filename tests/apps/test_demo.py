@@ -33,7 +33,7 @@ def test_data_training_table_picture_and_report(tmp_path):
     page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     for text in (
         *("Finished: 4 iterations.", "Results on shapes_panoptic_tune", "triangle", "model_best"),
-        *("Per iteration", "Total loss", "Learning rate"),
+        *("Per training step", "Total loss", "Learning rate"),
         *("MAX_ITER: 4", 'alt="Ground truth" src="data:image/jpeg'),
     ):
         assert text in page, text

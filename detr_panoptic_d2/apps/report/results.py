@@ -162,7 +162,7 @@ def _summarize_errors(errors: SegmentErrors, names: dict[int, str], path: Path) 
     return [
         {"text": "PQ that each kind of error costs. The sum is 100 - PQ."},
         {"pairs": [(KINDS[kind], f"{value:.1f}") for kind, value in lost.items()]},
-        {"pictures": [(caption, table)], "class": "row"},
+        {"pictures": [(caption, table)], "class": "sheet"},
     ]
 
 
