@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from detr_panoptic_d2.cli import check as check_command
 from detr_panoptic_d2.cli import convert as convert_command
@@ -54,29 +52,3 @@ def run_command(capsys, caplog, monkeypatch) -> Callable[..., tuple[int, str]]:
         return status, done.out + done.err + caplog.text
 
     return run
-
-
-@pytest.fixture
-def save_image() -> Callable[..., Path]:
-    """Return ``save(path, height, width)``: a random picture, in folders made for it."""
-
-    def save(path: Path, height: int, width: int, **save_options: Any) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(path, **save_options)
-        return path
-
-    return save
-
-
-@pytest.fixture
-def save_mask() -> Callable[[Path, Any], Path]:
-    """Return ``save(path, pixels)``: an array as a PNG, in folders made for it."""
-
-    def save(path: Path, pixels: Any) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
-        image.save(path)
-        return path
-
-    return save

@@ -43,15 +43,24 @@ def png(mask):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def save_image(root, size):
-    path = root / "images" / IMAGE
+def save_image(path, height, width, **options):
+    """Save a random picture, in folders made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def save_mask(path, mask):
+    """Save an array, an image, or bytes, in folders made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(mask, bytes):
+        path.write_bytes(mask)
+    else:
+        (mask if isinstance(mask, Image.Image) else Image.fromarray(np.asarray(mask))).save(path)
 
 
 def coco_folder(root, annotations, size=(H, W), changed=None, **options):
-    save_image(root, size)
+    save_image(root / "images" / IMAGE, *size)
     content = {
         "images": [{"id": 5, "file_name": IMAGE, "height": size[0], "width": size[1]}],
         "annotations": [
@@ -66,7 +75,7 @@ def coco_folder(root, annotations, size=(H, W), changed=None, **options):
 
 
 def labelme_folder(root, shapes, size=(H, W), folder="images/sub", changed=None):
-    save_image(root, size)
+    save_image(root / "images" / IMAGE, *size)
     content = {
         "shapes": [{"label": "cat", "group_id": None, **s} for s in shapes],
         "imagePath": "a.jpg",
@@ -80,7 +89,7 @@ def labelme_folder(root, shapes, size=(H, W), folder="images/sub", changed=None)
 
 
 def cvat_folder(root, shapes, size=(H, W), name=IMAGE, head=""):
-    save_image(root, size)
+    save_image(root / "images" / IMAGE, *size)
     labels = "<label><name>dog</name></label><label><name>cat</name></label>"
     (root / "annotations.xml").write_text(
         f'<?xml version="1.0" encoding="utf-8"?>{head}<annotations><meta><task><labels>{labels}'
@@ -91,26 +100,17 @@ def cvat_folder(root, shapes, size=(H, W), name=IMAGE, head=""):
 
 
 def class_masks_folder(root, mask, size=(H, W), labels=CAMVID, name="labels.txt", **options):
-    save_image(root, size)
-    _save_mask(root / "masks/sub/a_L.png", mask)
+    save_image(root / "images" / IMAGE, *size)
+    save_mask(root / "masks/sub/a_L.png", mask)
     (root / name).write_text(labels)
     options = {"mask_suffix": "_L.png", **options}
     return class_masks(root / "images", root / "masks", root / name, **options)
 
 
 def instance_masks_folder(root, mask, size=(H, W), **options):
-    save_image(root, size)
-    _save_mask(root / "masks/sub/a_mask.png", mask)
+    save_image(root / "images" / IMAGE, *size)
+    save_mask(root / "masks/sub/a_mask.png", mask)
     return instance_masks(root / "images", root / "masks", **options)
-
-
-def _save_mask(path, mask):
-    """Save an array, an image, or bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(mask, bytes):
-        path.write_bytes(mask)
-    else:
-        (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
 
 
 class Result:

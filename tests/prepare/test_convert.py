@@ -31,7 +31,7 @@ from detr_panoptic_d2.prepare.convert.values import resolve_inside
 from detr_panoptic_d2.prepare.convert.writer import convert as write
 from detr_panoptic_d2.prepare.convert.writer import png_names
 from detr_panoptic_d2.prepare.parallel import map_images
-from tests.prepare.folders import Result
+from tests.prepare.folders import Result, save_image, save_mask
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -72,7 +72,7 @@ def test_the_written_config_is_used_from_a_moved_folder(convert, tmp_path, monke
     assert MetadataCatalog.get("my_set_val").stuff_classes == ["cell", "ground"]
 
 
-def test_queries_suffice_for_the_data(convert, tmp_path, save_image, save_mask):
+def test_queries_suffice_for_the_data(convert, tmp_path):
     """An image of 90 objects; 100 queries of the base are too few for half more."""
     save_image(tmp_path / "images/a.jpg", 30, 30)
     save_mask(tmp_path / "masks/a.png", np.arange(10, 910, dtype=np.uint16).reshape(30, 30) // 10)
@@ -268,7 +268,7 @@ def test_a_killed_process_is_an_error_of_one_line():
         map_images(os._exit, [1], workers=0, description="x")
 
 
-def test_tiles(convert, tmp_path, save_image, save_mask):
+def test_tiles(convert, tmp_path):
     """Two objects, one of which a seam cuts, and a corner without any."""
     save_image(tmp_path / "in/images/a.jpg", 64, 64, quality=60)
     mask = np.zeros((64, 64), np.uint8)

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from detr_panoptic_d2.engine import setup_cfg
-from tests.prepare.folders import H, Result, W, rle
+from tests.prepare.folders import H, Result, W, rle, save_image, save_mask
 
 pytestmark = pytest.mark.usefixtures("clean_catalogs")
 
@@ -31,7 +31,7 @@ def box_of(mask):
 
 
 @pytest.fixture
-def photo(save_image, tmp_path):
+def photo(tmp_path):
     """Return ``save(name)``: a photograph."""
     return lambda name: save_image(tmp_path / "in" / name, H, W)
 
@@ -42,14 +42,10 @@ def write(tmp_path):
 
     def run(name, content):
         path = tmp_path / "in" / name
+        if isinstance(content, np.ndarray | Image.Image):
+            return save_mask(path, content)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            path.write_text(content)
-        elif isinstance(content, np.ndarray | Image.Image):
-            image = content if isinstance(content, Image.Image) else Image.fromarray(content)
-            image.save(path)
-        else:
-            path.write_text(json.dumps(content))
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
 
     return run
 

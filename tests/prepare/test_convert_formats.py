@@ -31,6 +31,8 @@ from tests.prepare.folders import (
     png,
     rle,
     runs,
+    save_image,
+    save_mask,
 )
 
 TWO_POINTS = [[1, 2], [3, 4]]
@@ -144,7 +146,7 @@ def test_coco_with_semantic_json(make, convert_and_check, tmp_path):
     assert [name for name, *_ in result.segments(IMAGE)].count("cat") == 1
 
 
-def test_coco_with_semantic_masks(make, convert_and_check, save_mask, tmp_path):
+def test_coco_with_semantic_masks(make, convert_and_check, tmp_path):
     values = np.full((H, W), 255, np.uint8)
     values[:12], values[12:20] = 0, 1
     save_mask(tmp_path / "semantic/sub/a.png", values)
@@ -316,7 +318,7 @@ def test_a_json_without_a_usable_path_has_the_image_beside_it(make, convert_and_
 
 
 @pytest.mark.parametrize("folder", ["", "images/"])
-def test_subsets_of_a_cvat_project(tmp_path, save_image, convert_and_check, folder):
+def test_subsets_of_a_cvat_project(tmp_path, convert_and_check, folder):
     """As CVAT exports a project: two images of one name, each in the folder of its subset."""
     images = ""
     for number, subset in enumerate(("Train", "Validation", "default")):
@@ -356,7 +358,7 @@ def test_every_shape_of_cvat(make, convert_and_check):
     assert classes == ["dog", "cat", "blob", "disc", "turned"]
 
 
-def test_turned_shapes_of_label_studio(tmp_path, save_image, convert_and_check):
+def test_turned_shapes_of_label_studio(tmp_path, convert_and_check):
     """In percent of the image; a rectangle turns around its first corner, an ellipse in place."""
     save_image(tmp_path / "images/a.jpg", 100, 200)
     results = [
@@ -455,7 +457,7 @@ def voc_image(values):
 
 
 @pytest.mark.parametrize("as_rgb", [False, True])
-def test_class_and_object_masks_of_voc(tmp_path, save_mask, save_image, convert_and_check, as_rgb):
+def test_class_and_object_masks_of_voc(tmp_path, convert_and_check, as_rgb):
     """Two people that touch, a border, a car without an object; suffixes are found."""
     save_image(tmp_path / "images/a.jpg", H, W)
     classes, objects = np.zeros((2, H, W), np.uint8)
@@ -498,7 +500,7 @@ def test_void_value_of_instance_masks(make, convert_and_check):
     assert [n for n, *_ in result.segments(IMAGE)] == ["crack"]
 
 
-def test_rotated_images_have_their_upright_size(tmp_path, save_image, save_mask, convert_and_check):
+def test_rotated_images_have_their_upright_size(tmp_path, convert_and_check):
     exif = Image.Exif()
     exif[0x0112] = 6
     save_image(tmp_path / "images/a.jpg", 10, 20, exif=exif)

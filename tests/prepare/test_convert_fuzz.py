@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.convert.classes import ClassOptions
-from detr_panoptic_d2.prepare.convert.segments import to_panoptic
+from detr_panoptic_d2.prepare.convert.shapes import to_panoptic
 from detr_panoptic_d2.prepare.convert.source import Labels, Segment
 from detr_panoptic_d2.prepare.convert.writer import convert
 from tests.prepare.folders import (
@@ -19,12 +19,8 @@ from tests.prepare.folders import (
     Result,
     class_masks_folder,
     coco_folder,
-    cvat_folder,
     instance_masks_folder,
-    labelme_folder,
-    png,
     rle,
-    runs,
 )
 
 FUZZ = settings(
@@ -63,27 +59,6 @@ def as_coco(folder, case):
     return coco_folder(folder, annotations, case[0].shape)
 
 
-def as_labelme(folder, case):
-    shapes = []
-    for name, mask in object_masks(case):
-        y, x = np.nonzero(mask)
-        if len(y):
-            cut = png(mask[y.min() : y.max() + 1, x.min() : x.max() + 1])
-            points = np.array([[x.min(), y.min()], [x.max(), y.max()]]).tolist()
-            shapes.append({"label": name, "points": points, "shape_type": "mask", "mask": cut})
-    return labelme_folder(folder, shapes, case[0].shape)
-
-
-def as_cvat(folder, case):
-    height, width = case[0].shape
-    shapes = [
-        f'<mask label="{name}" rle="{", ".join(map(str, runs(mask)))}" left="0" top="0" '
-        f'width="{width}" height="{height}"/>'
-        for name, mask in object_masks(case)
-    ]
-    return cvat_folder(folder, "".join(shapes), case[0].shape)
-
-
 def as_instance_masks(folder, case):
     return instance_masks_folder(folder, case[0].astype(np.uint16), case[0].shape, category="cat")
 
@@ -102,7 +77,7 @@ def as_set(segments):
     return sorted((name, mask.tobytes()) for name, mask in segments if mask.any())
 
 
-@pytest.mark.parametrize("make", [as_coco, as_labelme, as_cvat, as_instance_masks])
+@pytest.mark.parametrize("make", [as_coco, as_instance_masks])
 @given(case=maps(), background=st.sampled_from([None, "rest"]))
 @FUZZ
 def test_objects_come_back(make, case, background):

@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...export.runtime.tiles import tile_corners
 from ..parallel import map_images
 from .classes import ClassOptions, choose_categories
-from .segments import to_panoptic
+from .shapes import to_panoptic
 from .source import Item, Source, check_size, log_left_out, logger, upright_size
 from .values import errors_in
 
