@@ -222,7 +222,7 @@ def test_findings_and_fixes(clean, check, change, expected):
 def test_every_kind_has_a_case_and_is_in_the_docs():
     found = {kind for _, expected in CASES for kind in expected.strip("+").split()}
     text = (Path(__file__).parents[2] / "docs/own_data.md").read_text(encoding="utf-8")
-    errors, warnings = text.partition("| errors |")[2].partition("`--fix`")[0].split("Warnings:")
+    errors, warnings = text.partition("| errors |")[2].partition("`--fix`")[0].split("warnings are")
     assert set(re.findall("`([a-z-]+)`", warnings)) == set(WARNINGS)
     assert set(re.findall("`([a-z-]+)`", errors)) | set(WARNINGS) == found | {"no-labels", *SHARED}
 
@@ -451,5 +451,9 @@ def test_no_check_is_possible(command, tmp_path):
         assert status == 1 and message in printed and "Traceback" not in printed
     status, printed = command("--config-file", tmp_path / "none.yaml")
     assert status == 1 and "none.yaml" in printed
+    sets = {"REGISTER": [{"name": "x", **nowhere}], "TRAIN": [], "TEST": []}
+    config = save_config(tmp_path / "mine.yaml", sets)
+    options = ["--output", tmp_path / "out", "--augmented", 1, "--config-file", config]
+    assert "first set of DATASETS.TRAIN, which is empty" in command(*options)[1]
     for arguments in ([], ["--image-root", "x"], ["--config-file", "x", "--image-root", "x"]):
         assert command(*arguments)[0] == 2

@@ -48,8 +48,12 @@ def check_config(config_file: str, opts: list[str], *, augmented: int, **options
             sets[name] = DatasetPaths(name, *(str(metadata.get(key)) for key in PATH_KEYS))
     if not sets:
         raise UserError(f"'{config_file}' names no data set.")
+    if augmented and not cfg.DATASETS.TRAIN:
+        raise UserError("--augmented draws the first set of DATASETS.TRAIN, which is empty.")
     status = check_sets(list(sets.values()), cfg=cfg, **options)
-    if augmented and not status:
+    if augmented and status:
+        logger.warning("augmented.png is not drawn, because the data sets have errors.")
+    elif augmented:
         register_from_config(cfg)
         draw_augmented(cfg, augmented, options["output"] / "augmented.png")
     return status
