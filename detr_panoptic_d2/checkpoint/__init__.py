@@ -1,9 +1,5 @@
-"""Checkpoints of this project and of other DETR code bases.
-
-:mod:`.names` has the names of tensors in other code bases. :mod:`.translate` converts any known
-checkpoint to the names of a model; ``PanopticDETR`` calls it on every state dict that it loads.
-:class:`PanopticCheckpointer` adds reading without running code (:mod:`.read`), checks, atomic
-files, and config and classes in each checkpoint (:mod:`.description`).
+"""Checkpoints of this project and of other DETR code bases: :mod:`.translate` converts their state
+dicts, :mod:`.read` reads files without running code, :mod:`.description` adds config and classes.
 """
 
 from .checkpointer import PanopticCheckpointer

@@ -43,12 +43,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
         self._description = dict(description or {})
 
     def load(
-        self,
-        path: str,
-        checkpointables: list[str] | None = None,
-        *,
-        complete: bool = False,
-        weights_key: str | None = None,
+        self, path: str, checkpointables: list[str] | None = None, *, complete: bool = False
     ) -> dict[str, Any]:
         """Load the weights, and the state of the ``checkpointables`` that are in the file.
 
@@ -59,7 +54,6 @@ class PanopticCheckpointer(DetectionCheckpointer):
             checkpointables: names of those to load; None: all.
             complete: raise an error if a tensor of the model would keep its initial values. For
                 evaluation and prediction; a training may start with new parts.
-            weights_key: the suffix, given as an argument.
 
         Returns:
             the other content of the file (``iteration``, for example).
@@ -74,8 +68,8 @@ class PanopticCheckpointer(DetectionCheckpointer):
                     "checkpoint, such as model_final.pth of a training or a published one"
                 )
             return super().load(path, checkpointables)
-        path, key = split_weights_key(str(path))
-        self._complete, self._weights_key = complete, key or weights_key
+        path, self._weights_key = split_weights_key(str(path))
+        self._complete = complete
         try:
             return super().load(local_file(path), checkpointables)
         finally:
@@ -97,7 +91,7 @@ class PanopticCheckpointer(DetectionCheckpointer):
         try:
             if not os.path.isfile(last):
                 raise UserError(f"{last} does not exist")
-            return self.load(last, complete=complete, weights_key="model")
+            return self.load(f"{last}#model", complete=complete)
         except UserError as error:
             raise UserError(
                 f"Training cannot be resumed: {error}. To resume from an earlier checkpoint, write "
@@ -124,11 +118,10 @@ class PanopticCheckpointer(DetectionCheckpointer):
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
         target = Path(self.save_dir, f"{name}.pth")
-        if tensor_name := first_nonfinite(data["model"]):
+        if tensor := first_nonfinite(data["model"]):
             raise UserError(
-                f"{tensor_name} is infinite or NaN, so {target} was not written. "
-                f"{self.resume_hint()} Lower SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 "
-                "instead of float16."
+                f"{tensor} is infinite or NaN, so {target} was not written. {self.resume_hint()} "
+                "Lower SOLVER.BASE_LR, or use SOLVER.AMP.DTYPE bfloat16 instead of float16."
             )
         logger.info("Saving checkpoint to %s", target)
         try:
@@ -163,6 +156,16 @@ class PanopticCheckpointer(DetectionCheckpointer):
         path, dilated = checkpoint.pop("path"), checkpoint.pop("dilated", False)
         weights, classes = checkpoint.pop("model"), checkpoint.pop("class_names", None)
         translation = translate(self.model, weights, classes)
+        if not translation.foreign:
+            # A checkpoint of this project has the names of its classes.
+            names = [category["name"] for category in checkpoint.get("categories", ())]
+            own_names = getattr(self.model, "class_names", None) or names
+            if len(names) == len(own_names) and names != own_names:
+                first = next(x for x in zip(names, own_names, strict=True) if x[0] != x[1])
+                translation.warnings.append(
+                    f"The class head is for other classes: {first[0]!r} is {first[1]!r} in "
+                    "DATASETS.TRAIN"
+                )
         _check_fit(translation, self.model.state_dict(), path, self._complete)
         try:
             self.model.load_state_dict(translation.state, strict=False)
@@ -207,7 +210,7 @@ def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -
     summary = "does not fit the model; nothing was loaded"
     if complete and not problems and translation.warnings:
         problems = translation.warnings
-        summary = "does not hold all of the model, the rest would be random"
+        summary = "does not hold all of the model"
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(

@@ -17,24 +17,19 @@ from .read import local_file, read_checkpoint, split_weights_key
 
 
 def describe(cfg: CfgNode) -> dict[str, Any]:
-    """Return the entries that make a checkpoint self-describing.
+    """Return the entries that make a checkpoint self-describing, plain data only.
 
-    Returns:
-        ``config``, the config as yaml, with the thresholds of inference; ``categories``, id, name,
-        thing-ness and color of each class, as in a COCO panoptic json. Plain data only.
+    ``config`` is the config as yaml, with rule and thresholds of the panoptic inference;
+    ``categories`` are those of a COCO panoptic json: id, name, thing-ness and color.
     """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     return {"config": cfg.dump(), "categories": categories_of(MetadataCatalog.get(names[0]))}
 
 
 def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Build the config of inference from a self-describing checkpoint.
+    """Build the config of inference from a self-describing checkpoint, changed by keys and values.
 
     Registers the classes under a name of their own: the data sets of the training need not exist.
-
-    Args:
-        path: a checkpoint of this project, see :meth:`PanopticCheckpointer.load`.
-        opts: flat list of keys and values that change the config.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,6 +51,8 @@ def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.set_new_allowed(True)
         cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
         cfg.set_new_allowed(False)
+        # The device of this machine, not that of the training.
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         cfg.merge_from_list(list(opts))
     except (KeyError, AssertionError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"Config of {path}, KEY VALUE pairs: {error}") from error
@@ -63,7 +60,5 @@ def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
     # The file has the weights of the backbone.
     cfg.MODEL.DETR.BACKBONE.PRETRAINED = False
     cfg.DATASETS.REGISTER, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = [], (), (name,)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     return cfg

@@ -1,10 +1,8 @@
 """Names of the tensors of a ``PanopticDETR`` in other code bases.
 
-These are facebookresearch/detr and its Detectron2 wrapper, Hugging Face's Detr (the names in its
-files, with the backbone of timm or of transformers), the ResNets of torchvision, timm, Detectron2
-and Hugging Face, and other backbones with the names of their own library. All tables map the
-model's names to the others. Reading looks for a tensor of the model under each name. Writing
-renames.
+These are facebookresearch/detr and its Detectron2 wrapper, Hugging Face's Detr (with the backbone
+of timm or of transformers), the ResNets of torchvision, timm, Detectron2 and Hugging Face, and other
+backbones with the names of their own library.
 """
 
 import re

@@ -195,7 +195,7 @@ def _choose_classes(
     if weight.shape[1:] != own_weight.shape[1:] or same_rows:
         return
     names_in_file = class_names_of_rows(len(weight), file_classes) if raw_ids else {}
-    classes = enumerate(zip(model.dataset_ids, model.class_names, strict=True))
+    classes = enumerate(zip(model.dataset_ids, model.class_names or (), strict=False))
     shared = [(row, i, name) for row, (i, name) in classes if i in names_in_file]
     conflicts = [
         f"; id {i} is {names_in_file[i]!r}, not {name!r}"

@@ -34,10 +34,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
 
     - The ground truth comes from the dataset dicts. PNGs keep their real names, and ``area`` and
       ``iscrowd`` may be missing.
-    - A set without things, without stuff or with nothing but void gives NaN for what cannot be
-      computed, where panopticapi divides by zero.
-    - ``process`` compares each prediction at once and without a PNG. An image that
-      is processed twice counts once.
+    - What cannot be computed (without things, stuff or any segment) is NaN.
+    - ``process`` compares each prediction at once, without a PNG. An image that is processed twice
+      counts once.
 
     ``output_dir`` gets ``panoptic/*.png``, ``predictions.json`` (COCO's result format) and
     ``per_image.json`` (rows of category id, sum of IoU, TP, FP, FN for each image); None: nothing.

@@ -67,14 +67,14 @@ class SetCriterion(nn.Module):
         self.register_buffer("class_weight", weight, persistent=False)
 
     @classmethod
-    def from_config(cls, cfg, class_names):
+    def from_config(cls, cfg, num_classes, class_names):
         detr, class_weights = cfg.MODEL.DETR, {}
         for name, weight in detr.CLASS_WEIGHTS:
-            allowed = f"names of classes: {', '.join(class_names)}"
-            check_value("MODEL.DETR.CLASS_WEIGHTS", name, name in class_names, allowed)
+            allowed = f"names of classes: {', '.join(class_names or [])}"
+            check_value("MODEL.DETR.CLASS_WEIGHTS", name, name in (class_names or []), allowed)
             class_weights[class_names.index(name)] = weight
         return {
-            "num_classes": len(class_names),
+            "num_classes": num_classes,
             "matcher": HungarianMatcher(detr.CLASS_WEIGHT, detr.L1_WEIGHT, detr.GIOU_WEIGHT),
             "weights": {
                 "loss_ce": detr.CLASS_WEIGHT,

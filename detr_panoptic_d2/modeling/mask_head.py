@@ -193,8 +193,11 @@ class MaskHeadSmallConv(nn.Module):
         self, attention: torch.Tensor, image_index: torch.Tensor, *image_maps: torch.Tensor
     ) -> torch.Tensor:
         """Mask logits P x H2 x W2 of some pairs, all at once; see :meth:`forward`."""
-        attention = _cpu_channels_last(attention * self.attention_scale)
-        x = F.conv2d(attention, self.lay1.weight[:, self.hidden_dim :], padding=1)
+        weight = self.lay1.weight[:, self.hidden_dim :]
+        # The product can exceed the largest float16.
+        with torch.autocast(attention.device.type, enabled=False):
+            attention = _cpu_channels_last(attention.to(weight.dtype) * self.attention_scale)
+            x = F.conv2d(attention, weight, padding=1)
         x = F.relu(self.gn1(x + _of_each_pair(image_maps[0], image_index)), inplace=True)
         x = F.relu(self.gn2(self.lay2(x)), inplace=True)
         stages = ((self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5))

@@ -124,8 +124,9 @@ def semantic_scores(
     """
     classes = probabilities.float().T
     semantic = mask_logits.new_empty((len(classes), *frame.output), dtype=torch.float32)
-    for part, strip in resize_strips(mask_logits, frame):
-        semantic[:, part] = (classes @ strip.sigmoid().flatten(1)).unflatten(1, strip.shape[1:])
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        for part, strip in resize_strips(mask_logits, frame):
+            semantic[:, part] = (classes @ strip.sigmoid().flatten(1)).unflatten(1, strip.shape[1:])
     return semantic
 
 

@@ -128,7 +128,7 @@ class PanopticDETR(Detector):
             "backbone": backbone,
             "transformer": Transformer(cfg),
             "mask_head": build_mask_head(cfg, shapes) if cfg.MODEL.MASK_ON else None,
-            "criterion": SetCriterion(cfg, class_names(metadata)),
+            "criterion": SetCriterion(cfg, count, class_names(metadata)),
             "panoptic_inference": build_panoptic_inference(cfg, thing_class_ids(metadata)),
             "metadata": metadata,
             "hidden_dim": detr.HIDDEN_DIM,

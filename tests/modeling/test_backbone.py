@@ -104,7 +104,7 @@ def test_detr_resnet_equals_torchvision(dilation):
             torch.testing.assert_close(feature, x, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("freeze_at", [0, 1, 2, 5])
+@pytest.mark.parametrize("freeze_at", [0, 1, 2])
 def test_torchvision_freezing(freeze_at):
     backbone = build_torchvision(
         "resnet18", "MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.RESNETS.NORM", "BN"
@@ -174,7 +174,6 @@ def test_torchvision_offline(monkeypatch):
     [
         ("convnext_atto", math.floor),
         ("swin_tiny_patch4_window7_224", math.ceil),
-        ("efficientnet_b0", math.ceil),
         ("resnet18", math.ceil),
     ],
 )
@@ -248,14 +247,8 @@ def test_renamed_fpn():
 @pytest.mark.parametrize(
     ("name", "features", "message"),
     [
-        ("no_such_backbone", ["res2", "res3", "res4", "res5"], "no_such_backbone.*build_resnet"),
         ("build_renamed_backbone", ["res2", "res3", "res4", "res5"], "the backbone to wrap"),
-        (
-            "build_resnet_backbone",
-            ["p2", "p3", "res4", "res5"],
-            "four of the levels of ResNet",
-        ),
-        ("build_resnet_backbone", ["res3", "res4", "res5"], "must be four"),
+        ("build_resnet_backbone", ["p2", "p3", "res4", "res5"], "four of the levels of ResNet"),
         ("build_resnet_backbone", ["res5", "res4", "res3", "res2"], "finest first"),
     ],
 )

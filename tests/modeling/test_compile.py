@@ -56,16 +56,3 @@ def test_training_compiles(model):
     expected = gradient()
     model.compile_parts(dynamic=True, backend="eager")
     torch.testing.assert_close(gradient(), expected)
-
-
-@pytest.mark.slow
-def test_switch_in_the_config_with_code_generation():
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.DETR.COMPILE", "True", "MODEL.DETR.TEST.SCORE_THRESH"]
-    torch.manual_seed(0)
-    compiled = build_model(setup_cfg("shapes/tiny.yaml", [*opts, "0.0"])).eval()
-    torch.manual_seed(0)
-    opts[3] = "False"
-    plain = build_model(setup_cfg("shapes/tiny.yaml", [*opts, "0.0"])).eval()
-    image = 255 * torch.rand(3, 96, 90)
-    torch.testing.assert_close(masks(compiled, image, 4), masks(plain, image, 4), atol=1e-4, rtol=0)
-    torch.compiler.reset()
