@@ -1,7 +1,7 @@
 """Pure functions on mask logits: resizing without the padding, argmax, instances, class scores.
 
-Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W the output image.
-Everything stays on the device of the masks; pixels are never looped over.
+Shapes: Q kept queries, K classes, h x w the mask grid (stride of res2), H x W the output image. A
+``frame`` has the sizes of canvas, image and output. Everything stays on the device of the masks.
 """
 
 from collections.abc import Sequence
@@ -84,12 +84,9 @@ def values_at_pixels(mask_logits: torch.Tensor, frame: Frame, pixels: torch.Tens
 def argmax_at_output(
     mask_logits: torch.Tensor, frame: Frame, queries: list[int] | None = None
 ) -> torch.Tensor:
-    """The query (int64) with the largest logit at every output pixel.
+    """The query (int64) with the largest of the logits Q x h x w at every output pixel.
 
-    Args:
-        mask_logits: Q x h x w, Q > 0.
-        frame: sizes of canvas, image and output.
-        queries: indices of the queries to choose from, ascending; None: all.
+    Only ``queries`` (ascending indices) compete; None: all.
     """
     owner = torch.empty(frame.output, dtype=torch.int64, device=mask_logits.device)
     chosen = None
@@ -114,14 +111,8 @@ def masks_at_output(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
 def semantic_scores(
     mask_logits: torch.Tensor, probabilities: torch.Tensor, frame: Frame
 ) -> torch.Tensor:
-    """Class scores K x H x W: the sum over queries of class probability times mask probability
-    (Cheng et al. 2021, MaskFormer, section 3.4).
-
-    Args:
-        mask_logits: Q x h x w of all queries.
-        probabilities: Q x K class probabilities, without no-object.
-        frame: sizes of canvas, image and output.
-    """
+    """Class scores K x H x W: the sum over queries of class probability (Q x K, without no-object)
+    times mask probability (Cheng et al. 2021, MaskFormer, section 3.4)."""
     classes = probabilities.float().T
     semantic = mask_logits.new_empty((len(classes), *frame.output), dtype=torch.float32)
     with torch.autocast(mask_logits.device.type, enabled=False):
@@ -139,11 +130,7 @@ def to_instances(
 ) -> Instances:
     """Make Detectron2's instances at the output size, best score first.
 
-    Args:
-        boxes: Q x 4, (cx, cy, w, h) relative to the image.
-        scores, labels: Q.
-        mask_logits: Q x h x w, or None for boxes alone.
-        frame: sizes of canvas, image and output.
+    ``boxes`` are Q x 4, (cx, cy, w, h) relative to the image.
     """
     order = scores.argsort(descending=True)
     height, width = frame.output

@@ -89,12 +89,9 @@ class HungarianMatcher(nn.Module):
     def forward(
         self, pred_logits: torch.Tensor, pred_boxes: torch.Tensor, targets: Targets
     ) -> Matches:
-        """
-        Args:
-            pred_logits: L x B x N x (K + 1).
-            pred_boxes: L x B x N x 4, (cx, cy, w, h) relative.
-            targets: the ground truth. Of more than N targets in an image, the N of least cost are
-                matched.
+        """Match logits L x B x N x (K + 1) and boxes L x B x N x 4, (cx, cy, w, h) relative.
+
+        Of more than N targets in an image, the N of least cost are matched.
         """
         layers, _, num_queries = pred_logits.shape[:3]
         labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)

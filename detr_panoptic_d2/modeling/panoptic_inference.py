@@ -31,13 +31,8 @@ def build_panoptic_inference(cfg, thing_ids: list[int]) -> nn.Module:
 
 
 class PixelAssigner:
-    """Assigns the output pixels of one image to queries.
-
-    Args:
-        pixel_values: Q x h x w; a pixel goes to the query of greatest value.
-        mask_logits: Q x h x w; the mask of a query is where its logit is above 0.
-        frame: sizes of canvas, image and output.
-    """
+    """Assigns each output pixel of one image to the query of greatest value (Q x h x w). The mask
+    of a query is where its logit is above 0."""
 
     def __init__(self, pixel_values: torch.Tensor, mask_logits: torch.Tensor, frame: Frame):
         self.pixel_values, self.mask_logits, self.frame = pixel_values, mask_logits, frame
