@@ -1,8 +1,8 @@
 """Names of the tensors of a ``PanopticDETR`` in other code bases.
 
 These are facebookresearch/detr and its Detectron2 wrapper, Hugging Face's Detr (with the backbone
-of timm or of transformers), the ResNets of torchvision, timm, Detectron2 and Hugging Face, and other
-backbones with the names of their own library.
+of timm or of transformers), the ResNets of torchvision, timm, Detectron2 and Hugging Face, and
+other backbones with the names of their own library.
 """
 
 import re
