@@ -21,9 +21,9 @@ def dataset_ids(metadata: Metadata) -> list[int]:
     contiguous_ids = things | stuff
     if sorted(contiguous_ids.values()) != list(range(len(contiguous_ids))):
         raise UserError(
-            f"Data set '{metadata.get('name')}': the contiguous ids of things and stuff are not "
-            f"0..{len(contiguous_ids) - 1}, each for one class. They need one id space: "
-            "use the standard form ('coco_2017_val_panoptic') and not the '_separated' one."
+            f"Data set '{metadata.get('name')}': the contiguous ids of its classes are not 0.."
+            f"{len(contiguous_ids) - 1}. Things and stuff need one id space, so use the standard "
+            "form ('coco_2017_val_panoptic') and not the '_separated' one."
         )
     return sorted(contiguous_ids, key=contiguous_ids.get)
 
