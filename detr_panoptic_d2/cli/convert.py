@@ -32,78 +32,86 @@ from pathlib import Path
 from ..errors import UserError
 from ._options import set_up_console
 
+_IMAGES = {"--images": "folder of the images"}
+_MASKS = {**_IMAGES, "--masks": "folder of the masks"}
 _CLASS_LIST = "list of the classes: json, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
+_LABELS = {"--labels": {"type": Path, "required": True, "help": _CLASS_LIST}}
+_SUFFIX_HELP = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
+_SUFFIX = {"--mask-suffix": {"help": _SUFFIX_HELP}}
+# Description of a format; inputs with a path per split, required and optional; other options.
+_FORMATS: dict[str, tuple[str, dict, dict, dict]] = {
+    "coco": (
+        "COCO instances json, with or without semantic annotations",
+        {"--instances": "the json", **_IMAGES},
+        {"--semantic": "stuff: a COCO json, or a folder of class masks"},
+        {"--labels": {"type": Path, "help": _CLASS_LIST}, **_SUFFIX},
+    ),
+    "instance-masks": (
+        "a mask per image, pixel = number of the object, 0 = none",
+        _MASKS,
+        {},
+        {
+            "--category": {"default": "object", "help": "name of the objects' class"},
+            "--void-value": {"type": int, "help": "value that is void, not an object"},
+            **_SUFFIX,
+        },
+    ),
+    "class-masks": (
+        "a mask per image, pixel = class (number or color)",
+        _MASKS,
+        {"--objects": "folder of object masks (VOC), which separate the objects of thing classes"},
+        {
+            **_LABELS,
+            "--void-value": {"type": int, "default": 255, "help": "unlabelled pixels (255)"},
+            **_SUFFIX,
+        },
+    ),
+    "labelme": (
+        "LabelMe: a json per image",
+        {"--annotations": "folder of the jsons"},
+        {"--images": "folder that holds all images, if another"},
+        {},
+    ),
+    "cvat": (
+        "CVAT for images 1.1",
+        {"--annotations": "the XML file", **_IMAGES},
+        {},
+        {"--subset": {"nargs": "+", "metavar": "NAME", "help": "subset of a project (all)"}},
+    ),
+    "yolo": (
+        "YOLO: a text file with polygons or boxes per image",
+        _IMAGES,
+        {"--annotations": "folder of the text files (default: 'labels' in place of 'images')"},
+        {"--labels": {**_LABELS["--labels"], "help": "data.yaml, or list of the classes"}},
+    ),
+    "label-studio": (
+        "Label Studio's export 'JSON': polygons, brushes, other shapes",
+        {"--annotations": "the json", **_IMAGES},
+        {},
+        {},
+    ),
+    "cityscapes": (
+        "Cityscapes' leftImg8bit and gtFine",
+        {"--images": "leftImg8bit/<split>", "--masks": "gtFine/<split>"},
+        {},
+        {},
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the formats and their options."""
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     common = _common_options()
-
-    def add(name: str, text: str, required: dict, optional: dict | None = None):
-        """Add a format and its inputs, which take a path per split."""
-        sub = formats.add_parser(name, help=text, description=text, parents=[common])
-        for is_required, inputs in ((True, required), (False, optional or {})):
-            for option, help in inputs.items():
-                options = {"required": is_required, "metavar": "PATH", "help": help}
-                sub.add_argument(option, type=Path, nargs="+", **options)
-        return sub.add_argument
-
-    def add_mask_suffix(add_option):
-        text = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
-        add_option("--mask-suffix", help=text)
-
-    images = {"--images": "folder of the images"}
-    masks = {**images, "--masks": "folder of the masks"}
-
     sub = formats.add_parser("auto", parents=[common], help="find out the format of a folder")
     sub.add_argument("folder", type=Path, help="folder of the data set")
-
-    text = "stuff: a COCO json, or a folder of class masks"
-    option = add(
-        "coco",
-        "COCO instances json, with or without semantic annotations",
-        {"--instances": "the json", **images},
-        {"--semantic": text},
-    )
-    option("--labels", type=Path, help=_CLASS_LIST)
-    add_mask_suffix(option)
-
-    option = add(
-        "instance-masks", "a mask per image, pixel = number of the object, 0 = none", masks
-    )
-    option("--category", default="object", help="name of the objects' class")
-    option("--void-value", type=int, help="value that is void, not an object")
-    add_mask_suffix(option)
-
-    text = "folder of object masks (VOC), which separate the objects of thing classes"
-    option = add(
-        "class-masks",
-        "a mask per image, pixel = class (number or color)",
-        masks,
-        {"--objects": text},
-    )
-    option("--labels", type=Path, required=True, help=_CLASS_LIST)
-    option("--void-value", type=int, default=255, help="value of unlabelled pixels (%(default)s)")
-    add_mask_suffix(option)
-
-    text = "folder that holds all images, if another"
-    add("labelme", "LabelMe: a json per image", {"--annotations": "folder"}, {"--images": text})
-
-    option = add("cvat", "CVAT for images 1.1", {"--annotations": "the XML file", **images})
-    option("--subset", nargs="+", metavar="NAME", help="subset of a project (all)")
-
-    text = "folder of the text files (default: 'labels' in the place of 'images')"
-    option = add(
-        "yolo", "YOLO: a text file with polygons per image", images, {"--annotations": text}
-    )
-    option("--labels", type=Path, required=True, help="data.yaml, or list of the classes")
-
-    text = "Label Studio's export 'JSON': polygons, brushes, other shapes"
-    add("label-studio", text, {"--annotations": "the json", **images})
-
-    inputs = {"--images": "leftImg8bit/<split>", "--masks": "gtFine/<split>"}
-    add("cityscapes", "Cityscapes' leftImg8bit and gtFine", inputs)
+    for name, (text, required, optional, options) in _FORMATS.items():
+        sub = formats.add_parser(name, help=text, description=text, parents=[common])
+        for option, help in {**required, **optional}.items():
+            keywords = {"nargs": "+", "metavar": "PATH", "required": option in required}
+            sub.add_argument(option, type=Path, help=help, **keywords)
+        for option, keywords in options.items():
+            sub.add_argument(option, **keywords)
 
 
 def _common_options() -> argparse.ArgumentParser:
