@@ -146,7 +146,7 @@ def test_wandb(make_cfg, train, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     drawing = {"VIS_PERIOD": 2, "TEST__VIS_IMAGES": 1, "SOLVER__MAX_ITER": 2}
     train(make_cfg("out", WRITERS="('tensorboard', 'wandb')", **drawing))
-    wandb.finish()
+    wandb.teardown()
     (folder,) = (tmp_path / "out" / "wandb").glob("offline-run-*")
     content = next(folder.glob("*.wandb")).read_bytes()
     assert b"total_loss" in content and b"predictions/00_000" in content
