@@ -11,7 +11,7 @@ for _module, _name in (("detectron2", "Detectron2"), ("panopticapi", "panopticap
     if importlib.util.find_spec(_module) is None:
         raise ImportError(
             f"detr_panoptic_d2 needs {_name}, which is not installed; run "
-            "`python tools/install_detectron2.py` in a checkout, `install_detectron2.py` else.",
+            "`install_detectron2.py` (in a checkout: `python tools/install_detectron2.py`).",
             name=_module,
         )
 

@@ -1,3 +1,3 @@
-"""The version, in this one place; ``setup.py`` reads it from here."""
+"""The version of the package. The build reads it from here."""
 
 __version__ = "0.2.0"

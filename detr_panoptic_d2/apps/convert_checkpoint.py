@@ -94,7 +94,7 @@ def huggingface_checkpoint(
     encoder, decoder = model.transformer.encoder, model.transformer.decoder
     if not standard or any(name.endswith("encoder.layernorm.weight") for name in tensors):
         raise UserError(
-            "Hugging Face's Detr can hold ResNet-18, -34, -50, -101 and -152, and no "
+            "Hugging Face's DETR supports ResNet-18, -34, -50, -101 and -152, and no "
             "MODEL.DETR.PRE_NORM"
         )
     weights = {}

@@ -210,7 +210,7 @@ def _check_fit(translation: Translation, own: dict, path: str, complete: bool) -
     summary = "does not fit the model; nothing was loaded"
     if complete and not problems and translation.warnings:
         problems = translation.warnings
-        summary = "does not hold all of the model"
+        summary = "has not all weights of the model"
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(

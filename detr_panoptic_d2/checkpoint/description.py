@@ -40,7 +40,7 @@ def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
     text, categories = entries.get("config"), entries.get("categories")
     if not isinstance(text, str):
         raise UserError(
-            f"{path} does not hold its config. Give a config file, and the checkpoint as "
+            f"{path} does not contain its config. Give a config file, and the checkpoint as "
             "MODEL.WEIGHTS"
         )
     metadata = panoptic_metadata(categories, path)

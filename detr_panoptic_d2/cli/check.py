@@ -1,10 +1,9 @@
 """Check data sets in COCO panoptic format before training.
 
 The data sets are those of a config (DATASETS.REGISTER, TRAIN and TEST), or one that is given by its
-paths. Every image and PNG is decoded. Exit status: 0 if there are warnings at most, 1 if there are
-errors.
+paths. Every image and PNG is decoded. The exit status is 1 if there are errors, else 0.
 
---fix corrects a json where the correct value is certain: areas and boxes from the PNG, sizes from
+--fix corrects values of a json that are certain: areas and boxes from the PNG, sizes from
 the image, a missing crowd flag as 0; segments without pixels and exact repetitions are removed. It
 changes nothing if there is an error that it cannot correct, or if more than a tenth of the segments
 have another area. The old json is kept beside it as *.bak.
@@ -28,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-root", metavar="FOLDER", help="folder of the images")
     add("--panoptic-root", metavar="FOLDER", help="folder of the panoptic PNGs")
     add("--panoptic-json", metavar="FILE", help="annotation file")
-    text = "for findings.csv, examples.png and a plot of the classes per set"
+    text = "folder for findings.csv, examples.png and a plot of the classes per set"
     add("--output", type=Path, metavar="FOLDER", help=text)
-    add("--fix", action="store_true", help="correct the json where that is certain; see above")
+    add("--fix", action="store_true", help="correct the json, see above")
     text = "draw N training images as the network sees them, into augmented.png of --output"
     add("--augmented", type=int, default=0, metavar="N", help=text)
     text = "number of processes (%(default)s)"

@@ -1,11 +1,11 @@
 """Convert a data set to COCO panoptic format, and write a config for training.
 
-For data in splits, give one path per split to each input. The splits are named train, val and
-test, or as --split-names says. All files are written at the end, after everything is converted.
+For data in splits, give each input option one path per split. The splits are named train, val and
+test; --split-names changes the names. Files are written at the end, after everything is converted.
 Existing files are never overwritten.
 
-If all annotations are boxes (COCO, YOLO), the result is a COCO instances json, and a config that
-trains without masks.
+If all annotations of COCO or YOLO data are boxes, the result is a COCO instances json and a config
+that trains without masks.
 
 --tile cuts large images as predict --tile does, so that training and prediction see the same
 scale. Tiles are stored as PNG, without loss. Tiles without a segment are left out.
@@ -103,8 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the formats and their options."""
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     common = _common_options()
-    sub = formats.add_parser("auto", parents=[common], help="find out the format of a folder")
-    sub.add_argument("folder", type=Path, help="folder of the data set")
+    sub = formats.add_parser("auto", parents=[common], help="detect the format of a folder")
+    sub.add_argument("folder", type=Path, help="folder with images and annotations")
     for name, (text, required, optional, options) in _FORMATS.items():
         sub = formats.add_parser(name, help=text, description=text, parents=[common])
         for option, help in {**required, **optional}.items():
@@ -117,9 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument_group("output").add_argument
-    add("--output", type=Path, required=True, help="folder")
-    add("--name", help="of the data set in the config (default: name of the output folder)")
-    text = "config that the written config builds on (%(default)s)"
+    add("--output", type=Path, required=True, help="output folder")
+    add("--name", help="name of the data set in the config (default: that of the output folder)")
+    text = "_BASE_ of the written config (%(default)s)"
     add("--base", default="own_data/finetune_R50.yaml", help=text)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     add("--tile", type=int, metavar="SIZE", help="cut images into tiles of this side (pixels)")
@@ -129,11 +129,11 @@ def _common_options() -> argparse.ArgumentParser:
     text = "fractions for a random split, e.g. 0.8 0.2"
     add("--split", type=float, nargs="+", metavar="FRACTION", help=text)
     add("--split-names", nargs="+", metavar="NAME", help="default: train val test")
-    add("--seed", type=int, default=0, help="of the random split")
+    add("--seed", type=int, default=0, help="seed of the random split")
     text = "text files with the names of the images of each split"
     add("--image-lists", type=Path, nargs="+", default=[], metavar="FILE", help=text)
     add = common.add_argument_group("classes").add_argument
-    add("--classes", type=Path, help="list of the classes: sets ids, order, colors, things")
+    add("--classes", type=Path, help="list of classes that sets ids, order, colors and things")
     add("--things", nargs="+", default=[], metavar="NAME", help="classes that are things")
     add("--stuff", nargs="+", default=[], metavar="NAME", help="classes that are stuff")
     add("--ignore", nargs="+", default=[], metavar="NAME", help="classes that become void")

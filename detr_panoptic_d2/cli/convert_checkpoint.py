@@ -1,8 +1,8 @@
 """Convert a checkpoint to the format of this project, official DETR or Hugging Face.
 
 The format of the input is detected. Training and prediction need no conversion: MODEL.WEIGHTS
-takes all formats. In the formats of official DETR and Hugging Face the class rows are at raw
-category ids, and rows of unused ids have probability 0.
+takes all formats. In the formats of official DETR and Hugging Face, the row of a class in the class
+head is its category id; rows of unused ids have probability 0.
 
 Examples:
   detr-panoptic convert-checkpoint --input detr-r50-panoptic-00ce5173.pth --output model.pth \\

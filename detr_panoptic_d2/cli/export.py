@@ -18,10 +18,10 @@ from ._options import add_model_options, read_cfg, set_up_console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--output", required=True, metavar="FOLDER", help="folder to make")
+    add("--output", required=True, metavar="FOLDER", help="new or empty folder")
     add("--format", default="onnx", choices=("onnx", "openvino", "torch-export"))
     add("--half", action="store_true", help="float16")
-    add("--int8", metavar="IMAGES", help="int8, calibrated on images of this folder")
+    add("--int8", metavar="IMAGES", help="int8, calibrated on the images of this folder")
     add("--size", type=_size, metavar="HxW", help="fixed input size (default: any size)")
     add("--evaluate", action="store_true", help="evaluate the exported model on DATASETS.TEST")
     add_model_options(parser)

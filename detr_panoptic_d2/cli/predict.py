@@ -1,8 +1,8 @@
 """Draw panoptic segmentation over images or videos.
 
-Exit status 1 if an input could not be read; the others are done. Images of one size go through the
-network together if MODEL.DETR.TEST.BATCH_SIZE is more than 1. Under torchrun the processes share
-the inputs; on several machines --output must be a shared folder.
+If an input cannot be read, the others are processed and the exit status is 1. Images of one size
+are processed in batches of MODEL.DETR.TEST.BATCH_SIZE. Under torchrun the inputs are distributed
+among the processes; on several machines --output must be a shared folder.
 
 Examples:
   detr-panoptic predict --weights output/demo/model_final.pth --input a.jpg folder 'more/*.png' \\
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "write COCO panoptic json and PNGs as well, and instances.json with RLE masks (images)"
     add("--json", action="store_true", help=text)
     add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
-    text = "labels where there is room, with a legend of the others (auto), or none"
+    text = "auto: labels where there is room, and a legend of the others; or none"
     add("--labels", choices=["auto", "none"], default="auto", help=text)
-    add("--tile", type=int, metavar="PIXELS", help="segment in tiles of this side (large images)")
-    add("--overlap", type=float, default=0.2, help="part of a tile that is shared (%(default)s)")
+    add("--tile", type=int, metavar="PIXELS", help="cut large images into tiles of this side")
+    add("--overlap", type=float, default=0.2, help="part of a tile that overlaps (%(default)s)")
     add("--exported", metavar="FOLDER", help="use a model that detr-panoptic export wrote")
     add_model_options(parser)
 

@@ -1,6 +1,6 @@
-"""Train, or evaluate with --eval-only, with the options of Detectron2's train_net.py.
+"""Train, or evaluate with --eval-only. The options are those of Detectron2's train_net.py.
 
-Without a GPU it runs on the CPU.
+Without a GPU, the CPU is used.
 
 Examples:
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs per machine, or processes on the CPU",
     )
-    add("--num-machines", type=int, default=1, metavar="N")
+    add("--num-machines", type=int, default=1, metavar="N", help="number of machines")
     add("--machine-rank", type=int, default=0, metavar="N", help="0 is the first machine")
     # Detectron2's port, one per user: a port in use shows that an old training still runs.
     port = 2**15 + 2**14 + hash(os.getuid() if sys.platform != "win32" else 1) % 2**14

@@ -1,8 +1,8 @@
 """Find the panoptic rule and the thresholds that give the best PQ, without training.
 
-The model runs once over the data set. The result is a table, OUTPUT_DIR/tuned.yaml, which every
-command takes as its config, and OUTPUT_DIR/tuned.png. Use images that the model was not trained
-on, and other images for a final PQ.
+The model runs once over the data set. The command prints a table, and writes OUTPUT_DIR/tuned.yaml,
+a config for every command, and OUTPUT_DIR/tuned.png. Use images that the model was not trained on.
+Measure the final PQ on other images.
 
 Examples:
   detr-panoptic tune --config-file output/demo/config.yaml MODEL.WEIGHTS output/demo/model_final.pth

@@ -84,9 +84,9 @@ def registered_items(cfg: CfgNode) -> list[dict[str, str]]:
         valid = isinstance(item, dict) and item.keys() in _FORMS
         if not valid or not all(isinstance(v, str) and v for v in item.values()):
             raise UserError(
-                f"DATASETS.REGISTER[{index}] is {item!r}, but must be a mapping from name, "
-                "image_root, panoptic_root and panoptic_json, or from name, image_root and "
-                "instances_json, to text."
+                f"DATASETS.REGISTER[{index}] is {item!r}, but must be a mapping with the keys "
+                "name, image_root, panoptic_root and panoptic_json, or name, image_root and "
+                "instances_json. All values must be text."
             )
     return [dict(item) for item in cfg.DATASETS.REGISTER]
 

@@ -1,4 +1,4 @@
-"""Several processes: launching them, and what a model needs to train in them."""
+"""Launch several training processes, and prepare the model for them."""
 
 import argparse
 import math

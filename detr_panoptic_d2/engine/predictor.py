@@ -1,4 +1,4 @@
-"""Detectron2's predictor with our reading of weights."""
+"""Detectron2's ``DefaultPredictor`` with the checkpointer of this project."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From command line arguments to a config and an output folder with a log."""
+"""Make the config, the output folder and the log from command line arguments."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""What one iteration computes."""
+"""Forward and backward pass of one iteration, with gradient accumulation."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""The loader of the training data, which a resumed training continues exactly.
+"""The training loader. A resumed training gets the same batches as an uninterrupted one.
 
 Images and random numbers depend only on a seed and on the position in the training. A checkpoint
 keeps only the seed. If ``DATALOADER.ASPECT_RATIO_GROUPING`` is False, images and augmentation are
@@ -196,6 +196,6 @@ class ReproducibleSteps(HookBase):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         if self._cfg_seed not in (state["seed"], -1):
-            message = "SEED %d is not used: the training goes on with its seed, %d."
+            message = "SEED %d is not used: the training continues with its own seed, %d."
             logger.warning(message, self._cfg_seed, state["seed"])
         self._sampler.seed = state["seed"]

@@ -161,7 +161,7 @@ class PanopticTrainer(DefaultTrainer):
         if lacks_norm_statistics(self.model):
             logger.warning(
                 "Frozen batch norms have no statistics, because no trained weights were loaded "
-                "into them: features will explode. Give pretrained MODEL.WEIGHTS, or set "
+                "into them: activations will overflow. Give pretrained MODEL.WEIGHTS, or set "
                 "MODEL.RESNETS.NORM to BN, SyncBN or GN to train from scratch."
             )
 
@@ -170,7 +170,7 @@ class PanopticTrainer(DefaultTrainer):
         groups, scheduler = self.optimizer.param_groups, self.scheduler
         for group, saved in zip(groups, scheduler.base_lrs, strict=True):
             if group["initial_lr"] != saved:
-                message = "The learning rate changes from %g to %g, times the schedule."
+                message = "The learning rate before the schedule changes from %g to %g."
                 logger.warning(message, saved, group["initial_lr"])
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         if scheduler.last_epoch <= self.max_iter:

@@ -42,7 +42,7 @@ def build_evaluator(
     if metadata.get("panoptic_json") is None:
         raise UserError(
             f"Data set '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
-            "metadata. Known are panoptic sets, 'coco' and 'sem_seg'."
+            "metadata. Panoptic sets, 'coco' and 'sem_seg' are supported."
         )
     evaluators: list[DatasetEvaluator] = []
     if test.PANOPTIC_ON and cfg.MODEL.MASK_ON:

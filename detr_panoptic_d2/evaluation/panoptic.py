@@ -90,7 +90,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         for prediction in itertools.chain(*gathered):
             by_image.setdefault(prediction["image_id"], prediction)
         if missing := len(self._images) - len(by_image):
-            logger.warning("PQ is over %d images; %d were not predicted.", len(by_image), missing)
+            logger.warning(
+                "PQ is that of %d images; %d were not predicted.", len(by_image), missing
+            )
         # In the order of the data set: sums do not depend on the number of processes.
         predictions = [by_image[i] for i in self._images if i in by_image]
         if self._output_dir:

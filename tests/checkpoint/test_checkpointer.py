@@ -89,7 +89,7 @@ def test_part_of_a_model(
     with pytest.raises(UserError) as error:
         PanopticCheckpointer(model).load(path, complete=True)
     assert re.search(
-        rf"part\.pth does not hold all of the model.*{warning}.*config", str(error.value)
+        rf"part\.pth has not all weights of the model.*{warning}.*config", str(error.value)
     )
     assert_same(model, before)
     PanopticCheckpointer(model).load(path)

@@ -188,7 +188,7 @@ def test_command(command, tmp_path, tiny_model):
     ]
     words += ["--config-file", "shapes/tiny.yaml", "--format"]
     status, _, err = command(*words, "huggingface")
-    assert status == 1 and "Hugging Face's Detr can hold ResNet-18" in err[-1]
+    assert status == 1 and "Hugging Face's DETR supports ResNet-18" in err[-1]
     assert not (tmp_path / "to.pth").exists()
     assert command(*words, "official")[0] == 0
     assert "detr.query_embed.weight" in weights(tmp_path / "to.pth")

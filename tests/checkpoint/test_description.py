@@ -77,7 +77,7 @@ def test_converting_adds_config_and_tuned_thresholds(
     panoptic_set("described", [scene])
     cfg, model = build(tmp_path / "out")
     torch.save({"model": model.state_dict()}, "bare.pth")
-    with pytest.raises(UserError, match=r"bare\.pth does not hold its config.*MODEL\.WEIGHTS"):
+    with pytest.raises(UserError, match=r"bare\.pth does not contain its config.*MODEL\.WEIGHTS"):
         detr_panoptic_d2.load("bare.pth")
     (tmp_path / "config.yaml").write_text(cfg.dump())
     values = {"PANOPTIC_INFERENCE": "MaskNMSPanopticInference", "SCORE_THRESH": 0.2}
@@ -102,7 +102,7 @@ def test_same_number_of_other_classes(written, tmp_path, caplog):
     torch.save(data, tmp_path / "other.pth")
     model = build_model(detr_panoptic_d2.load(path).cfg)
     words = "class head is for other classes: 'box' is 'sky' in DATASETS.TRAIN"
-    with pytest.raises(UserError, match=rf"other\.pth does not hold all of the model.*{words}"):
+    with pytest.raises(UserError, match=rf"other\.pth has not all weights of the model.*{words}"):
         PanopticCheckpointer(model).load(str(tmp_path / "other.pth"), complete=True)
     PanopticCheckpointer(model).load(str(tmp_path / "other.pth"))
     assert words in caplog.text

@@ -149,7 +149,7 @@ def test_from_config(small_set, tmp_path):
 def test_from_config_errors(small_set):
     good = {"name": "n", **small_set.paths}
     for item in ({**good, "image_root": None}, {**good, "images": "x"}, {"name": "n"}, "n"):
-        with pytest.raises(ValueError, match=r"REGISTER\[0\] is .*must be a mapping from"):
+        with pytest.raises(ValueError, match=r"REGISTER\[0\] is .*must be a mapping with"):
             register_from_config(_cfg(item))
 
 

@@ -125,7 +125,7 @@ def test_what_is_left_out_is_said(convert, tmp_path):
     (tmp_path / "crowd.json").write_text(json.dumps({**content, "annotations": [crowd, box]}))
     arguments = ["coco", "--instances", tmp_path / "crowd.json", "--images", tmp_path / "in/images"]
     status, printed = convert(*arguments, "--output", tmp_path / "crowds")
-    assert status == 0 and "'train' has crowds alone: nothing can be learnt" in printed
+    assert status == 0 and "'train' has only crowds: nothing can be learned" in printed
     assert "Left out: 1 boxes without a segmentation" in printed
     assert "2 images without an annotation:" in printed and "0002.jpg" in printed
 
@@ -149,7 +149,7 @@ def test_a_missing_image_in_a_subfolder(convert, tmp_path):
 ERRORS = {
     "shares": (["--split", "0.8", "0.1"], "add up to 1"),
     "empty split": (["--split", "0.999", "0.001"], "leaves a split empty"),
-    "names without shares": (["--split-names", "a", "b"], "need as many inputs, or fractions"),
+    "names without shares": (["--split-names", "a", "b"], "2 names, but the inputs"),
     "name twice": (["--split", "0.5", "0.5", "--split-names", "a", "a"], "must be unique"),
     "unknown class": (["--things", "dog"], "--things names 'dog'"),
     "no such base": (["--base", "none.yaml"], "No config 'none.yaml'"),

@@ -1,4 +1,4 @@
-"""Image files in, COCO panoptic json and PNGs out."""
+"""Read image files, and write COCO panoptic json and PNGs."""
 
 import argparse
 import glob

@@ -1,4 +1,4 @@
-"""Which parts of a network are frozen, and what that means for norms and unused parameters."""
+"""Freeze parts of a network: parameters, batch norm statistics and unused levels."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

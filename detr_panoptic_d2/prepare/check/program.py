@@ -37,7 +37,7 @@ def check_config(config_file: str, opts: list[str], *, augmented: int, **options
     sets = {}
     for item in registered_items(cfg):
         if "instances_json" in item:
-            raise UserError(f"'{item['name']}' has boxes alone. The check is for panoptic sets.")
+            raise UserError(f"'{item['name']}' has only boxes. check needs a panoptic data set.")
         paths = (os.path.expanduser(item[key]) for key in PATH_KEYS)
         sets[item["name"]] = DatasetPaths(item["name"], *paths)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
@@ -82,9 +82,9 @@ def check_sets(
         examples = [finding for finding in shared if finding.kind == kind]
         if examples:
             logger.warning(
-                "%d images are in two sets (%s), for example '%s' and %s. A model that is trained "
-                "on one of the sets knows them, so figures on the other are too good. Split by "
-                "photograph or scene.",
+                "%d images are in two sets (%s), for example '%s' and %s. The PQ on one set of a "
+                "model that was trained on the other set is too high. Make splits by photograph or "
+                "scene.",
                 len(examples),
                 explanation,
                 examples[0].where,
@@ -93,8 +93,8 @@ def check_sets(
     max_segments = max(report.max_segments for report in reports)
     if cfg is not None and max_segments > cfg.MODEL.DETR.NUM_OBJECT_QUERIES:
         logger.warning(
-            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but an image has %d segments. A query finds one "
-            "segment, so the others are not learnt. Set at least %d, better half more.",
+            "MODEL.DETR.NUM_OBJECT_QUERIES is %d, but an image has %d segments. A query predicts "
+            "one segment, so the others are not learned. Set it to %d or more.",
             cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
             max_segments,
             max_segments,

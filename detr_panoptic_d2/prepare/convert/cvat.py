@@ -71,7 +71,7 @@ def _read_xml(path: Path) -> ElementTree.Element:
         if root.tag != "annotations" or root.find("track") is not None:
             raise UserError("export the task in that format (not 'for video')")
     except (ElementTree.ParseError, UserError, ValueError, LookupError) as error:
-        raise UserError(f"'{path}' is no XML of 'CVAT for images 1.1': {error}") from error
+        raise UserError(f"'{path}' is not an XML file of 'CVAT for images 1.1': {error}") from error
     return root
 
 

@@ -56,7 +56,7 @@ def detect(folder: Path) -> list[Candidate]:
     candidates = candidates or _masks(folder, files)
     if not candidates:
         raise UserError(
-            f"'{folder}' has no format that is known: COCO, YOLO, Pascal VOC, Cityscapes, LabelMe, "
+            f"'{folder}' has no known format: COCO, YOLO, Pascal VOC, Cityscapes, LabelMe, "
             "CVAT for images, Label Studio, or masks beside images."
             + "".join(f" {error}" for error in errors[:1])
         )

@@ -51,7 +51,9 @@ def class_masks(
     if objects is not None:
         object_masks = match_masks(objects, list(mask_of_image), mask_suffix, images)
         if missing := [name for name in mask_of_image if name not in object_masks]:
-            raise UserError(f"{len(missing)} images have no mask in '{objects}', as {missing[0]}.")
+            raise UserError(
+                f"{len(missing)} images have no mask in '{objects}', such as {missing[0]}."
+            )
     items = [
         Item(name, partial(_draw_classes, classes, void_value, mask, object_masks.get(name)))
         for name, mask in mask_of_image.items()
@@ -159,7 +161,7 @@ def read_mask_classes(labels: Path) -> list[dict]:
     """
     classes = read_class_file(labels)
     if len({tuple(c["color"]) for c in classes if c["color"]}) not in (0, len(classes)):
-        raise UserError(f"'{labels}': each class, or none, must have a color of its own.")
+        raise UserError(f"'{labels}': either no class has a color, or each has a different one.")
     return classes
 
 

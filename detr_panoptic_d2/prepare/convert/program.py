@@ -84,9 +84,9 @@ def open_splits(args: argparse.Namespace) -> dict[str, Source]:
     count = max(len(paths) for paths in (*inputs.values(), lists))
     if any(len(paths) not in (1, count) for paths in inputs.values()):
         counts = ", ".join(f"--{key} {len(paths)}" for key, paths in inputs.items())
-        raise UserError(f"Each input needs one path, or one for each split ({counts}).")
+        raise UserError(f"Each input needs one path, or one path per split ({counts}).")
     if fractions and count > 1:
-        raise UserError("--split divides one input, but each split has an input of its own.")
+        raise UserError("--split divides a single input, but there is one input per split.")
     names = _split_names(args.split_names, len(fractions) if fractions else count)
     sources = [
         FORMATS[args.format](**{key: p[n % len(p)] for key, p in inputs.items()}, **options)
@@ -104,13 +104,13 @@ def _split_names(names: Sequence[str] | None, count: int) -> Sequence[str]:
     names = names or ["train", "val", "test", *(f"split{n}" for n in range(4, count + 1))][:count]
     if len(names) != count:
         raise UserError(
-            f"{len(names)} --split-names need as many inputs, or fractions after --split; there is "
-            f"{count}."
+            f"--split-names has {len(names)} names, but the inputs or fractions of --split make "
+            f"{count} splits."
         )
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name) or names.count(name) > 1:
             raise UserError(
-                f"Split name {name!r} must be unique and have letters, digits, '_' and '-' alone, "
+                f"Split name {name!r} must be unique and have only letters, digits, '_' and '-', "
                 "because it becomes part of file names."
             )
     return names
@@ -219,8 +219,8 @@ def write_dataset_config(splits: Sequence[Converted], path: Path, base: str) -> 
         yaml.safe_dump(content, f, sort_keys=False, allow_unicode=True)
     if train == test:
         logger.warning(
-            "There is only one split: '%s' trains and evaluates on the same images, so its figures "
-            "say little. Convert with --split 0.8 0.2.",
+            "There is only one split: '%s' trains and evaluates on the same images, so its PQ "
+            "does not tell how good the model is on other images. Convert with --split 0.8 0.2.",
             path,
         )
 

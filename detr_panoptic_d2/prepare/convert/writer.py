@@ -157,8 +157,8 @@ def _check_segments(converted: Sequence[Converted], background: str | None) -> N
         num_targets = sum(n for name, n in split.num_segments.items() if name != background)
         num_segments += num_targets + split.num_crowds
         if not num_targets:
-            reason = "crowds alone" if split.num_crowds else "not a single segment"
-            logger.warning("The split '%s' has %s: nothing can be learnt.", split.name, reason)
+            reason = "only crowds" if split.num_crowds else "not a single segment"
+            logger.warning("The split '%s' has %s: nothing can be learned.", split.name, reason)
     if not num_segments:
         raise UserError(
             f"Not a single segment in {sum(s.num_images for s in converted)} images. Check the "
