@@ -34,7 +34,7 @@ from ._options import set_up_console
 
 _IMAGES = {"--images": "folder of the images"}
 _MASKS = {**_IMAGES, "--masks": "folder of the masks"}
-_CLASS_LIST = "list of the classes: json, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
+_CLASS_LIST = "list of the classes: json, csv, lines of 'R G B name', 'name,id' or 'name', or 'voc'"
 _LABELS = {"--labels": {"type": Path, "required": True, "help": _CLASS_LIST}}
 _SUFFIX_HELP = "a.jpg has the mask a<suffix> (default: found by the names of the masks)"
 _SUFFIX = {"--mask-suffix": {"help": _SUFFIX_HELP}}

@@ -393,6 +393,7 @@ CLASSES = '[{"name": "sky", "id": 8, "color": [1, 2, 3]}, {"name": "a cow", "id"
 FILES = {
     "classes.json": CLASSES,
     "coco.json": f'{{"categories": {CLASSES}}}',
+    "class_dict.csv": "name, r, g, b, id, isthing\nsky, 1, 2, 3, 8,\na cow, 4, 5, 6, 9, 1\n",
     "labelmap.txt": "# label:color_rgb:parts:actions\nsky:1,2,3::\na cow:4,5,6::\n",
     "colors.txt": "1 2 3\tsky\r\n4 5 6 a cow\r\n",
     "names.txt": "\ufeffsky\n\na cow\n",
@@ -419,6 +420,7 @@ BAD_LISTS = {
     "id.json": '[{"name": "a", "id": "x"}]',
     "color.json": '[{"name": "a", "color": "red"}]',
     "some.json": '[{"name": "a", "id": 1}, {"name": "b"}]',
+    "cut.csv": "name, r, g, b\nsky, 1, 2\n",
     "twice.json": '[{"name": "a"}, {"name": "a"}]',
     "empty.txt": "\n",
 }

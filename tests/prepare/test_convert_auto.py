@@ -118,6 +118,7 @@ def voc(photo, write):
             write(f"VOC/Segmentation{folder}/{name}.png", mask)
     write("VOC/ImageSets/Segmentation/train.txt", "a\n")
     write("VOC/ImageSets/Segmentation/val.txt", "b\n")
+    write("VOC/ImageSets/Segmentation/test.txt", "c\n")
 
 
 def labelme(photo, write):

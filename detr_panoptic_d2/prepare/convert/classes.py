@@ -3,6 +3,7 @@
 A class is a mapping as in the ``categories`` of COCO. Only its ``name`` is required.
 """
 
+import csv
 import itertools
 import re
 from collections import Counter
@@ -53,6 +54,7 @@ def read_class_file(path: Path) -> list[dict]:
 
     - ``.json``: classes as the ``categories`` of COCO (the list, or a mapping that has it under
       ``categories``);
+    - a table (csv) with the columns ``name`` and perhaps ``r, g, b``, ``id``, ``isthing``;
     - lines ``R G B name`` (CamVid's ``label_colors.txt``), ``name:R,G,B::`` (CVAT's
       ``labelmap.txt``), ``name,id``, or one name per line;
     - no file but the name ``voc``: the 21 classes of Pascal VOC.
@@ -81,12 +83,17 @@ def _read_class_lines(path: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"List of classes '{path}' is not a text file: {error}") from error
     lines = [line for line in lines if line and not line.startswith("# ")]
-    entries = []
-    for line in lines[lines[:1] == ["__ignore__"] :]:
-        entry = next(filter(None, (re.fullmatch(form, line) for form in _LINES))).groupdict()
-        color = {"color": [entry[channel] for channel in "rgb"]} if "r" in entry else {}
-        entries.append({**entry, **color})
-    return entries
+    header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
+    if "name" in header:
+        rows = list(csv.DictReader(lines[1:], header, skipinitialspace=True))
+    else:
+        lines = lines[lines[:1] == ["__ignore__"] :]
+        forms = [next(filter(None, (re.fullmatch(f, line) for f in _LINES))) for line in lines]
+        rows = [form.groupdict() for form in forms]
+    for row in rows:
+        if "r" in row:
+            row["color"] = [row[channel] for channel in "rgb"]
+    return [{key: value for key, value in row.items() if value} for row in rows]
 
 
 def parse_classes(entries: list[dict], path: Path) -> list[dict]:

@@ -21,7 +21,7 @@ def cvat(annotations: Path, images: Path, subset: str | None = None) -> Source:
     points, cuboids and skeletons are left out with a warning. Shapes of one label and one
     ``group_id`` are one object. ``subset`` is one of a project; None: all.
     """
-    root = _read_xml(annotations)
+    root = read_xml(annotations)
     labels = root.iterfind("./meta//labels/label")
     names = [label.findtext("name") for label in labels if label.findtext("parent") is None]
     return to_source(images, _read_images(root, annotations, images, subset), filter(None, names))
@@ -65,7 +65,8 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise UserError("it has a DOCTYPE, which is not read for safety; remove it")
 
 
-def _read_xml(path: Path) -> ElementTree.Element:
+def read_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an XML of "CVAT for images"."""
     try:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
         if root.tag != "annotations" or root.find("track") is not None:

@@ -1,6 +1,5 @@
 """Find out which formats a folder has, and the ``detr-panoptic convert`` command for each."""
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from .cvat import read_xml
 from .source import IMAGE_SUFFIXES, find_files
 from .values import has_lists, read_json
 from .yolo import read_yaml
@@ -152,7 +152,10 @@ def _voc(folder: Path) -> Iterator[Candidate]:
             objects = root / classes.name.replace("Class", "Object")
             inputs |= {"objects": objects} if objects.is_dir() else {}
             lists = [root / f"ImageSets/Segmentation/{name}.txt" for name in _SPLITS]
-            splits: Splits = [(p.stem, {**inputs, "image-lists": p}) for p in lists if p.is_file()]
+            # The list of a split may be there without its masks.
+            masks = {mask.stem for mask in classes.glob("*.png")}
+            lists = [p for p in lists if p.is_file() and masks & set(p.read_text().split())]
+            splits: Splits = [(path.stem, {**inputs, "image-lists": path}) for path in lists]
             labels = [*root.glob("labelmap.txt"), *root.glob("class_names.txt"), "voc"][0]
             options = ["--labels", str(labels)]
             yield _candidate("Pascal VOC", "class-masks", splits or [("", inputs)], *options)
@@ -185,8 +188,8 @@ def _labelme(folder: Path, jsons: list[tuple[Path, Any]]) -> Iterator[Candidate]
 def _cvat(files: list[Path]) -> Iterator[Candidate]:
     for path in _with_suffix(files, ".xml"):
         try:
-            subsets = [e.get("subset") for _, e in ElementTree.iterparse(path) if e.tag == "image"]
-        except ElementTree.ParseError:
+            subsets = [image.get("subset") for image in read_xml(path).iter("image")]
+        except UserError:
             continue
         if subsets:
             images = path.parent / "images"
