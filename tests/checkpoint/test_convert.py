@@ -167,7 +167,7 @@ def test_what_has_no_place_elsewhere(build, tiny_model):
 
 def test_nothing_is_written_on_errors(config, official_file, tmp_path):
     for key, value, to, words in (
-        ("MODEL.DETR.NUM_OBJECT_QUERIES", 6, "ours", "not hold all of .*the first 5 queries"),
+        ("MODEL.DETR.NUM_OBJECT_QUERIES", 6, "ours", "not all weights of .*the first 5 queries"),
         ("INPUT.FORMAT", "BGR", "official", "INPUT.FORMAT is BGR"),
     ):
         with pytest.raises(UserError, match=words):
