@@ -25,13 +25,13 @@ def choose_colors(
     """
     existing = existing or [None] * len(isthing)
     used = to_lab([(0, 0, 0), (128, 128, 128), (255, 255, 255), *filter(None, existing)])
-    colors = []
+    colors: list[Color] = []
     for thing, color in zip(isthing, existing, strict=True):
         if color is None:
             candidates, lab = _candidates(bool(thing))
             best = cdist(lab, used).min(axis=1).argmax()
             color, used = candidates[best].tolist(), np.vstack([used, lab[best]])
-        colors.append(tuple(color))
+        colors.append((color[0], color[1], color[2]))
     return colors
 
 

@@ -25,7 +25,7 @@ def dataset_ids(metadata: Metadata) -> list[int]:
             f"{len(contiguous_ids) - 1}. Things and stuff need one id space, so use the standard "
             "form ('coco_2017_val_panoptic') and not the '_separated' one."
         )
-    return sorted(contiguous_ids, key=contiguous_ids.get)
+    return sorted(contiguous_ids, key=contiguous_ids.__getitem__)
 
 
 def thing_class_ids(metadata: Metadata) -> list[int]:

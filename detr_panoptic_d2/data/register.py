@@ -42,8 +42,8 @@ def register_panoptic(
         UserError: the json is not in the format, or another set has the name.
     """
     roots = {"image_root": image_root, "panoptic_root": panoptic_root}
-    paths = {**roots, "panoptic_json": panoptic_json}
-    paths = {key: os.path.expanduser(os.fspath(path)) for key, path in paths.items()}
+    items = {**roots, "panoptic_json": panoptic_json}.items()
+    paths = {key: os.path.expanduser(os.fspath(path)) for key, path in items}
 
     def read_metadata() -> dict[str, Any]:
         for key in roots:

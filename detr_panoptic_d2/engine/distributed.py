@@ -136,8 +136,10 @@ def _run_under_torchrun(main: Callable, args: argparse.Namespace, on_gpu: bool) 
         # for several machines, see TORCH_DISABLE_SHARE_RDZV_TCP_STORE in docs/training.md.
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"start_{restarts}", store)
-    options = {"store": store, "rank": rank, "world_size": world_size, "timeout": DEFAULT_TIMEOUT}
-    dist.init_process_group("nccl" if on_gpu else "gloo", **options)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT
+    )
     try:
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         main(args)

@@ -113,7 +113,8 @@ def _check_state(
     Returns:
         the state to load: options such as the weight decay are those of the config.
     """
-    problem, pairs = None, []
+    problem = None
+    pairs: list[tuple[nn.Parameter, int]] = []
     groups, saved_groups = optimizer.param_groups, state["param_groups"]
     sizes, saved_sizes = ([len(g["params"]) for g in x] for x in (groups, saved_groups))
     if sizes != saved_sizes:

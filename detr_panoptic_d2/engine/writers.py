@@ -20,7 +20,8 @@ def build_writers(cfg: CfgNode) -> list[EventWriter]:
     Environment variables of the packages choose server, project and mode. All starts of one
     training are runs of a group (wandb) or of an experiment (mlflow).
     """
-    folder, writers = Path(cfg.OUTPUT_DIR).resolve(), []
+    folder = Path(cfg.OUTPUT_DIR).resolve()
+    writers: list[EventWriter] = []
     for name in cfg.WRITERS:
         names = ("tensorboard", "wandb", "mlflow")
         check_value("WRITERS", name, name in names, "tensorboard, wandb or mlflow")

@@ -22,9 +22,3 @@ def test_equals_one_segment_at_a_time(segments, void):
         assert boxes.dtype == np.float32
         assert labels.dtype == (np.uint8 if segments < 256 else np.uint16)
         assert set(unnamed) == set(ids.reshape(-1).tolist()) - {0, *known[:segments].tolist()}
-
-
-def test_run_over_a_row_end_is_two_runs():
-    labels, _ = ids_to_labels(np.array([[1, 5, 5], [5, 1, 1]]), np.array([5]))
-    boxes, areas = label_boxes_and_areas(labels, 1)
-    assert boxes.tolist() == [[0, 0, 2, 1]] and areas.tolist() == [3]
