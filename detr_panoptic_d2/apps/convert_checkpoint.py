@@ -99,13 +99,12 @@ def huggingface_checkpoint(
         )
     weights = {}
     for name, tensor in tensors.items():
-        if "in_proj_" in name:
-            weights.update(zip(names.projections(name), tensor.chunk(3), strict=True))
-        else:
-            weights[name] = tensor
+        parts = names.projections(name) if "in_proj_" in name else [name]
+        weights.update(zip(parts, tensor.chunk(len(parts)), strict=True))
     masks = model.mask_head is not None
     rows = next(len(x) for name, x in tensors.items() if name.endswith("labels_classifier.bias"))
     labels = {i: class_names.get(i, "N/A") for i in range(rows - 1)}
+    first = decoder.layers[0]
     config = {
         "model_type": "detr",
         "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
@@ -124,8 +123,8 @@ def huggingface_checkpoint(
     }
     for name, stack in (("encoder", encoder), ("decoder", decoder)):
         config[f"{name}_layers"] = len(stack.layers)
-        config[f"{name}_attention_heads"] = decoder.layers[0].self_attn.num_heads
-        config[f"{name}_ffn_dim"] = decoder.layers[0].linear1.out_features
+        config[f"{name}_attention_heads"] = first.self_attn.num_heads
+        config[f"{name}_ffn_dim"] = first.linear1.out_features
     processor = {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_panoptic" if masks else "coco_detection",

@@ -31,11 +31,8 @@ _START = "No image yet."
 class View(NamedTuple):
     """The panoptic result of an image at some thresholds.
 
-    Attributes:
-        record: of the image, with every query that any threshold can keep.
-        ids: H x W segment ids.
-        segments: as the model returns them.
-        picture: segments over the image, enlarged by a whole factor.
+    The record has every query that any threshold can keep. The picture shows the segments, enlarged
+    by a whole factor.
     """
 
     record: QueryRecord
@@ -201,13 +198,7 @@ def build_app(cfg: CfgNode):
 
 
 def serve(app, *, host: str, port: int | None) -> None:
-    """Serve the page until interrupted.
-
-    Args:
-        app: from :func:`build_app`.
-        host: address to listen on.
-        port: None: the first free port from 7860 on.
-    """
+    """Serve the page until interrupted; without ``port``, on the first free port from 7860 on."""
     if host not in ("127.0.0.1", "localhost", "::1"):
         logger.warning("The page has no password: everyone who can connect to %s can use it.", host)
     app.queue(max_size=20).launch(

@@ -108,9 +108,8 @@ def test_low_pq_is_explained(panoptic_set, scene, tmp_path, opts, queries, thres
 
 
 def test_not_a_run(tmp_path):
-    for folder, message in ((tmp_path, "no folder of a run"), (tmp_path / "no", "does not exist")):
-        with pytest.raises(FileNotFoundError, match=f"'{folder}' .*{message}"):
-            write_report(folder)
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}' is no folder of a run"):
+        write_report(tmp_path)
 
 
 @pytest.mark.parametrize(

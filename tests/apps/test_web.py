@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from detr_panoptic_d2.apps.web import Page, build_app, read_upload
+from detr_panoptic_d2.checkpoint.description import describe
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 
@@ -91,14 +92,16 @@ def test_page_shows_what_the_model_returns_with_these_thresholds(make_cfg, image
 
 @pytest.fixture
 def server(make_cfg, tmp_path):
-    """Start the tool; return its port and its log file."""
+    """Start the command with a checkpoint alone; return its port and its log file."""
     pytest.importorskip("gradio", reason="Gradio is not installed (extra 'web')")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "detr_panoptic_d2.cli", "web", "--config-file"]
-    command += ["shapes/tiny.yaml", "--port", str(port), *OPTS]
-    command += ["MODEL.WEIGHTS", make_cfg().MODEL.WEIGHTS]
+    cfg = make_cfg()
+    weights = torch.load(cfg.MODEL.WEIGHTS)
+    torch.save({**weights, **describe(cfg)}, tmp_path / "model_best.pth")
+    command = [sys.executable, "-m", "detr_panoptic_d2.cli", "web", "--port", str(port)]
+    command += ["--weights", str(tmp_path / "model_best.pth")]
     env = {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "*", "no_proxy": "*"}
     log = tmp_path / "log.txt"
     with log.open("w") as out:
@@ -120,119 +123,84 @@ def answers(port):
 
 
 def until(condition, what):
-    """Wait for a condition and return its value."""
+    """Wait for a condition and return its value. The page replaces its elements while it works."""
+    from selenium.common.exceptions import WebDriverException
+
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
+        with contextlib.suppress(WebDriverException):
+            value = condition()
+            if value:
+                return value
         time.sleep(0.2)
     pytest.fail(f"waited {PATIENCE} s for {what}")
 
 
-class Visitor:
-    """What a visitor of the page does and sees."""
-
-    def __init__(self, browser, port):
-        from selenium.common.exceptions import WebDriverException
-        from selenium.webdriver import ActionChains, Keys
-        from selenium.webdriver.common.by import By
-
-        self.browser, self.by, self.keys, self.actions = browser, By, Keys, ActionChains
-        # The page replaces its elements while it works.
-        self.busy = WebDriverException
-        browser.get(f"http://127.0.0.1:{port}")
-        self.wait_for("status", "No image yet")
-
-    def find(self, selector):
-        found = self.browser.find_elements(self.by.CSS_SELECTOR, selector)
-        return found[0] if found else None
-
-    def text(self, name):
-        try:
-            element = self.find(f"#{name}")
-            return element.text if element else ""
-        except self.busy:
-            return ""
-
-    def wait_for(self, name, pattern):
-        found = until(lambda: re.search(pattern, self.text(name)), f"'{pattern}' in #{name}")
-        return found.group(0)
-
-    def upload(self, path):
-        until(self.is_cleared, "an empty upload")
-        self.wait_for("status", "No image yet")
-        until(lambda: self.find("#upload input[type=file]"), "the upload").send_keys(str(path))
-
-    def is_cleared(self):
-        """Whether there is no file; presses the button where there is one."""
-        clear = self.find("#upload button[aria-label='Clear']") or self.find(
-            "#upload button[aria-label='Remove this file']"
-        )
-        if clear:
-            with contextlib.suppress(self.busy):
-                clear.click()
-        return not clear
-
-    def set_number(self, name, value):
-        field = self.find(f"#{name} input[type=number]")
-        field.click()
-        field.send_keys(self.keys.CONTROL, "a")
-        field.send_keys(str(value), self.keys.TAB)
-
-    def source(self, name):
-        element = self.find(f"#{name} img")
-        return element.get_attribute("src") if element else None
-
-    def click(self, name, right, down):
-        """Click into a picture at shares of its width and height."""
-        element = self.find(f"#{name} img")
-        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        size = element.size
-        offset = int((right - 0.5) * size["width"]), int((down - 0.5) * size["height"])
-        self.actions(self.browser).move_to_element_with_offset(element, *offset).click().perform()
-
-
 def test_in_a_browser(server, browser, image, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
     port, log = server
     if sys.platform == "linux":
         # Only this machine is served: a server of all addresses would answer at this one too.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=10).close()
+
+    def find(selector):
+        return browser.find_element("css selector", selector)
+
+    def wait_for(name, pattern):
+        match = until(lambda: re.search(pattern, find(f"#{name}").text), f"'{pattern}' in #{name}")
+        return match.group(0)
+
+    def is_cleared():
+        names = "button[aria-label='Clear'], button[aria-label='Remove this file']"
+        buttons = find("#upload").find_elements("css selector", names)
+        return not (buttons and [buttons[0].click()])
+
+    def upload(path):
+        until(is_cleared, "an empty upload")
+        wait_for("status", "No image yet")
+        until(lambda: find("#upload input[type=file]"), "the upload").send_keys(str(path))
+
+    def set_number(name, value):
+        field = find(f"#{name} input[type=number]")
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(value), Keys.TAB)
+
+    def source():
+        return find("#picture img").get_attribute("src")
+
+    browser.get(f"http://127.0.0.1:{port}")
+    wait_for("status", "No image yet")
     good = tmp_path / "good.png"
     Image.fromarray(image).save(good)
-    page = Visitor(browser, port)
-
-    page.upload(good)
-    status = page.wait_for("status", r"80 x 64 pixels, \d+ segments\.")
+    upload(good)
+    status = wait_for("status", r"80 x 64 pixels, \d+ segments\.")
     assert int(status.split()[4]) > 1
-    picture = until(lambda: page.source("picture"), "the picture")
+    picture = until(source, "the picture")
+    ActionChains(browser).move_to_element_with_offset(
+        find("#picture img"), -50, -50
+    ).click().perform()
+    wait_for("details", r"(?s)\((thing|stuff)\).*score [01]\.\d+, area \d+ pixels")
+    until(lambda: find("#maps img"), "the maps")
 
-    page.click("picture", 0.3, 0.3)
-    page.wait_for("details", r"(?s)\((thing|stuff)\).*score [01]\.\d+, area \d+ pixels")
-    until(lambda: page.source("maps"), "mask and maps")
-
-    # Other thresholds: another picture, and the network is not asked again.
-    page.set_number("area", 1500)
-    until(lambda: page.source("picture") not in (None, picture), "another picture")
-    page.set_number("score", 1)
-    page.wait_for("status", "0 segments. No query has")
+    # Other thresholds: another picture, and the network does not run again.
+    set_number("area", 1500)
+    until(lambda: source() != picture, "another picture")
+    set_number("score", 1)
+    wait_for("status", "0 segments. No query has")
 
     # Uploads that cannot be used get a message, and the page goes on.
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:4000])
-    page.upload(tmp_path / "broken.png")
-    page.wait_for("status", "cannot be read as an image")
+    upload(tmp_path / "broken.png")
+    wait_for("status", "cannot be read as an image")
     (tmp_path / "heavy.png").write_bytes(bytes(21_000_000))
-    page.upload(tmp_path / "heavy.png")
-    until(
-        lambda: "exceed the maximum" in page.find("body").text.lower(),
-        "a message about the file's size",
-    )
+    upload(tmp_path / "heavy.png")
+    until(lambda: "exceed the maximum" in find("body").text.lower(), "a message about its size")
     assert log.read_text().count("Network: one image") == 1
     assert "Traceback" not in log.read_text()
 
-    page.browser.refresh()
-    page.wait_for("status", "No image yet")
     loaded = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"
     )

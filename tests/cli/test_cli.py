@@ -33,7 +33,7 @@ def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
     status, _, lines = command("report", tmp_path / "nowhere")
     assert status == 1
     assert len(lines) == 1
-    assert lines[0].startswith("error: ") and lines[0].endswith("nowhere' does not exist.")
+    assert lines[0].startswith("error: ") and lines[0].endswith("the OUTPUT_DIR of a run.")
 
 
 @pytest.mark.parametrize("words", [(), ("fly",), ("convert-checkpoint", "--input", "a")])

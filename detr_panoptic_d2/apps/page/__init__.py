@@ -19,13 +19,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Section(NamedTuple):
-    """A part of the page.
-
-    Attributes:
-        identity: HTML id.
-        title: heading.
-        blocks: in order.
-    """
+    """A part of the page, with its HTML id."""
 
     identity: str
     title: str
@@ -35,20 +29,13 @@ class Section(NamedTuple):
 def write_page(
     path: Path, title: str, kind: str, top: list[Block], sections: list[Section]
 ) -> None:
-    """Write a page atomically.
+    """Write a page; ``kind`` says in a few words what it is.
 
-    Args:
-        path: the HTML file.
-        title: heading.
-        kind: the kind of page, in a few words.
-        top: blocks before the first section.
-        sections: in order. Sections without blocks are left out.
+    The blocks in ``top`` come before the first section. Sections without blocks are left out.
     """
+    loader = jinja2.FileSystemLoader(_FOLDER)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("page.html.jinja").render(
         title=title,
@@ -62,10 +49,5 @@ def write_page(
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Return an image as a data URI, for ``pictures``.
-
-    Args:
-        data: content of the image file.
-        kind: ``png`` or ``jpeg``.
-    """
+    """Return the content of an image file, ``png`` or ``jpeg``, as a data URI for ``pictures``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -24,8 +24,6 @@ def segment_images(
     Args:
         predictor: :class:`.engine.Predictor`, or another class with its ``prepare`` and
             ``predict_batch``.
-        paths: image files.
-        batch_size: number of images in a batch.
 
     Yields:
         for each file, not always in their order, its path with the H x W x 3 uint8 RGB image and

@@ -87,14 +87,7 @@ class ResultFolder:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, path: Path, image: np.ndarray, panoptic: Panoptic, metadata: Metadata) -> None:
-        """Write the results of an image.
-
-        Args:
-            path: the input.
-            image: H x W x 3 uint8 RGB.
-            panoptic: ids and segments.
-            metadata: names, colors and dataset ids of the classes.
-        """
+        """Write the results of an image: H x W x 3 uint8 RGB, its ids and segments."""
         ids, segments = panoptic[0].cpu().numpy(), panoptic[1]
         step = math.ceil(math.sqrt(ids.size / _MAX_OVERLAY_PIXELS))
         small_ids, small_image = (np.ascontiguousarray(x[::step, ::step]) for x in (ids, image))
@@ -164,16 +157,12 @@ def _overlay_name(path: Path, result: str) -> str:
 
 
 def _coco_segments(ids: np.ndarray, segments: list[dict], metadata: Metadata) -> list[dict]:
-    """Return the ``segments_info`` of an image for a COCO panoptic json."""
+    """Return the ``segments_info`` of COCO's panoptic format."""
     category_ids = dataset_ids(metadata)
-    infos = [
-        {
-            "id": int(segment["id"]),
-            "category_id": category_ids[segment["category_id"]],
-            "score": round(float(segment["score"]), 4),
-        }
-        for segment in segments
-    ]
+    infos = []
+    for segment in segments:
+        info = {"id": int(segment["id"]), "category_id": category_ids[segment["category_id"]]}
+        infos.append({**info, "score": round(float(segment["score"]), 4)})
     return complete_segments(ids, infos)
 
 

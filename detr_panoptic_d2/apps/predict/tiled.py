@@ -46,20 +46,14 @@ class TiledPredictor:
         selection = model.select(detections)
         pairs = selection.masked.nonzero(as_tuple=True)
         masks = model.predict_masks(detections, *pairs)
-        frame = Frame(
-            tuple(images.tensor.shape[-2:]), tuple(images.image_sizes[0]), image.shape[:2]
-        )
+        canvas, size = tuple(images.tensor.shape[-2:]), tuple(images.image_sizes[0])
+        frame = Frame(canvas, size, image.shape[:2])
         (result,) = model.assemble(detections, selection, masks, [frame])
         ids, segments = result["panoptic_seg"]
         panoptic, masked = selection.panoptic[0], selection.masked[0]
-        confidence = _confidence_map(
-            ids,
-            segments,
-            masks[panoptic[masked].to(masks.device)],
-            selection.scores[0][panoptic],
-            selection.labels[0][panoptic],
-            frame,
-        )
+        scores, labels = selection.scores[0][panoptic], selection.labels[0][panoptic]
+        masks = masks[panoptic[masked].to(masks.device)]
+        confidence = _confidence_map(ids, segments, masks, scores, labels, frame)
         return Tile(ids.cpu().numpy(), segments, confidence.cpu().numpy())
 
 
@@ -73,11 +67,7 @@ def _confidence_map(
 ) -> torch.Tensor:
     """Return class probability times mask probability of the class of each pixel, as H x W uint8.
 
-    Args:
-        ids, segments: the panoptic result of the image.
-        masks: Q x h x w logits of the queries that take part in it.
-        scores, labels: Q.
-        frame: sizes of canvas, image and output.
+    ``ids`` and ``segments`` are the result of the Q queries with these masks, scores and labels.
     """
     device = masks.device
     scores, labels = scores.to(device)[:, None, None], labels.to(device)[:, None, None]

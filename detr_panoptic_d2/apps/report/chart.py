@@ -1,6 +1,7 @@
 """Curves over the iterations, drawn by matplotlib as SVG for a page."""
 
 import io
+import itertools
 from collections.abc import Mapping
 
 import matplotlib
@@ -26,12 +27,10 @@ def line_chart(
 ) -> str:
     """Draw curves over the iterations.
 
-    The scale is logarithmic if all values are positive and they differ by an order of magnitude.
-    Values that are not finite leave a gap.
-
     Args:
-        series: values by iteration of each curve, by name.
-        from_zero: a linear scale that starts at 0.
+        series: values by iteration of each curve, by name. Those that are not finite leave a gap.
+        from_zero: a linear scale that starts at 0. Else the scale is logarithmic if all values are
+            positive and differ by an order of magnitude.
         marks: iterations of vertical lines, by name.
 
     Returns:
@@ -45,16 +44,16 @@ def line_chart(
     axes = figure.add_subplot()
     values = np.concatenate([p[np.isfinite(p[:, 1]), 1] for p in curves.values()])
     colors = np.array(choose_colors([True] * len(curves))) / 255
-    styles = ["-", "--", ":", "-."]
-    for i, (name, points) in enumerate(curves.items()):
+    styles = itertools.cycle(["-", "--", ":", "-."])
+    for (name, points), color, style in zip(curves.items(), colors, styles, strict=False):
         last = points[np.isfinite(points[:, 1]), 1][-1]
         size = 1 + len(points) // _MAX_POINTS
         points = points[len(points) % size :].reshape(-1, size, 2).mean(1)
-        options = {"color": colors[i], "linestyle": styles[i % 4]}
         marker = "o" if len(points) == 1 else ""
-        axes.plot(*points.T, label=f"{name} {last:.4g}", marker=marker, **options)
-    for i, (name, iteration) in enumerate((marks or {}).items()):
-        axes.axvline(iteration, label=f"{name} {iteration}", color=_FRAME, linestyle=styles[i % 4])
+        label = f"{name} {last:.4g}"
+        axes.plot(*points.T, label=label, color=color, linestyle=style, marker=marker)
+    for (name, iteration), style in zip((marks or {}).items(), styles, strict=False):
+        axes.axvline(iteration, label=f"{name} {iteration}", color=_FRAME, linestyle=style)
     low, high = values.min(), values.max()
     if from_zero:
         axes.set_ylim(bottom=min(0, low))

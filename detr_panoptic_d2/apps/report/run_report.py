@@ -72,12 +72,7 @@ def read_run(folder: Path) -> Run:
 
     Invalid lines of ``metrics.json``, such as an incomplete last one, are skipped. If an iteration
     was repeated after a resume, its last values count.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it has no files of a run.
     """
-    if not folder.exists():
-        raise FileNotFoundError(f"The folder '{folder}' does not exist.")
     if not any((folder / f).exists() for f in ("metrics.json", "config.yaml", "inference")):
         raise FileNotFoundError(
             f"'{folder}' is no folder of a run: it has no metrics.json, config.yaml or inference. "
@@ -102,19 +97,13 @@ def read_run(folder: Path) -> Run:
 
 
 def write_report(output_dir: str | Path) -> Path:
-    """Write ``report.html`` into the folder of a run: finished, running, or stopped.
+    """Write ``report.html`` into ``OUTPUT_DIR`` of a run: finished, running, or stopped.
 
     The page contains all its pictures and needs no network. Parts without data, such as the results
     of a run without evaluation, are left out.
 
-    Args:
-        output_dir: ``OUTPUT_DIR`` of a training or an evaluation.
-
-    Returns:
-        Path: the page.
-
     Raises:
-        FileNotFoundError: there is no such folder, or it has no files of a run.
+        FileNotFoundError: the folder has no files of a run.
     """
     run = read_run(Path(output_dir))
     top = state(run)
@@ -129,10 +118,19 @@ def write_report(output_dir: str | Path) -> Path:
     evaluations = {folder.name: read_evaluation(folder) for folder in folders}
     if run.done and "DETR" in run.config.get("MODEL", {}):
         top += [{"note": line} for line in explain_low_pq(CfgNode(run.config), folders)]
+    text = run.text("config.yaml")
+    made = f"Report by detr_panoptic_d2 {__version__}, {_format_time(time.time())}."
     sections = [
         *(Section(name, f"Results on {name}", e[1]) for name, e in evaluations.items()),
         Section("curves", "Curves", curves(run)),
-        Section("config", "Config", config(run)),
+        Section(
+            "config",
+            "Config",
+            [
+                {"details": "config.yaml", "blocks": [{"pre": text}]} if text else {},
+                {"text": made, "class": "quiet"},
+            ],
+        ),
     ]
     path = run.folder / "report.html"
     top += overview(run, [pq for pq, _ in evaluations.values()])
@@ -171,9 +169,7 @@ def state(run: Run) -> list[Block]:
 def overview(run: Run, evaluated: list[float]) -> list[Block]:
     """Return the most important numbers, and all results in metrics.json.
 
-    Args:
-        run: the run.
-        evaluated: PQ of the data sets with files of an evaluation.
+    ``evaluated`` is the PQ of the data sets with files of an evaluation.
     """
     numbers = [
         ("PQ", "{:.1f}", evaluated[0] if evaluated else run.values(_PQ)[-1]),
@@ -221,13 +217,9 @@ def curves(run: Run) -> list[Block]:
     charts = []
     for title, names in named.items():
         series = {curve: run.series.get(name, {}) for curve, name in names.items()}
-        svg = line_chart(
-            series,
-            from_zero="loss" not in title.lower(),
-            marks=marks if title.startswith("PQ") or "validation" in names else {},
-        )
-        charts.append((title, svg))
-    charts = [(title, svg) for title, svg in charts if svg]
+        marked = marks if title.startswith("PQ") or "validation" in names else {}
+        svg = line_chart(series, from_zero="loss" not in title.lower(), marks=marked)
+        charts += [(title, svg)] if svg else []
     return [{"charts": charts}] if charts else []
 
 
@@ -237,16 +229,6 @@ def _mark_early_stopping(record: dict[str, Any]) -> dict[str, int]:
         return {}
     values = [(-math.inf if math.isnan(value) else value, i) for i, value in record["values"]]
     return {"best at": max(values)[1], "stopped at": values[-1][1]}
-
-
-def config(run: Run) -> list[Block]:
-    """Return the text of the config."""
-    made = f"Report by detr_panoptic_d2 {__version__}, {_format_time(time.time())}."
-    text = run.text("config.yaml")
-    return [
-        {"details": "config.yaml", "blocks": [{"pre": text}]} if text else {},
-        {"text": made, "class": "quiet"},
-    ]
 
 
 def _format_time(moment: float) -> str:
