@@ -290,7 +290,7 @@ def test_what_is_not_clear_is_listed(photo, write, auto):
     "name, content, message",
     [
         ("a.json", "[", "a.json' is not a json file"),
-        ("a.txt", "x", "has no format that is known"),
+        ("a.txt", "x", "has no known format"),
         ("a/data.yaml", "names: [a]\npath: ..\ntrain: a\nkpt_shape: [1, 2]", "with keypoints"),
         (
             "a.json",

@@ -563,7 +563,7 @@ BAD = {
     "unknown value": ("class-masks", MASK + 9, {}, "a_L.png' has the value 9, .*--void-value"),
     "mask size": ("class-masks", MASK.T, {}, "a_L.png': it is 24 wide and 32 high.*EXIF"),
     "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
-    "color twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "color of its own"),
+    "color twice": ("class-masks", MASK, {"labels": "1 2 3 a\n1 2 3 b\n"}, "or each has a"),
     "class twice": ("class-masks", MASK, {"labels": "a\nb\na\n"}, "2 classes with the name 'a'"),
     "color mask": ("instance-masks", np.zeros((H, W, 3), np.uint8), {}, "mode RGB"),
 }
@@ -583,5 +583,5 @@ def test_what_is_wrong_is_named(make, convert_and_check, tmp_path, case):
 
 def test_video_export_of_cvat_is_refused(tmp_path):
     (tmp_path / "a.xml").write_text("<annotations><track/></annotations>")
-    with pytest.raises(ValueError, match="a.xml' is no XML of 'CVAT for images 1.1'"):
+    with pytest.raises(ValueError, match="a.xml' is not an XML file of 'CVAT for images 1.1'"):
         cvat(tmp_path / "a.xml", tmp_path)
