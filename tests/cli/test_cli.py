@@ -36,6 +36,15 @@ def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
     assert lines[0].startswith("error: ") and lines[0].endswith("the OUTPUT_DIR of a run.")
 
 
-@pytest.mark.parametrize("words", [(), ("fly",), ("convert-checkpoint", "--input", "a")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((), ("fly",), ("convert-checkpoint", "--input", "a")),
+        # One of --weights and --config-file; a checkpoint has no data set to evaluate on.
+        ("explain", "--input", "a.png", "--output", "out"),
+        ("web", "--weights", "a.pth", "--config-file", "a.yaml"),
+        ("export", "--output", "out", "--weights", "a.pth", "--evaluate"),
+    ],
+)
 def test_usage_errors_have_status_2(command, words):
     assert command(*words)[0] == 2
