@@ -131,7 +131,7 @@ def commands():
     for path in TEXTS:
         for line in code_lines(path.read_text(encoding="utf-8")):
             for program in PROGRAMS:
-                # In front of it, variables of the environment and torchrun.
+                # It follows variables of the environment or torchrun.
                 before, name, arguments = line.partition(program)
                 if name and re.fullmatch(r"((\w+=\S+ )*|torchrun .*)", before):
                     found.append((path.name, program.strip(), arguments))
@@ -173,15 +173,6 @@ def test_the_architecture_page_names_code_that_exists():
             for owner in names:
                 assert operator.attrgetter(owner)(module), f"{name}: {owner}"
             names = []
-
-
-def test_no_page_names_a_script_that_is_gone():
-    for path in (*TEXTS, REPO / "Makefile"):
-        if path.name == "detectron2.md":
-            # Its scripts are those of Detectron2's repository.
-            continue
-        for name in re.findall(r"\btools/[\w/]+\.py\b", path.read_text(encoding="utf-8")):
-            assert (REPO / name).is_file(), f"{path.name}: {name}"
 
 
 def snippets():

@@ -1,6 +1,5 @@
 """The package as a whole: version, configs, and the line without Detectron2."""
 
-import ast
 import importlib.metadata
 import re
 import subprocess
@@ -14,18 +13,13 @@ import detr_panoptic_d2
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def import_without(module):
-    """Import the package in a process in which ``module`` cannot be found."""
-    # None in sys.modules: Python's own way of saying that a module cannot be imported.
-    code = f"import sys; sys.modules[{module!r}] = None; import detr_panoptic_d2"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-
-
 @pytest.mark.parametrize(
     ("module", "name"), [("detectron2", "Detectron2"), ("panopticapi", "panopticapi")]
 )
 def test_import_without_a_requirement_gives_one_clear_line(module, name):
-    done = import_without(module)
+    # None in sys.modules: the module cannot be imported.
+    code = f"import sys; sys.modules[{module!r}] = None; import detr_panoptic_d2"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: detr_panoptic_d2 needs {name}, which is not installed")
@@ -52,14 +46,3 @@ def test_every_folder_with_modules_is_a_package():
     folders = {path.parent for path in package.rglob("*.py")}
     missing = [str(folder) for folder in folders if not (folder / "__init__.py").is_file()]
     assert not missing
-
-
-def test_nothing_that_windows_lacks_is_needed_on_import():
-    lacking = {"fcntl", "resource", "pwd", "grp", "termios"}
-    for path in (ROOT / "detr_panoptic_d2").rglob("*.py"):
-        # Of the module itself: what a function imports is its own business.
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Import):
-                assert not lacking & {alias.name for alias in node.names}, path
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module not in lacking, path

@@ -9,7 +9,7 @@ import yaml
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from detr_panoptic_d2.apps.tune.result import cross_validate, panoptic_quality
+from detr_panoptic_d2.apps.tune.run import cross_validate, panoptic_quality
 from detr_panoptic_d2.apps.tune.search import (
     ImageMasks,
     Setting,

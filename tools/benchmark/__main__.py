@@ -44,7 +44,7 @@ WORKS = {
     # Imported when it is asked for: it needs the extra "export".
     "exported": None,
 }
-_PRINTED = ("config_file", "opts", "against", "device", "compile", "segments", "repeats")
+_PRINTED = ("config_file", "opts", "against", "rule", "device", "compile", "segments", "repeats")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -89,6 +89,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     text = f"some of {', '.join(PRECISIONS)}; the last two are autocast (default: float32)"
     add("--dtype", type=_names(PRECISIONS), default=["float32"], help=text)
     add("--compile", action="store_true", help="ours under torch.compile beside the others")
+    add("--rule", help="another panoptic inference with the same weights beside the config's")
     text = "HEIGHTxWIDTH of the network's input; default: 800x1066, in training 480x640"
     add("--size", type=_size, help=text)
     add("--batch", type=_counts, help="images; default: 1, in training 2")

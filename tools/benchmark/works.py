@@ -6,6 +6,7 @@ name, and raises ``UserError`` where they are too large. ``rows()`` gives one di
 ``figures``.
 """
 
+import copy
 import functools
 import itertools
 from argparse import Namespace
@@ -24,8 +25,11 @@ from measure import (
 from networks import add_segments, best_queries, build, keep_best, make_images
 from torch import nn
 
+from detr_panoptic_d2.engine import setup_cfg
+from detr_panoptic_d2.modeling.panoptic_inference import build_panoptic_inference
+
 OURS, BOXES, ALL = "ours panoptic", "ours boxes", "ours, masks of all queries"
-COMPILED = "ours panoptic, compiled"
+COMPILED, OTHER_RULE = "ours panoptic, compiled", "ours panoptic, --rule"
 THEIRS, THEIR_BOXES = "Hugging Face panoptic", "Hugging Face boxes"
 # Of the ratios that are printed, what is above and what is below.
 PAIRS = (
@@ -35,10 +39,12 @@ PAIRS = (
     (THEIRS, THEIR_BOXES),
     (ALL, OURS),
     (OURS, COMPILED),
+    (OTHER_RULE, OURS),
 )
 # Greatest difference of outputs and losses, relative to the greatest value where that is above 1.
 # Between our mask logits and Hugging Face's, float32 rounding alone came to 1.2e-4 on one CPU.
 TOLERANCE = 1e-3
+_RULE = "MODEL.DETR.TEST.PANOPTIC_INFERENCE"
 _LOSSES = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 _KEPT, _BATCHES = (1, 5, 15, 30, 50, 100), (1, 2, 4)
 _SIZES = ((480, 640), (640, 853), (800, 1066), (1066, 1421), (1333, 1333))
@@ -65,7 +71,7 @@ class Work:
         self.kept = options.kept or [min(15, queries)]
 
     def keep(self, kept: int) -> None:
-        for name in (OURS, COMPILED):
+        for name in (OURS, COMPILED, OTHER_RULE):
             if name in self.models:
                 keep_best(self.models[name], kept)
 
@@ -86,9 +92,18 @@ class Inference(Work):
 
     def __init__(self, options: Namespace):
         super().__init__(options)
-        self.keep(self.kept[0])
         for model in self.models.values():
             model.fold_for_inference()
+        if options.rule:
+            device = ["MODEL.DEVICE", self.device.type]
+            cfg = setup_cfg(
+                options.config_file, [*map(str, options.opts), *device, _RULE, options.rule]
+            )
+            thing_ids = list(self.ours.panoptic_inference.thing_ids)
+            self.models[OTHER_RULE] = model = copy.copy(self.ours)
+            model._modules = dict(model._modules)  # all other modules are shared
+            model.panoptic_inference = build_panoptic_inference(cfg, thing_ids)
+        self.keep(self.kept[0])
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:

@@ -20,13 +20,13 @@ class HistogramAssigner(PixelAssigner):
     """Assigns pixels to many sets of queries; the result is the histogram of truth and query.
 
     Pixels with the same truth and the same best queries form a group, which is assigned as one.
-    The best queries are ranked within nested sets: all queries, and those that occur in 2, 3, ...
-    of ``sets``. A set of queries is assigned with the ranks of the smallest one that contains it.
+    The best queries are ranked within nested sets: the queries that occur in 1, 2, ... of ``sets``.
+    A set of queries is assigned with the ranks of the smallest one that contains it.
 
     Args:
         truth: H x W row numbers of the histogram.
         num_rows: their number A.
-        sets: those of which subsets are assigned.
+        sets: nonempty sets of queries, whose subsets are assigned.
     """
 
     def __init__(self, *args, truth: np.ndarray, num_rows: int, sets: Sequence[Sequence[int]]):
@@ -37,18 +37,17 @@ class HistogramAssigner(PixelAssigner):
         self._mask_areas: dict[tuple[int, ...], int] = {}
         counts = np.bincount([q for s in sets for q in s], minlength=num_queries)
         order = np.argsort(-counts, kind="stable")
-        sizes = [*(np.flatnonzero(np.diff(counts[order])) + 1).tolist(), num_queries]
+        sizes = sorted({int((counts >= count).sum()) for count in counts[counts > 0]})
         self._nested = [frozenset(order[:size].tolist()) for size in sizes]
         ranks = [np.empty((_NUM_RANKS, *self.frame.output), np.int16) for _ in sizes]
         for rows, strip in resize_strips(self.pixel_values, self.frame):
-            best = _rank(strip, order.tolist(), sizes)
+            best = _rank(strip, order[: sizes[-1]].tolist(), sizes)
             for rank, queries in zip(ranks, best, strict=True):
                 rank[:, rows] = queries.cpu().numpy()
         self._groups = [self._group(rank.reshape(_NUM_RANKS, -1)) for rank in ranks]
 
     def _group(self, best: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return truth (G), best queries (G x R) and size (G) of the groups, and the group of each
-        pixel."""
+        """Return truth, best queries (G x R) and size of the groups, and each pixel's group."""
         key = self._truth.astype(np.int64)
         for queries in best:
             key = key * (self._num_queries + 1) + queries

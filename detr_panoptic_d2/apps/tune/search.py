@@ -46,19 +46,12 @@ class Setting(NamedTuple):
 
 
 class ImageMasks(NamedTuple):
-    """What the model predicts for one image, before the panoptic inference.
+    """What the model predicts for one image, for the queries that the lowest threshold keeps."""
 
-    Attributes:
-        pred_logits: Q x (K + 1) of the queries that the lowest threshold keeps.
-        mask_logits: Q x h x w.
-        scores, labels: Q.
-        frame: sizes of canvas, image and output.
-    """
-
-    pred_logits: torch.Tensor
-    mask_logits: torch.Tensor
-    scores: torch.Tensor
-    labels: torch.Tensor
+    pred_logits: torch.Tensor  # Q x (K + 1)
+    mask_logits: torch.Tensor  # Q x h x w
+    scores: torch.Tensor  # Q
+    labels: torch.Tensor  # Q
     frame: Frame
 
 
@@ -90,23 +83,14 @@ def build_rules(settings: Sequence[Setting], thing_ids: list[int]) -> list[DETRP
                 f"MODEL.DETR.TEST.PANOPTIC_INFERENCE is {name}, which is not a subclass of "
                 "DETRPanopticInference and cannot be tuned. Set it to one of " + ", ".join(_RULES)
             )
-        rules.append(
-            rule(
-                thing_ids=thing_ids,
-                score_thresh=score,
-                overlap_thresh=overlap,
-                min_segment_area=area,
-            )
-        )
+        thresholds = {"score_thresh": score, "overlap_thresh": overlap, "min_segment_area": area}
+        rules.append(rule(thing_ids=thing_ids, **thresholds))
     return rules
 
 
 class MaskCollector(nn.Module):
-    """Takes the place of the model's panoptic inference, and returns what such a rule gets.
-
-    Args:
-        rules: the queries that any of them keeps are collected.
-    """
+    """Replaces the model's panoptic inference; returns the input of one that keeps the queries of
+    all rules."""
 
     def __init__(self, rules: Sequence[DETRPanopticInference]):
         super().__init__()
@@ -115,7 +99,6 @@ class MaskCollector(nn.Module):
         self._logits: deque[torch.Tensor] = deque()
 
     def keep(self, pred_logits: torch.Tensor) -> torch.Tensor:
-        """B x N bool: the queries of a batch whose masks any setting needs."""
         keep = torch.stack([rule.keep(pred_logits) for rule in self._rules]).any(0)
         self._logits.extend(x[k] for x, k in zip(pred_logits, keep, strict=True))
         return keep
@@ -129,12 +112,7 @@ class MaskCollector(nn.Module):
 def count_image(
     rules: Sequence[DETRPanopticInference], masks: ImageMasks, item: dict[str, Any]
 ) -> list[tuple[list[int], PQStat]]:
-    """Count the matches of one image under every rule. Equal results are counted once.
-
-    Args:
-        rules: S rules.
-        masks: of the image.
-        item: its dataset dict.
+    """Count the matches of the image ``item`` under every rule. Equal results are counted once.
 
     Returns:
         for each different result the indices of its rules and the sums of panopticapi, by
@@ -153,7 +131,7 @@ def count_image(
             for score, rule in by_score.items()
         }
         any_rule, assigner = next(iter(same_kind.values())), None
-        if labels:
+        if any(kept.values()):
             arguments = any_rule.pixel_values(*masks[1:3]), masks.mask_logits, masks.frame
             options = {"truth": truth, "num_rows": len(rows), "sets": list(kept.values())}
             assigner = HistogramAssigner(*arguments, **options)
@@ -181,15 +159,11 @@ def count_image(
 def count_settings(
     cfg: CfgNode, settings: Sequence[Setting], num_groups: int
 ) -> tuple[np.ndarray, int]:
-    """Run the model once over a data set, and count the matches of every setting.
-
-    Args:
-        cfg: with ``MODEL.WEIGHTS``; the data set is the first of ``DATASETS.TEST``.
-        settings: S settings.
-        num_groups: number G of random groups that the images are divided into.
+    """Run the model once over the first set of ``DATASETS.TEST``; count the matches of S settings.
 
     Returns:
-        G x S x K x 4 sums of IoU, TP, FP and FN, and the number of images.
+        G x S x K x 4 sums of IoU, TP, FP and FN for G random groups of images, and the number of
+        images.
 
     Raises:
         UserError: the weights do not fit, or an image differs in size from its annotation.

@@ -13,10 +13,10 @@ Images much larger than the training images, in tiles: model(image, tile=1024), 
 
 from .files import find_images, name_results
 from .model import PanopticModel
-from .tiles import Tile, segment_tiled, tile_starts
+from .tiles import Tile, segment_tiled
 
 # The exporter joins these modules, in this order, to the one file panoptic_runtime.py. They need
 # NumPy, Pillow and ONNX Runtime or OpenVINO, and nothing else of this package.
 MODULES = ("rule", "tiles", "model", "files")
 
-__all__ = ["PanopticModel", "Tile", "find_images", "name_results", "segment_tiled", "tile_starts"]
+__all__ = ["PanopticModel", "Tile", "find_images", "name_results", "segment_tiled"]
