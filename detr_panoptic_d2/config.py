@@ -101,6 +101,8 @@ def _add_ema_and_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST = CN()
     # A name in PANOPTIC_INFERENCE_REGISTRY.
     cfg.MODEL.DETR.TEST.PANOPTIC_INFERENCE = "DETRPanopticInference"
+    # Average the queries of each image with those of its mirror image at inference.
+    cfg.MODEL.DETR.TEST.FLIP = False
     # Whether the model returns "panoptic_seg".
     cfg.MODEL.DETR.TEST.PANOPTIC_ON = True
     # Whether it returns "instances".

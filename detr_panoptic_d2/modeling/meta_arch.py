@@ -19,6 +19,7 @@ from ..errors import UserError, check_value
 from .backbone import LEVELS, check_backbone, freeze_unused_parameters
 from .criterion import SetCriterion
 from .detector import Detector
+from .flip import segment_with_flip
 from .mask_head import BoxAttentionMap, build_mask_head
 from .mask_ops import select_rows, semantic_scores, target_masks, to_instances
 from .matcher import Targets
@@ -53,6 +54,7 @@ class PanopticDETR(Detector):
         instance_on: bool = False,
         semantic_on: bool = False,
         max_instances: int = 100,
+        flip: bool = False,
         pad_mixed_sizes: bool = False,
         compile_modules: bool = False,
         **detector: Any,
@@ -67,6 +69,7 @@ class PanopticDETR(Detector):
             freeze_detector: train the mask head and the box attention only.
             freeze: names of modules that are not trained, such as "transformer.encoder".
             max_instances: largest number of instances per image.
+            flip: at inference, average with the mirrored image; see :mod:`.flip`.
             pad_mixed_sizes: at inference, pad images of different sizes to one canvas.
             detector: further arguments of :class:`.detector.Detector`.
         """
@@ -77,6 +80,9 @@ class PanopticDETR(Detector):
                 "MODEL.DETR.TEST.SEMANTIC_ON and MODEL.DETR.FREEZE_DETECTOR to False (and "
                 "MODEL.DETR.TEST.INSTANCE_ON to True for boxes), or MODEL.MASK_ON to True"
             )
+        only_panoptic = panoptic_on and not (instance_on or semantic_on)
+        allowed = "False, or True with PANOPTIC_ON True, INSTANCE_ON and SEMANTIC_ON False"
+        check_value("MODEL.DETR.TEST.FLIP", flip, only_panoptic or not flip, allowed)
         dim = self.query_embed.embedding_dim
         self.bbox_attention = None if mask_head is None else BoxAttentionMap(dim, nheads)
         self.mask_head = mask_head
@@ -85,7 +91,7 @@ class PanopticDETR(Detector):
         self.deep_supervision = deep_supervision and not freeze_detector
         self.freeze_detector = freeze_detector
         self.panoptic_on, self.instance_on, self.semantic_on = panoptic_on, instance_on, semantic_on
-        self.max_instances = max_instances
+        self.max_instances, self.flip = max_instances, flip
         self.pad_mixed_sizes = pad_mixed_sizes
         is_thing = torch.zeros(self.num_classes, dtype=torch.bool)
         is_thing[thing_class_ids(metadata)] = True
@@ -143,6 +149,7 @@ class PanopticDETR(Detector):
             "instance_on": detr.TEST.INSTANCE_ON,
             "semantic_on": detr.TEST.SEMANTIC_ON,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "flip": detr.TEST.FLIP,
             "pad_mixed_sizes": detr.TEST.PAD_MIXED_SIZES,
             "compile_modules": detr.COMPILE,
         }
@@ -218,6 +225,8 @@ class PanopticDETR(Detector):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Compute the results of images that are padded to one canvas; see :meth:`forward`."""
+        if self.flip:
+            return [{"panoptic_seg": segment_with_flip(self, x)} for x in batched_inputs]
         images = self.preprocess(batched_inputs)
         detections = self.detect(images)
         selection = self.select(detections)

@@ -96,17 +96,18 @@ class MaskCollector(nn.Module):
         super().__init__()
         loosest = {type(rule): rule for rule in sorted(rules, key=lambda r: -r.score_thresh)}
         self._rules = list(loosest.values())
-        self._logits: deque[torch.Tensor] = deque()
 
     def keep(self, pred_logits: torch.Tensor) -> torch.Tensor:
         keep = torch.stack([rule.keep(pred_logits) for rule in self._rules]).any(0)
-        self._logits.extend(x[k] for x, k in zip(pred_logits, keep, strict=True))
+        self._logits = pred_logits[keep]
         return keep
 
     def forward(
         self, mask_logits: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, frame: Frame
     ) -> ImageMasks:
-        return ImageMasks(self._logits.popleft(), mask_logits, scores, labels, frame)
+        # Those of the next image of the batch.
+        logits, self._logits = self._logits[: len(scores)], self._logits[len(scores) :]
+        return ImageMasks(logits, mask_logits, scores, labels, frame)
 
 
 def count_image(
