@@ -137,6 +137,8 @@ def test_runtime_gives_the_segments_of_the_model(exported):
         expected, info = result["panoptic_seg"]
         ids, segments = runtime_model(image)
         assert ids.dtype == np.int32 and ids.shape == (height, width)
+        one_tile = runtime_model(image, tile=200)
+        assert np.array_equal(ids, one_tile[0]) and segments == one_tile[1]
         assert (ids == expected.numpy()).mean() > 0.999
         classes = [(model.dataset_ids[s["category_id"]], s["isthing"]) for s in info]
         assert [(s["category_id"], s["isthing"]) for s in segments] == classes

@@ -20,8 +20,9 @@ class HistogramAssigner(PixelAssigner):
     """Assigns pixels to many sets of queries; the result is the histogram of truth and query.
 
     Pixels with the same truth and the same best queries form a group, which is assigned as one.
-    The best queries are ranked within nested sets: the queries that occur in 1, 2, ... of ``sets``.
-    A set of queries is assigned with the ranks of the smallest one that contains it.
+    The best queries are ranked within nested sets, the queries that occur in 1 or more of ``sets``;
+    each set is at most half as large as the next. A set of queries is assigned with the ranks of
+    the smallest one that contains it.
 
     Args:
         truth: H x W row numbers of the histogram.
@@ -37,7 +38,10 @@ class HistogramAssigner(PixelAssigner):
         self._mask_areas: dict[tuple[int, ...], int] = {}
         counts = np.bincount([q for s in sets for q in s], minlength=num_queries)
         order = np.argsort(-counts, kind="stable")
-        sizes = sorted({int((counts >= count).sum()) for count in counts[counts > 0]})
+        sizes: list[int] = []
+        for size in sorted({int((counts >= count).sum()) for count in counts[counts > 0]})[::-1]:
+            if not sizes or 2 * size <= sizes[0]:
+                sizes.insert(0, size)
         self._nested = [frozenset(order[:size].tolist()) for size in sizes]
         ranks = [np.empty((_NUM_RANKS, *self.frame.output), np.int16) for _ in sizes]
         for rows, strip in resize_strips(self.pixel_values, self.frame):
