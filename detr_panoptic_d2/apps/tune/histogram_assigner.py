@@ -110,16 +110,16 @@ def _rank(strip: torch.Tensor, order: list[int], sizes: list[int]) -> list[torch
     # The bits of a float as an integer of the same order, with the query below: of equal values the
     # first query wins, as in an argmax.
     bits = (strip + 0.0).view(torch.int32)
-    bits = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    bits ^= bits >> 31 & 0x7FFFFFFF
     queries = torch.arange(len(strip), device=strip.device)[:, None, None]
-    keys = bits.long() * 2**16 + (2**16 - 1 - queries)
+    keys = bits.long().mul_(2**16).add_(2**16 - 1 - queries)
     lowest = torch.iinfo(torch.int64).min + (2**16 - 1 - len(strip))
-    best = keys.new_full((_NUM_RANKS, *strip.shape[1:]), lowest)
+    best = [torch.full_like(keys[0], lowest)] * _NUM_RANKS
     results = []
     for count, query in enumerate(order, start=1):
         key = keys[query]
         for rank in range(min(count, _NUM_RANKS)):
             best[rank], key = torch.maximum(best[rank], key), torch.minimum(best[rank], key)
         if count in sizes:
-            results.append((2**16 - 1 - (best & (2**16 - 1))).short())
+            results.append((2**16 - 1 - (torch.stack(best) & (2**16 - 1))).short())
     return results
