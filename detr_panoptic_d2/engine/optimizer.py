@@ -55,6 +55,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         logger.info("Learning rate %g: %d values in %d tensors", group["lr"], size, tensors)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     logger.info("Not trained: %d values", frozen)
+    optimizer: torch.optim.Optimizer
     if name == "SGD":
         optimizer = torch.optim.SGD(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV

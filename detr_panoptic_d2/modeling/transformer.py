@@ -142,8 +142,8 @@ class Transformer(nn.Module):
             ("DIM_FEEDFORWARD", dim_feedforward, dim_feedforward >= 1, "1 or more"),
         ):
             check_value(f"MODEL.DETR.{key}", value, valid, allowed)
-        layer = {"hidden_dim": hidden_dim, "nheads": nheads, "dim_feedforward": dim_feedforward}
-        layer |= {"dropout": dropout, "pre_norm": pre_norm}
+        layer: dict[str, Any] = {"hidden_dim": hidden_dim, "nheads": nheads}
+        layer |= {"dim_feedforward": dim_feedforward, "dropout": dropout, "pre_norm": pre_norm}
         self.encoder = TransformerEncoder(enc_layers, checkpoint_encoder, **layer)
         self.decoder = TransformerDecoder(dec_layers, **layer)
         for p in self.parameters():

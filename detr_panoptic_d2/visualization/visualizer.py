@@ -115,10 +115,10 @@ class PanopticVisualizer(Visualizer):
             return self.output
         labelled: set[int] = set()
         largest_first = sorted(drawn, key=lambda entry: -entry[0])
-        for area, segment, mask, color in largest_first if len(drawn) <= _MAX_LABELS else ():
+        for area, segment, mask, label_color in largest_first if len(drawn) <= _MAX_LABELS else ():
             text = class_name(segment["category_id"], self.metadata)
             text += f" {segment['score']:.0%}" if "score" in segment else ""
-            if self._write(text, _inner_point(mask), color, area):
+            if self._write(text, _inner_point(mask), label_color, int(area)):
                 labelled.add(segment["category_id"])
         for _, segment, _, _ in drawn:
             category = segment["category_id"]
