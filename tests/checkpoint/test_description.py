@@ -66,7 +66,7 @@ def test_load_needs_the_file_alone(written, tmp_path, monkeypatch, command):
     assert command(*words, "--weights", path)[0] == 0
     assert (tmp_path / "drawn" / "photo.png").is_file()
     status, _, err = command(*words, "--weights", path, "--config-file", "shapes/tiny.yaml")
-    assert status == 2 and "give one of --weights, --config-file" in err[-1]
+    assert status == 2 and "give either --weights or --config-file" in err[-1]
 
 
 def test_converting_adds_config_and_tuned_thresholds(

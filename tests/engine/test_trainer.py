@@ -66,7 +66,7 @@ def test_resuming_with_another_config(make_cfg, train, caplog):
     entries = {"SOLVER__BASE_LR": 0.01, "SOLVER__WEIGHT_DECAY": 0.3, "SEED": 5}
     cfg = make_cfg("out", SOLVER__MAX_ITER=4, **entries, SOLVER__AMP__ENABLED=True)
     _, trainer = train(cfg, resume=True)
-    assert "learning rate changes from 0.001 to 0.01" in caplog.text
+    assert "rate before the schedule changes from 0.001 to 0.01" in caplog.text
     assert "SEED 5 is not used" in caplog.text
     rows = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
     rates = [row["lr"] for row in map(json.loads, rows) if "lr" in row]

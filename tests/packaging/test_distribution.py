@@ -19,7 +19,17 @@ DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # Installed by tools/install_detectron2.py.
 FROM_INSTALLER = {"detectron2", "panopticapi", "tensorboard"}
 # Imported where somebody asks for it; each is in an extra.
-OPTIONAL = {"timm", "cv2", "gradio", "onnx", "onnxruntime", "openvino", "nncf", "wandb"}
+OPTIONAL = {
+    "timm",
+    "cv2",
+    "gradio",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "wandb",
+    "supervision",
+}
 EXTRA_OF = {"cv2": "opencv-python-headless"}
 
 
