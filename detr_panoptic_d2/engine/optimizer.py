@@ -23,8 +23,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Weight decay applies to all parameters, including norms and biases, as in official DETR.
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` "full_model" clips the norm over all parameters together;
-    Detectron2's "value" and "norm" clip each parameter. Detectron2's programs can use this function
-    too.
+    Detectron2's "value" and "norm" clip each parameter.
 
     Raises:
         UserError: no parameter is trainable, or a value is not allowed.

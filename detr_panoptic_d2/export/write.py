@@ -39,10 +39,9 @@ def export_model(
     int8_images: Sequence[np.ndarray] = (),
     size: tuple[int, int] | None = None,
 ) -> Path:
-    """Export a model with its weights. The folder appears only when it is complete.
+    """Export a model with its weights to a new folder, which appears when it is complete.
 
     Args:
-        output: folder to make.
         graph_format: "onnx", "openvino" or "torch-export".
         half: store weights in float16; with ONNX also compute in float16.
         int8_images: H x W x 3 uint8 RGB images that calibrate an int8 quantization of the

@@ -91,8 +91,7 @@ class PanopticDETR(Detector):
         self.deep_supervision = deep_supervision and not freeze_detector
         self.freeze_detector = freeze_detector
         self.panoptic_on, self.instance_on, self.semantic_on = panoptic_on, instance_on, semantic_on
-        self.max_instances, self.flip = max_instances, flip
-        self.pad_mixed_sizes = pad_mixed_sizes
+        self.max_instances, self.flip, self.pad_mixed_sizes = max_instances, flip, pad_mixed_sizes
         is_thing = torch.zeros(self.num_classes, dtype=torch.bool)
         is_thing[thing_class_ids(metadata)] = True
         self.register_buffer("is_thing", is_thing, persistent=False)
@@ -188,12 +187,9 @@ class PanopticDETR(Detector):
         image_index = image_index.to(self.device, non_blocking=True)
         query_index = query_index.to(self.device, non_blocking=True)
         attention = self.bbox_attention(detections.hs[-1], detections.memory, detections.padding)
-        return self.mask_head(
-            detections.src_proj,
-            attention[image_index, query_index],
-            image_index,
-            [detections.features[name] for name in ("res4", "res3", "res2")],
-        )
+        attention = attention[image_index, query_index]
+        levels = [detections.features[name] for name in ("res4", "res3", "res2")]
+        return self.mask_head(detections.src_proj, attention, image_index, levels)
 
     def losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
         """Compute the weighted losses of a training batch."""
@@ -206,9 +202,8 @@ class PanopticDETR(Detector):
         num_boxes = self.criterion.num_boxes(targets)
         losses = {}
         if not self.freeze_detector:
-            losses = self.criterion.box_losses(
-                out.pred_logits, out.pred_boxes, targets, matches, num_boxes
-            )
+            predictions = out.pred_logits, out.pred_boxes
+            losses = self.criterion.box_losses(*predictions, targets, matches, num_boxes)
         if self.mask_head is not None:
             masks = self.predict_masks(out, matches.image, matches.query[-1])
             annotated = [target_masks(x) if len(x) else None for x in instances]
@@ -216,10 +211,9 @@ class PanopticDETR(Detector):
             losses |= self.criterion.mask_losses(masks, annotated, canvas, matches, num_boxes)
         if not len(matches.image):
             # A gradient of 0 for every parameter: distributed training waits for each of them.
+            zero = sum(p.sum() * 0 for p in self.parameters() if p.requires_grad)
             first = next(iter(losses))
-            losses[first] = losses[first] + sum(
-                p.sum() * 0 for p in self.parameters() if p.requires_grad
-            )
+            losses[first] = losses[first] + zero
         return losses
 
     @torch.no_grad()
