@@ -31,6 +31,9 @@ def test_lost_pq_adds_up_to_what_is_missing():
             truth = rng.integers(0, 6, (4, 5)).repeat(6, 0).repeat(6, 1)
             prediction = np.where(rng.random(truth.shape) < 0.3, rng.integers(0, 6), truth)
             prediction = np.roll(prediction, int(rng.integers(0, 4)), 1)
+            if rng.random() < 0.3:
+                # Then most of a prediction is void, and the rest may be of another class.
+                truth[rng.random(truth.shape) < 0.7] = 0
             pair = [
                 with_classes(ids, {int(i): int(rng.integers(1, 4)) for i in np.unique(ids) if i})
                 for ids in (truth, prediction)

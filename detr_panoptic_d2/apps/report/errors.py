@@ -136,6 +136,12 @@ class SegmentErrors:
         crowds = {s["category_id"]: i for i, s in overlaps.annotated.items() if is_crowd(s)}
         truth = {i: s["category_id"] for i, s in overlaps.annotated.items() if not is_crowd(s)}
         predictions = {j: s["category_id"] for j, s in overlaps.predicted.items()}
+        void, ignored = pixels[overlaps.rows == VOID].sum(0), set()
+        for j, category_id in predictions.items():
+            crowd = pixels[crowds[category_id], j] if category_id in crowds else 0
+            # A segment mostly on void or on the crowd of its class is no FP.
+            if (void[j] + crowd) / pixels[:, j].sum() > MATCH_IOU:
+                ignored.add(j)
         matches = {i: j for i in truth for j in predictions if ious[i, j] > MATCH_IOU}
         for i, j in matches.items():
             self.confusion[truth[i], predictions[j]] += 1
@@ -143,17 +149,13 @@ class SegmentErrors:
                 self._add("outline", truth[i], 1 - ious[i, j], weight=1)
             else:
                 self._add("class", truth[i], 0.5)
-                self._add("class", predictions[j], 0.5)
+                if j not in ignored:
+                    self._add("class", predictions[j], 0.5)
         for i in truth.keys() - matches:
             same = [ious[i, j] for j, c in predictions.items() if c == truth[i]]
             self._add("outline" if max(same, default=0) >= _MIN_IOU else "missed", truth[i], 0.5)
             self.confusion[truth[i], None] += 1
-        void = pixels[overlaps.rows == VOID].sum(0)
-        for j in predictions.keys() - matches.values():
-            crowd = pixels[crowds[predictions[j]], j] if predictions[j] in crowds else 0
-            # A segment mostly on void or on the crowd of its class is ignored.
-            if (void[j] + crowd) / pixels[:, j].sum() > MATCH_IOU:
-                continue
+        for j in predictions.keys() - matches.values() - ignored:
             same = {i: ious[i, j] for i, c in truth.items() if c == predictions[j]}
             nearest = max(same, key=same.__getitem__, default=None)
             kind = "invented"
