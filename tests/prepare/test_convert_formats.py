@@ -129,6 +129,10 @@ def test_coco_with_semantic_json(make, convert_and_check, tmp_path):
     masks = {name: mask for name, _, mask in result.segments(IMAGE)}
     sky[20:, :4] = True
     assert masks["cat"].sum() == 100 and np.array_equal(masks["sky"], sky & ~masks["cat"])
+    # Boxes are left out, and regions are no boxes.
+    source = make("coco", [{"bbox": [4, 4, 10, 10]}], semantic=tmp_path / "stuff.json")
+    ((name, _, mask),) = convert_and_check(source, output="boxes").segments(IMAGE)
+    assert name == "sky" and np.array_equal(mask, sky)
     # A region of a thing class is void where no object covers it. Ids of images are its own.
     stuff["categories"].append({"id": 7, "name": "cat"})
     stuff["annotations"].append(

@@ -46,7 +46,6 @@ def coco_instances(
     shapes: dict[str, list[Shape]] = {name: [] for name in names.values()}
     boxes: dict[str, list[Box]] = {name: [] for name in shapes}
     classes = _read_annotations(content, instances, names, shapes, boxes)
-    has_masks = any(shapes.values())
     masks: dict[str, Path] = {}
     stuff: list[dict] = []
     if semantic is not None and semantic.is_file():
@@ -71,6 +70,7 @@ def coco_instances(
         )
         for image_id, (name, size) in listed.items()
     ]
+    has_masks = semantic is not None or any(shapes.values())
     return Source(images, merge_classes(classes), items, has_masks)
 
 
