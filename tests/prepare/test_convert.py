@@ -171,6 +171,23 @@ def test_errors_are_one_line(convert, tmp_path, case):
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
+@pytest.mark.parametrize("kind", ["list", "annotation", "classes"])
+def test_a_file_that_is_no_text_is_named(convert, tmp_path, kind):
+    arguments = [*make_masks(tmp_path / "in", 1), "--output", tmp_path / "out"]
+    picture = tmp_path / "in/images/0000.jpg"
+    annotation = picture.with_suffix(".txt")
+    if kind == "list":
+        arguments += ["--image-lists", picture]
+    else:
+        annotation.write_bytes(picture.read_bytes())
+        (tmp_path / "names.txt").write_text("cell")
+        labels = annotation if kind == "classes" else tmp_path / "names.txt"
+        arguments = ["yolo", *arguments[1:3], "--labels", labels, "--output", tmp_path / "out"]
+    status, printed = convert(*arguments)
+    named = picture if kind == "list" else annotation
+    assert status == 1 and f"error: '{named}' is not a text file in UTF-8" in printed
+
+
 def test_ctrl_c_ends_all_processes(tmp_path):
     arguments = [*make_masks(tmp_path / "in", 600), "--output", tmp_path / "out", "--workers", "2"]
     process = subprocess.Popen(

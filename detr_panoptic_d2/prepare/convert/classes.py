@@ -17,7 +17,7 @@ import numpy as np
 from ...data.panoptic_json import panoptic_metadata
 from ...errors import UserError
 from .source import log_left_out, logger
-from .values import errors_in, has_lists, numbers, read_json, to_flag, to_int, to_text
+from .values import errors_in, has_lists, numbers, read_json, read_text, to_flag, to_int, to_text
 
 # Names that mean "no label" in lists of classes, in any case. LabelMe uses those with underscores.
 _VOID_NAMES = ("void", "unlabeled", "unlabelled", "ignore", "ignored", "__ignore__", "_background_")
@@ -78,10 +78,7 @@ def read_class_file(path: Path) -> list[dict]:
 
 
 def _read_class_lines(path: Path) -> list[dict]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"List of classes '{path}' is not a text file: {error}") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     lines = [line for line in lines if line and not line.startswith("# ")]
     header = [cell.strip().lower() for cell in lines[0].split(",")] if lines else []
     if "name" in header:

@@ -10,7 +10,7 @@ from PIL import Image
 from ...errors import UserError
 from .cvat import read_xml
 from .source import IMAGE_SUFFIXES, find_files
-from .values import has_lists, read_json
+from .values import has_lists, read_json, read_text
 from .yolo import read_yaml
 
 _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
@@ -154,7 +154,7 @@ def _voc(folder: Path) -> Iterator[Candidate]:
             lists = [root / f"ImageSets/Segmentation/{name}.txt" for name in _SPLITS]
             # The list of a split may be there without its masks.
             masks = {mask.stem for mask in classes.glob("*.png")}
-            lists = [p for p in lists if p.is_file() and masks & set(p.read_text().split())]
+            lists = [p for p in lists if p.is_file() and masks & set(read_text(p).split())]
             splits: Splits = [(path.stem, {**inputs, "image-lists": path}) for path in lists]
             labels = [*root.glob("labelmap.txt"), *root.glob("class_names.txt"), "voc"][0]
             options = ["--labels", str(labels)]

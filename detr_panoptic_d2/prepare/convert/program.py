@@ -24,6 +24,7 @@ from .label_studio import label_studio
 from .labelme import labelme
 from .mask_folders import cityscapes, class_masks, instance_masks
 from .source import Source, find_images, log_left_out
+from .values import read_text
 from .writer import Converted, convert
 from .yolo import yolo
 
@@ -122,7 +123,7 @@ def _select(source: Source, image_list: Path) -> Source:
     def tails(path: PurePosixPath) -> set[str]:
         return {"/".join(path.parts[start:]) for start in range(len(path.parts))}
 
-    text = image_list.read_text(encoding="utf-8-sig").replace("\\", "/")
+    text = read_text(image_list).replace("\\", "/")
     paths = {PurePosixPath(line.strip()) for line in text.splitlines() if line.strip()}
     listed, listed_tails = set(map(str, paths)), set().union(*map(tails, paths))
 

@@ -27,6 +27,14 @@ def errors_in(place: str) -> Iterator[None]:
         raise UserError(f"{place}: {error}") from None
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not a text file in UTF-8: {error}") from error
+
+
 def read_json(path: Path, *keys: str) -> Any:
     """Read a json file. With ``keys``, it must have a list of mappings under each of them."""
     try:

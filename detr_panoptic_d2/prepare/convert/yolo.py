@@ -10,7 +10,7 @@ from ...errors import UserError
 from .classes import parse_classes, read_class_file
 from .shapes import Shape, draw_shapes, fill_polygons
 from .source import Box, Item, Size, Source, find_images, upright_size
-from .values import errors_in, numbers, to_int
+from .values import errors_in, numbers, read_text, to_int
 
 
 def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
@@ -32,15 +32,16 @@ def yolo(images: Path, labels: Path, annotations: Path | None = None) -> Source:
             continue
         shapes: list[Shape] = []
         boxes: list[Box] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        size: Size | None = None
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if not line.strip():
                 continue
             where = f"'{path}': line {number}"
             with errors_in(where):
                 class_name, points = _parse_line(line, names)
             if len(points) == 2:
-                height, width = upright_size(images / name)
-                x, y, w, h = (points * [width, height]).ravel().tolist()
+                size = size or upright_size(images / name)
+                x, y, w, h = (points * size[::-1]).ravel().tolist()
                 boxes.append(Box(where, class_name, (x - w / 2, y - h / 2, w, h)))
             else:
                 shapes.append(Shape(where, class_name, partial(_fill, points)))
@@ -77,8 +78,8 @@ def _read_classes(path: Path) -> list[dict]:
 def read_yaml(path: Path) -> dict:
     """Read a yaml file without Python tags whose top level is a mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"'{path}' is not a yaml file: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is not a mapping.")
