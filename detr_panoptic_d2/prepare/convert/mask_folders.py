@@ -88,9 +88,9 @@ def _draw_classes(
             numbers = ndimage.label(region, np.ones((3, 3)))[0]
         else:
             numbers = object_numbers
-        for number in np.unique(numbers[region]).tolist():
-            labels.segments.append(Segment(name if number else None))
-            labels.map[region & (numbers == number)] = len(labels.segments)
+        unique, indices = np.unique(numbers[region], return_inverse=True)
+        labels.map[region] = len(labels.segments) + 1 + indices
+        labels.segments += [Segment(name if number else None) for number in unique.tolist()]
     return labels
 
 

@@ -11,10 +11,10 @@ from PIL import ExifTags
 
 from ...data.panoptic_png import open_image
 from ...errors import UserError
+from ...export.runtime.files import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 _NUM_EXAMPLES = 5
 Size = tuple[int, int]  # height, width
 
