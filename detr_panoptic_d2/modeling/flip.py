@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from .mask_ops import crop_padding
 from .structures import Frame
 
 # Queries whose best class has a lower probability are ignored. It does not depend on the rule.
@@ -26,17 +27,34 @@ def segment_with_flip(model: Any, x: dict) -> tuple[torch.Tensor, list[dict]]:
     masks = model.predict_masks(detections, *kept.nonzero(as_tuple=True)).float()
     masks, mirrored = masks.split(kept.sum(1).tolist())
     first, second = (p[k.to(p.device)] for p, k in zip(probabilities, kept, strict=True))
-    probabilities, masks = average_views(first, masks, second, mirrored.flip(-1))
-    keep = model.panoptic_inference.keep(probabilities.log()[None])[0]
-    scores, labels = probabilities[keep][:, :-1].max(-1)
     height, width = map(int, images.image_sizes[0])
     output = x.get("height", height), x.get("width", width)
     frame = Frame(tuple(images.tensor.shape[-2:]), (height, width), output)
+    mirrored = mirror_masks(mirrored, frame)
+    probabilities, masks = average_views(first, masks, second, mirrored, frame)
+    keep = model.panoptic_inference.keep(probabilities.log()[None])[0]
+    scores, labels = probabilities[keep][:, :-1].max(-1)
     return model.panoptic_inference(masks[keep], scores.cpu(), labels.cpu(), frame)
 
 
+def mirror_masks(masks: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """Mirror mask logits Q x h x w left to right within the image, which has its padding on the
+    right. Columns between two cells are interpolated."""
+    columns = masks.shape[-1]
+    image_columns = frame.image[1] * columns / frame.canvas[1]
+    position = image_columns - 1 - torch.arange(columns, device=masks.device)
+    position = position.clamp(0, columns - 1)
+    left = position.floor().long()
+    right = (left + 1).clamp(max=columns - 1)
+    return torch.lerp(masks[..., left], masks[..., right], position - left)
+
+
 def average_views(
-    first: torch.Tensor, masks: torch.Tensor, second: torch.Tensor, mirrored: torch.Tensor
+    first: torch.Tensor,
+    masks: torch.Tensor,
+    second: torch.Tensor,
+    mirrored: torch.Tensor,
+    frame: Frame,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Match the queries of two views by mask and class, and average them.
 
@@ -45,12 +63,13 @@ def average_views(
 
     Args:
         first, second: P x (K + 1) and Q x (K + 1) class probabilities.
-        masks, mirrored: P x h x w and Q x h x w mask logits.
+        masks, mirrored: P x h x w and Q x h x w mask logits, both of the image as it is.
+        frame: sizes of canvas and image; masks are compared without the padding.
 
     Returns:
         class probabilities R x (K + 1) and mask logits R x h x w of the R different queries.
     """
-    a, b = ((m > 0).flatten(1).float() for m in (masks, mirrored))
+    a, b = ((crop_padding(m, frame) > 0).flatten(1).float() for m in (masks, mirrored))
     shared = a @ b.T
     iou = shared / (a.sum(1)[:, None] + b.sum(1) - shared).clamp(min=1)
     rows, columns = linear_sum_assignment((iou + first.sqrt() @ second.sqrt().T).cpu(), True)

@@ -38,6 +38,13 @@ def _interpolation_cells(frame: Frame, grid: Sequence[int], dimension: int):
     return lower, upper, (position - lower).astype(np.float32)
 
 
+def crop_padding(mask_logits: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """Crop mask logits Q x h x w to the cells that the image covers, wholly or in part."""
+    sizes = zip(frame.image, mask_logits.shape[1:], frame.canvas, strict=True)
+    height, width = (-(-image * cells // canvas) for image, cells, canvas in sizes)
+    return mask_logits[:, :height, :width]
+
+
 def resize_strips(mask_logits: torch.Tensor, frame: Frame):
     """Upsample mask logits Q x h x w to the output size, in strips of rows to bound the memory.
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import check_value, look_up
-from .mask_ops import argmax_at_output, masks_at_output
+from .mask_ops import argmax_at_output, crop_padding, masks_at_output
 from .structures import Frame
 
 PANOPTIC_INFERENCE_REGISTRY = Registry("PANOPTIC_INFERENCE")
@@ -242,13 +242,7 @@ class MaskNMSPanopticInference(DETRPanopticInference):
     def rank_masks(self, mask_logits, scores, frame):
         """Return the order of the Q queries, and in this order their masks on the grid (Q x cells)
         and the areas of these."""
-        height, width = (
-            -(-image * grid // canvas)
-            for image, grid, canvas in zip(
-                frame.image, mask_logits.shape[1:], frame.canvas, strict=True
-            )
-        )
-        logits = mask_logits[:, :height, :width].float().flatten(1)
+        logits = crop_padding(mask_logits, frame).float().flatten(1)
         masks = logits > 0
         areas = masks.count_nonzero(1)
         mean_probability = (logits.sigmoid() * masks).sum(1) / areas.clamp(min=1)
