@@ -36,6 +36,7 @@ class PixelAssigner:
 
     def __init__(self, pixel_values: torch.Tensor, mask_logits: torch.Tensor, frame: Frame):
         self.pixel_values, self.mask_logits, self.frame = pixel_values, mask_logits, frame
+        self._mask_areas: dict[tuple[int, ...], int] = {}
 
     @cached_property
     def _masks(self) -> torch.Tensor:
@@ -52,7 +53,10 @@ class PixelAssigner:
 
     def mask_area(self, queries: list[int]) -> int:
         """Count the output pixels in the union of the masks of the given queries."""
-        return int(self._masks[queries].any(0).sum())
+        key = tuple(queries)
+        if key not in self._mask_areas:
+            self._mask_areas[key] = int(self._masks[queries].any(0).sum())
+        return self._mask_areas[key]
 
 
 @PANOPTIC_INFERENCE_REGISTRY.register()

@@ -35,7 +35,6 @@ class HistogramAssigner(PixelAssigner):
         self._truth, self._num_rows = truth.ravel(), num_rows
         self._num_queries = num_queries = len(self.pixel_values)
         self._histograms: dict[frozenset, np.ndarray] = {}
-        self._mask_areas: dict[tuple[int, ...], int] = {}
         counts = np.bincount([q for s in sets for q in s], minlength=num_queries)
         order = np.argsort(-counts, kind="stable")
         sizes: list[int] = []
@@ -90,12 +89,6 @@ class HistogramAssigner(PixelAssigner):
         pairs = truth * self._num_queries + owner
         counts = np.bincount(pairs, weights, minlength=shape[0] * shape[1])
         return counts.astype(np.int64).reshape(shape)
-
-    def mask_area(self, queries: list[int]) -> int:
-        key = tuple(queries)
-        if key not in self._mask_areas:
-            self._mask_areas[key] = super().mask_area(queries)
-        return self._mask_areas[key]
 
 
 def _rank(strip: torch.Tensor, order: list[int], sizes: list[int]) -> list[torch.Tensor]:
