@@ -97,7 +97,10 @@ def validation_losses(cfg: CfgNode, model: PanopticDETR) -> dict[str, float]:
             losses["total_loss"] = sum(losses.values())
             sums.update({name: loss * len(batch) for name, loss in losses.items()})
             sums["images"] += len(batch)
-    total: Counter[str] = sum(comm.gather(sums), Counter())
+    total: Counter[str] = Counter()
+    for part in comm.gather(sums):
+        # The sum of two counters would have no entry for a loss of 0 or NaN.
+        total.update(part)
     images = total.pop("images", 1)
     return {name: value / images for name, value in total.items()}
 
