@@ -33,7 +33,7 @@ def add_detr_panoptic_config(cfg: CN) -> None:
 
 def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
-    # Number of classes, things and stuff together, without no-object. -1: that of the data set.
+    # Number of classes, things and stuff together, without no-object. -1: that of the dataset.
     cfg.MODEL.DETR.NUM_CLASSES = 133
     # Channels of the transformer and of the mask head's input.
     cfg.MODEL.DETR.HIDDEN_DIM = 256
@@ -124,7 +124,7 @@ def _add_ema_and_test_keys(cfg: CN) -> None:
     cfg.MODEL.DETR.TEST.BATCH_SIZE = 1
     # Number of images of DATASETS.TEST that are drawn every VIS_PERIOD (Detectron2's) iterations.
     cfg.TEST.VIS_IMAGES = 4
-    # Write the losses on the first data set of DATASETS.TEST, val/loss_*, at each evaluation.
+    # Write the losses on the first dataset of DATASETS.TEST, val/loss_*, at each evaluation.
     cfg.TEST.LOSS = False
 
 
@@ -144,7 +144,7 @@ def _add_backbone_and_data_keys(cfg: CN) -> None:
     # Its stem's stride, and with it that of res2 and of the masks: 4, or 2 (no max pooling).
     cfg.MODEL.DETR.BACKBONE.STEM_STRIDE = 4
 
-    # Your data sets: mappings with name, image_root, panoptic_root and panoptic_json, see
+    # Your datasets: mappings with name, image_root, panoptic_root and panoptic_json, see
     # data.register. Paths in a config file are relative to the folder of the file.
     cfg.DATASETS.REGISTER = []
     # Augmentation: "detr" (None), "lsj", "color" or "flip-rotate", or a list of such names and of

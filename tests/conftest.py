@@ -150,7 +150,7 @@ def command(capsys) -> Callable[..., tuple[int, str, list[str]]]:
 
 @pytest.fixture
 def class_set() -> Iterator[Callable[[str], str]]:
-    """Return a function that registers an empty data set of the given classes, one letter each:
+    """Return a function that registers an empty dataset of the given classes, one letter each:
     ``t`` is a thing, ``s`` is stuff. Dataset ids are 10, 20, ... It returns the set's name."""
     names = []
 
@@ -214,7 +214,7 @@ def small_set(tmp_path: Path) -> PanopticSet:
 
 @pytest.fixture
 def clean_catalogs():
-    """Forget the data sets that a test registers."""
+    """Forget the datasets that a test registers."""
     before = set(DatasetCatalog.list())
     yield
     for name in set(DatasetCatalog.list()) - before:
@@ -224,7 +224,7 @@ def clean_catalogs():
 
 @pytest.fixture
 def panoptic_set(tmp_path, clean_catalogs):
-    """Make and register a data set: ``panoptic_set("name", maps)``; see :class:`PanopticSet`."""
+    """Make and register a dataset: ``panoptic_set("name", maps)``; see :class:`PanopticSet`."""
 
     def make(name, maps, categories=CATEGORIES):
         made = PanopticSet(tmp_path / name, maps, categories)

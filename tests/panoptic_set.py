@@ -9,7 +9,7 @@ from PIL import Image
 
 
 class PanopticSet:
-    """A data set in COCO panoptic format. ``content`` is the json, which can be changed and saved.
+    """A dataset in COCO panoptic format. ``content`` is the json, which can be changed and saved.
 
     Args:
         root: folder of the set.

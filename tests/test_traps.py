@@ -99,7 +99,7 @@ def test_5_no_kept_query_is_void(tiny_model, make_input):
 
 
 def truth_as_output(item):
-    """What a perfect model would give for an image of a data set."""
+    """What a perfect model would give for an image of a dataset."""
     ids = torch.as_tensor(read_panoptic_png(item["pan_seg_file_name"]).astype(np.int64))
     segments = [s for s in item["segments_info"] if not s["iscrowd"]]
     masks = torch.stack([ids == s["id"] for s in segments])

@@ -29,7 +29,7 @@ def describe(cfg: CfgNode) -> dict[str, Any]:
 def cfg_from_checkpoint(path: str, opts: Sequence[str] = ()) -> CfgNode:
     """Build the config of inference from a self-describing checkpoint, changed by keys and values.
 
-    Registers the classes under a name of their own: the data sets of the training need not exist.
+    Registers the classes under a name of their own: the datasets of the training need not exist.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -3,7 +3,7 @@
 The model calls :func:`translate_state_dict` on each state dict that it loads, so every checkpointer
 can load these files. Official class heads have one row per raw category id, including unused ids,
 and no-object last: 251 rows for COCO panoptic, 92 for COCO boxes. A model of this project has one
-row per class of its data set, and no-object last.
+row per class of its dataset, and no-object last.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Registration of data sets, and the dataset mapper."""
+"""Registration of datasets, and the dataset mapper."""
 
 from .dataset_mapper import PanopticDatasetMapper
 from .metadata import dataset_ids, thing_class_ids

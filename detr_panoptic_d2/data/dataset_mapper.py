@@ -103,7 +103,7 @@ class PanopticDatasetMapper:
         else:
             raise UserError(
                 f"No annotation of '{file_name}': its dict has neither pan_seg_file_name nor "
-                "annotations, so this data set cannot be used for training."
+                "annotations, so this dataset cannot be used for training."
             )
         return {**result, "instances": instances}
 

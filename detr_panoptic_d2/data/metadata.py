@@ -1,8 +1,8 @@
-"""Read the classes of a data set from Detectron2's metadata, in one id space.
+"""Read the classes of a dataset from Detectron2's metadata, in one id space.
 
 The functions expect the "standard" panoptic form: ``thing_dataset_id_to_contiguous_id`` and
 ``stuff_dataset_id_to_contiguous_id`` map the ids of the annotation file to contiguous ids that
-together are ``0 .. C - 1``. Instance data sets have things only, without the stuff map.
+together are ``0 .. C - 1``. Instance datasets have things only, without the stuff map.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def dataset_ids(metadata: Metadata) -> list[int]:
     contiguous_ids = things | stuff
     if sorted(contiguous_ids.values()) != list(range(len(contiguous_ids))):
         raise UserError(
-            f"Data set '{metadata.get('name')}': the contiguous ids of its classes are not 0.."
+            f"Dataset '{metadata.get('name')}': the contiguous ids of its classes are not 0.."
             f"{len(contiguous_ids) - 1}. Things and stuff need one id space, so use the standard "
             "form ('coco_2017_val_panoptic') and not the '_separated' one."
         )
@@ -68,11 +68,11 @@ def _id_maps(metadata: Metadata) -> tuple[dict[int, int], dict[int, int]]:
         DatasetCatalog.get(name)
     things, stuff = map(metadata.get, maps)
     if things is None and stuff is None:
-        # Detectron2's convention for a set that was registered with class names only.
+        # Detectron2's convention for a dataset that was registered with class names only.
         things = {i: i for i in range(len(metadata.get("thing_classes", ())))}
     if not things and not stuff:
         raise UserError(
-            f"Data set '{name}' has no classes in its metadata. Is its name right, "
+            f"Dataset '{name}' has no classes in its metadata. Is its name right, "
             "and was it registered (register_panoptic, or DATASETS.REGISTER in the config)?"
         )
     return things or {}, stuff or {}

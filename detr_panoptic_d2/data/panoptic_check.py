@@ -1,6 +1,6 @@
 """The validator of COCO panoptic jsons. It opens no image.
 
-Loading a data set raises the first error. ``detr-panoptic check`` collects all of them.
+Loading a dataset raises the first error. ``detr-panoptic check`` collects all of them.
 """
 
 import re

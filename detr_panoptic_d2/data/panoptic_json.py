@@ -124,7 +124,7 @@ def complete_segments(ids: np.ndarray, segments: Sequence[dict]) -> list[dict]:
 
     Args:
         ids: H x W integers, as :func:`.panoptic_png.write_panoptic_png` takes them.
-        segments: with ``id``, ``category_id`` (of the data set), and other keys to keep.
+        segments: with ``id``, ``category_id`` (of the dataset), and other keys to keep.
 
     Returns:
         list[dict]: the segments that have pixels, in the same order. Boxes are x, y, width, height.

@@ -25,13 +25,13 @@ def register_panoptic(
     panoptic_root: str | os.PathLike,
     panoptic_json: str | os.PathLike,
 ) -> None:
-    """Register a data set in COCO panoptic format for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+    """Register a dataset in COCO panoptic format for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
 
     The json is read and checked immediately. The list of images is built on first use. A second
     registration with the same arguments does nothing.
 
     Args:
-        name: of the set.
+        name: of the dataset.
         image_root: folder of the images. The names in the json's ``images`` are relative to it.
         panoptic_root: folder of the panoptic PNGs.
         panoptic_json: annotation file. Its ``categories`` need ``id``, ``name`` and ``isthing``;
@@ -39,7 +39,7 @@ def register_panoptic(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        UserError: the json is not in the format, or another set has the name.
+        UserError: the json is not in the format, or another dataset has the name.
     """
     roots = {"image_root": image_root, "panoptic_root": panoptic_root}
     items = {**roots, "panoptic_json": panoptic_json}.items()
@@ -48,7 +48,7 @@ def register_panoptic(
     def read_metadata() -> dict[str, Any]:
         for key in roots:
             if not PathManager.isdir(paths[key]):
-                raise FileNotFoundError(f"Data set '{name}': {key} '{paths[key]}' is not a folder.")
+                raise FileNotFoundError(f"Dataset '{name}': {key} '{paths[key]}' is not a folder.")
         categories = read_valid_content(**paths).categories
         return panoptic_metadata(list(categories.values()), paths["panoptic_json"])
 
@@ -97,10 +97,10 @@ def register_once(
     paths: dict[str, str],
     read_metadata: Callable[[], dict[str, Any]],
 ) -> None:
-    """Add a panoptic set to Detectron2's two catalogs, unless it is there with the same ``paths``.
+    """Add a panoptic dataset to Detectron2's two catalogs; nothing is done if it is there already.
 
-    The metadata are ``paths`` and what ``read_metadata`` returns, which is called for a new set
-    only.
+    Its metadata are ``paths`` and what ``read_metadata`` returns. ``read_metadata`` is called only
+    for a new dataset.
     """
     if _is_registered(name, paths):
         return
@@ -110,13 +110,14 @@ def register_once(
 
 
 def _is_registered(name: str, entries: dict[str, str]) -> bool:
-    """Return whether a set has this name; a ``UserError`` if its metadata has other entries."""
+    """Return whether a dataset has this name; a ``UserError`` if its metadata have other
+    entries."""
     if name not in DatasetCatalog.list():
         return False
     other = {key: MetadataCatalog.get(name).get(key) for key in entries}
     if other != entries:
         raise UserError(
-            f"Data set name '{name}' is already registered with {other}. Choose another name, or "
+            f"Dataset name '{name}' is already registered with {other}. Choose another name, or "
             f"call DatasetCatalog.remove('{name}') and MetadataCatalog.remove('{name}') first."
         )
     return True

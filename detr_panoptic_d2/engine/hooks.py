@@ -44,7 +44,7 @@ def best_metric(cfg: CfgNode) -> str:
         metric = "segm/AP" if cfg.MODEL.MASK_ON else "bbox/AP"
     else:
         metric = "sem_seg/mIoU"
-    # With several data sets, Detectron2 adds the name of the data set to each metric.
+    # With several datasets, Detectron2 adds the name of the dataset to each metric.
     return f"{cfg.DATASETS.TEST[0]}/{metric}" if len(cfg.DATASETS.TEST) > 1 else metric
 
 
@@ -79,7 +79,7 @@ class UpdateEMA(HookBase):
 
 @torch.no_grad()
 def validation_losses(cfg: CfgNode, model: PanopticDETR) -> dict[str, float]:
-    """Return the weighted losses of the first data set of ``DATASETS.TEST``.
+    """Return the weighted losses of the first dataset of ``DATASETS.TEST``.
 
     Images have test size and no augmentation. The losses are those of the last decoder layer, with
     the mean over the images, and their sum ``total_loss``. Only the main process gets them.
@@ -220,7 +220,7 @@ class PanopticVisualizationHook(HookBase):
         name = self._cfg.DATASETS.TEST[0]
         mapper = PanopticDatasetMapper(self._cfg, is_train=False)
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
-        # Evenly spaced over the set, always the same ones.
+        # Evenly spaced over the dataset, always the same images.
         count = min(self._cfg.TEST.VIS_IMAGES, len(dicts))
         for number, index in enumerate(np.linspace(0, len(dicts) - 1, count).round().astype(int)):
             item = dicts[index]

@@ -24,7 +24,7 @@ _PRECISIONS = ("highest", "high", "medium")
 def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """Make the frozen config that a model can be built from.
 
-    Registers the data sets of ``DATASETS.REGISTER``, compares the classes of all data sets, fills
+    Registers the datasets of ``DATASETS.REGISTER``, compares the classes of all datasets, fills
     in ``MODEL.DETR.NUM_CLASSES`` if it is -1, changes ``MODEL.DEVICE`` to ``cpu`` if there is no
     GPU, and sets PyTorch's precision of matrix products to ``FLOAT32_MATMUL_PRECISION``.
 
@@ -32,7 +32,7 @@ def setup_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         config_file, opts: see :func:`.config.merged_cfg`.
 
     Raises:
-        UserError: a value is not allowed, a data set is not registered, or data sets and model
+        UserError: a value is not allowed, a dataset is not registered, or datasets and model
             have different classes.
     """
     cfg = merged_cfg(config_file, opts)
@@ -76,10 +76,10 @@ def setup_job(args: argparse.Namespace) -> CfgNode:
 
 
 def _check_classes(cfg: CfgNode) -> None:
-    """Compare the classes of all data sets, and fill in ``MODEL.DETR.NUM_CLASSES``."""
+    """Compare the classes of all datasets, and fill in ``MODEL.DETR.NUM_CLASSES``."""
     names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     allowed = (
-        "a registered data set: name your own in DATASETS.REGISTER of the config, or call "
+        "a registered dataset: name your own in DATASETS.REGISTER of the config, or call "
         "register_panoptic first"
     )
     for name in names:
@@ -91,17 +91,17 @@ def _check_classes(cfg: CfgNode) -> None:
             if first != other:
                 raise UserError(
                     f"DATASETS.TRAIN and TEST: class {index} is {first} in '{names[0]}', but "
-                    f"{other} in '{name}'. All data sets of a config need the same classes with "
+                    f"{other} in '{name}'. All datasets of a config need the same classes with "
                     "the same ids: give their json files the same list of categories."
                 )
     count, key = cfg.MODEL.DETR.NUM_CLASSES, "MODEL.DETR.NUM_CLASSES"
     if not names:
-        return check_value(key, count, count >= 1, "1 or more without a data set")
+        return check_value(key, count, count >= 1, "1 or more without a dataset")
     size = len(classes[names[0]])
     if count == -1:
         cfg.MODEL.DETR.NUM_CLASSES = size
-        logger.info("%s is %d, from data set '%s'.", key, size, names[0])
-    allowed = f"{size}, things and stuff of data set '{names[0]}' together, or -1 to be filled in"
+        logger.info("%s is %d, from dataset '%s'.", key, size, names[0])
+    allowed = f"{size}, things and stuff of dataset '{names[0]}' together, or -1 to be filled in"
     check_value(key, count, count in (-1, size), allowed)
 
 

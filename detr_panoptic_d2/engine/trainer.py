@@ -266,7 +266,7 @@ def _describe_training(trainer: PanopticTrainer) -> None:
         f"Training on {len(dataset)} images of {train} with {cfg.MODEL.DETR.NUM_CLASSES} classes: "
         f"iterations {trainer.start_iter} to {trainer.max_iter} of {cfg.SOLVER.IMS_PER_BATCH} "
         f"images each, {comm.get_world_size()} x {cfg.MODEL.DEVICE}. Evaluation on "
-        f"{test or 'no data set'}. Output: {cfg.OUTPUT_DIR}"
+        f"{test or 'no dataset'}. Output: {cfg.OUTPUT_DIR}"
     )
     queries, segments = cfg.MODEL.DETR.NUM_OBJECT_QUERIES, dataset.max_segments
     if segments > queries:

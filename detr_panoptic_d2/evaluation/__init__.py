@@ -1,4 +1,4 @@
-"""Evaluators of panoptic data sets: PQ, AP and mIoU, with ground truth from the panoptic PNGs."""
+"""Evaluators of panoptic datasets: PQ, AP and mIoU, with ground truth from the panoptic PNGs."""
 
 from .build import build_evaluator
 from .instances import PanopticInstanceEvaluator

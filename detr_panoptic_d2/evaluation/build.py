@@ -1,4 +1,4 @@
-"""Choose the evaluators of a data set."""
+"""Choose the evaluators of a dataset."""
 
 import logging
 import os
@@ -25,11 +25,11 @@ _OTHER_SETS = {"coco": (COCOEvaluator, "INSTANCE_ON"), "sem_seg": (SemSegEvaluat
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluator:
-    """Build the evaluators for the ``evaluator_type`` of the data set and the model's outputs.
+    """Build the evaluators for the ``evaluator_type`` of the dataset and the model's outputs.
 
-    Panoptic sets: PQ with ``MODEL.DETR.TEST.PANOPTIC_ON``, AP of the things with ``INSTANCE_ON``,
-    mIoU with ``SEMANTIC_ON``. Instance sets ("coco"): AP. Semantic sets ("sem_seg"): mIoU. The
-    default of ``output_dir`` is ``OUTPUT_DIR/inference/<dataset_name>``.
+    Panoptic datasets: PQ with ``MODEL.DETR.TEST.PANOPTIC_ON``, AP of the things with
+    ``INSTANCE_ON``, mIoU with ``SEMANTIC_ON``. Instance datasets ("coco"): AP. Semantic datasets
+    ("sem_seg"): mIoU. ``output_dir`` is by default ``OUTPUT_DIR/inference/<dataset_name>``.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     metadata, test = MetadataCatalog.get(dataset_name), cfg.MODEL.DETR.TEST
@@ -41,8 +41,8 @@ def build_evaluator(
         return evaluator(dataset_name, output_dir=output_dir)
     if metadata.get("panoptic_json") is None:
         raise UserError(
-            f"Data set '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
-            "metadata. Panoptic sets, 'coco' and 'sem_seg' are supported."
+            f"Dataset '{dataset_name}' has evaluator_type '{kind}' and no panoptic_json in its "
+            "metadata. Panoptic datasets, 'coco' and 'sem_seg' are supported."
         )
     evaluators: list[DatasetEvaluator] = []
     if test.PANOPTIC_ON and cfg.MODEL.MASK_ON:

@@ -1,4 +1,4 @@
-"""Ground truth of panoptic data sets in the forms that Detectron2's evaluators read."""
+"""Ground truth of panoptic datasets in the forms that Detectron2's evaluators read."""
 
 import contextlib
 import uuid
@@ -14,7 +14,7 @@ from ..errors import UserError
 
 @contextlib.contextmanager
 def temporary_dataset(loader: Callable[[], list[dict]], **metadata: Any) -> Iterator[str]:
-    """Register a data set under a unique name within the context, for evaluators that read
+    """Register a dataset under a unique name within the context, for evaluators that read
     Detectron2's catalogs."""
     name = f"detr_panoptic_d2_{uuid.uuid4().hex}"
     DatasetCatalog.register(name, loader)

@@ -1,4 +1,4 @@
-"""Box and mask AP on panoptic data sets."""
+"""Box and mask AP on panoptic datasets."""
 
 import os
 import zlib
@@ -17,10 +17,10 @@ from .ground_truth import temporary_dataset
 
 
 class PanopticInstanceEvaluator(COCOEvaluator):
-    """``COCOEvaluator`` on the things of a panoptic data set.
+    """``COCOEvaluator`` on the things of a panoptic dataset.
 
-    The ground truth is the ``json_file`` of the data set. If there is none, Detectron2 makes it
-    from the panoptic PNGs, and again if the annotations change. Only images of the data set count.
+    The ground truth is the ``json_file`` of the dataset. If there is none, Detectron2 makes it
+    from the panoptic PNGs, and again if the annotations change. Only images of the dataset count.
     """
 
     def __init__(self, dataset_name: str, output_dir: str):

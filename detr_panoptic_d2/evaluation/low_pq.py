@@ -28,9 +28,9 @@ def read_counts(folder: Path) -> tuple[dict[int, dict[str, Any]], list[dict[str,
 
 
 def explain_low_pq(cfg: CfgNode, folders: Iterable[Path]) -> list[str]:
-    """Say what was not learned, and what to check first, for data sets with a PQ near 0.
+    """Say what was not learned, and what to check first, for datasets with a PQ near 0.
 
-    ``folders`` are those of :class:`.PanopticEvaluator`, with the names of the data sets.
+    ``folders`` are those of :class:`.PanopticEvaluator`, with the names of the datasets.
     """
     lines: list[str] = []
     for folder in folders:
@@ -57,13 +57,13 @@ def explain_low_pq(cfg: CfgNode, folders: Iterable[Path]) -> list[str]:
 def _advice(cfg: CfgNode, counts: list[list[list[float]]]) -> list[str]:
     """Return a line each on queries, score threshold and schedule, from the counts per image."""
     detr, num_images = cfg.MODEL.DETR, len(counts)
-    most_segments = max(int(sum(tp + fn for *_, tp, _, fn in rows)) for rows in counts)
+    max_segments = max(int(sum(tp + fn for *_, tp, _, fn in rows)) for rows in counts)
     num_predicted = sum(tp + fp for rows in counts for *_, tp, fp, _ in rows) / num_images
     num_annotated = sum(tp + fn for rows in counts for *_, tp, _, fn in rows) / num_images
     queries = f"Queries: NUM_OBJECT_QUERIES is {detr.NUM_OBJECT_QUERIES}, and an image has up to "
-    queries += f"{most_segments} segments. "
-    enough = most_segments < detr.NUM_OBJECT_QUERIES
-    queries += "That is enough." if enough else f"Set it to {2 * most_segments} and train again."
+    queries += f"{max_segments} segments. "
+    enough = max_segments < detr.NUM_OBJECT_QUERIES
+    queries += "That is enough." if enough else f"Set it to {2 * max_segments} and train again."
     threshold = (
         f"Threshold: {num_predicted:.1f} segments per image are predicted, {num_annotated:.1f} are "
         f"annotated, with MODEL.DETR.TEST.SCORE_THRESH {detr.TEST.SCORE_THRESH:g}. "

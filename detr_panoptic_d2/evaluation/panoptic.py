@@ -1,4 +1,4 @@
-"""Panoptic quality of a data set."""
+"""Panoptic quality of a dataset."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         self._images = {d["image_id"]: d for d in DatasetCatalog.get(dataset_name)}
 
     def _convert_category_id(self, segment_info: dict) -> dict:
-        # As in Detectron2, a segment without "isthing" has a category id of the data set.
+        # As in Detectron2, a segment without "isthing" has a category id of the dataset.
         category_id = segment_info["category_id"]
         if "isthing" in segment_info:
             category_id = self._dataset_ids[category_id]
@@ -60,7 +60,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             item = self._images.get(image["image_id"])
             if item is None:
                 raise UserError(
-                    f"The data set '{self._metadata.name}' has no annotation for the image id "
+                    f"Dataset '{self._metadata.name}' has no annotation for the image id "
                     f"{image['image_id']!r} ('{image['file_name']}')."
                 )
             ids, segments = output["panoptic_seg"][0].cpu().numpy(), output["panoptic_seg"][1]
@@ -93,7 +93,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             logger.warning(
                 "PQ is that of %d images; %d were not predicted.", len(by_image), missing
             )
-        # In the order of the data set: sums do not depend on the number of processes.
+        # In the order of the dataset: sums do not depend on the number of processes.
         predictions = [by_image[i] for i in self._images if i in by_image]
         if self._output_dir:
             self._write(predictions)

@@ -11,10 +11,10 @@ from .ground_truth import check_prediction_size, temporary_dataset
 
 
 class PanopticSemanticEvaluator(SemSegEvaluator):
-    """``SemSegEvaluator`` over all classes of a panoptic data set, things and stuff.
+    """``SemSegEvaluator`` over all classes of a panoptic dataset, things and stuff.
 
-    ``SemSegEvaluator`` reads a semantic PNG per image, which panoptic sets do not have. Here the
-    classes come from the panoptic PNGs. Void pixels do not count, crowds count as their class.
+    ``SemSegEvaluator`` reads a semantic PNG per image, which panoptic datasets do not have. Here
+    the classes come from the panoptic PNGs. Void pixels do not count, crowds count as their class.
     Without a labelled pixel, mIoU is NaN.
     """
 

@@ -42,7 +42,7 @@ class Detector(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
-        """``metadata`` has the classes of the data set; ``hidden_dim`` is C, ``num_queries`` N."""
+        """``metadata`` has the classes of the dataset; ``hidden_dim`` is C, ``num_queries`` N."""
         super().__init__()
         check_value("MODEL.DETR.NUM_OBJECT_QUERIES", num_queries, num_queries >= 1, "1 or more")
         valid = len(pixel_std) == len(pixel_mean) and min(pixel_std, default=0) > 0

@@ -63,7 +63,7 @@ class PanopticDETR(Detector):
         Args:
             mask_head: predicts masks of (image, query) pairs; None for boxes alone.
             panoptic_inference: makes segments of queries; see ``PANOPTIC_INFERENCE_REGISTRY``.
-            metadata: classes of the data set, things and stuff.
+            metadata: classes of the dataset, things and stuff.
             nheads: number of attention maps per query.
             deep_supervision: compute losses after every decoder layer.
             freeze_detector: train the mask head and the box attention only.
@@ -122,7 +122,7 @@ class PanopticDETR(Detector):
         if not names:
             raise UserError(
                 "DATASETS.TEST and DATASETS.TRAIN are both empty, but the names of the classes "
-                "come from there: name a data set, \"('coco_2017_val_panoptic',)\" for COCO."
+                "come from there: name a dataset, \"('coco_2017_val_panoptic',)\" for COCO."
             )
         metadata = MetadataCatalog.get(names[0])
         count = len(dataset_ids(metadata))

@@ -1,4 +1,4 @@
-"""A data set that can be spoilt, a training on it, and the one line that an error comes down to."""
+"""A dataset that can be spoilt, a training on it, and the one line that an error comes down to."""
 
 import logging
 import traceback

@@ -1,4 +1,4 @@
-"""Faults of a data set: where they are found, and what the error names. Entries of the json:
+"""Faults of a dataset: where they are found, and what the error names. Entries of the json:
 tests/data/test_register.py."""
 
 import logging

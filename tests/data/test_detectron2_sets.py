@@ -1,4 +1,4 @@
-"""Data sets that Detectron2 registers itself, and targets that its mappers make."""
+"""Datasets that Detectron2 registers itself, and targets that its mappers make."""
 
 import json
 import os

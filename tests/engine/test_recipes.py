@@ -91,7 +91,7 @@ def is_mask_part(name):
 
 @pytest.fixture
 def run(make_cfg):
-    """Return ``run(recipe, data set, **entries)``: a tiny training with the recipe's entries.
+    """Return ``run(recipe, dataset, **entries)``: a tiny training with the recipe's entries.
 
     It gives the trainer, the names of the losses, and the weights from before the training.
     """

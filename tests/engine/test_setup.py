@@ -19,7 +19,7 @@ from detr_panoptic_d2.errors import UserError
 
 @pytest.fixture
 def own_data(panoptic_set, scene):
-    """Entries that put a data set in the place of the one that a user has to bring."""
+    """Entries that put a dataset in the place of the one that a user has to bring."""
     root = panoptic_set("own", [scene])
     paths = {"image_root": str(root / "images"), "panoptic_root": str(root / "panoptic")}
     item = {"name": "own", **paths, "panoptic_json": str(root / "panoptic.json")}
@@ -47,9 +47,9 @@ def test_num_classes(own_data):
         setup_cfg("", [*own_data, "MODEL.PIXEL_MEAN", "[1.0]", "MODEL.PIXEL_STD", "[1.0]"])
     with pytest.raises(UserError, match=r"NUM_CLASSES is 7, but must be 4, .*'own'.*, or -1"):
         setup_cfg("", [*own_data, "MODEL.DETR.NUM_CLASSES", "7"])
-    with pytest.raises(UserError, match=r"NUM_CLASSES is -1, .* without a data set"):
+    with pytest.raises(UserError, match=r"NUM_CLASSES is -1, .* without a dataset"):
         setup_cfg("", ["MODEL.DETR.NUM_CLASSES", "-1"])
-    with pytest.raises(UserError, match=r"'coco_panoptik', but must be a registered data set"):
+    with pytest.raises(UserError, match=r"'coco_panoptik', but must be a registered dataset"):
         setup_cfg("detr_panoptic_R50.yaml", ["DATASETS.TRAIN", "('coco_panoptik',)"])
 
 

@@ -44,7 +44,7 @@ def test_best_checkpoint_and_resume_of_it(make_cfg, train, panoptic_set, scene, 
     _, trainer = train(cfg)
     file = tmp_path / "best" / "model_best.json"
     best = json.loads(file.read_text())
-    # Of the first of several data sets.
+    # Of the first of several datasets.
     assert best["metric"] == "other_set/panoptic_seg/PQ"
     assert best["value"] >= trainer._last_eval_results["other_set"]["panoptic_seg"]["PQ"]
     weights = file.with_suffix(".pth")

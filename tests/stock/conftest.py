@@ -1,4 +1,4 @@
-"""A data set, weights and configs as the user of Detectron2's own programs makes them."""
+"""A dataset, weights and configs as the user of Detectron2's own programs makes them."""
 
 from pathlib import Path
 

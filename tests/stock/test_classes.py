@@ -68,7 +68,7 @@ def test_default_predictor(stock_cfg, shapes):
 
 @pytest.fixture
 def own_predictions(stock_cfg, shapes, tmp_path):
-    """Data sets whose annotations are what the model itself finds, so that its evaluations have to
+    """Datasets whose annotations are what the model itself finds, so that its evaluations have to
     come out at 100 %: a panoptic, an instance and a semantic one, and the config for them."""
     cfg = stock_cfg("MODEL.DETR.TEST.SEMANTIC_ON", True, "MODEL.DETR.TEST.INSTANCE_ON", True)
     model, metadata = load_model(cfg), MetadataCatalog.get(shapes)

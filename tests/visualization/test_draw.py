@@ -135,7 +135,7 @@ def test_ground_truth_of_a_dataset_dict_and_limited_size(panoptic_set, scene, im
 
 
 def test_colors_are_far_apart():
-    """Things are brighter than stuff; the colors of the data set stay."""
+    """Things are brighter than stuff; the colors of the dataset stay."""
     coco = MetadataCatalog.get("coco_2017_val_panoptic")
     assert class_colors(coco, 133)[0] == (220, 20, 60)
     assert len(set(class_colors(Metadata(thing_classes=["a"] * 133), 133))) == 133
