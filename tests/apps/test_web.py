@@ -136,68 +136,82 @@ def until(condition, what):
     pytest.fail(f"waited {PATIENCE} s for {what}")
 
 
-def test_in_a_browser(server, browser, image, tmp_path):
-    from selenium.webdriver import ActionChains, Keys
+class OpenPage:
+    """The page in a browser."""
 
+    def __init__(self, browser):
+        self._browser = browser
+
+    def find(self, selector):
+        return self._browser.find_element("css selector", selector)
+
+    def wait_for(self, name, pattern):
+        match = until(
+            lambda: re.search(pattern, self.find(f"#{name}").text), f"'{pattern}' in #{name}"
+        )
+        return match.group(0)
+
+    def is_cleared(self):
+        names = "button[aria-label='Clear'], button[aria-label='Remove this file']"
+        buttons = self.find("#upload").find_elements("css selector", names)
+        return not (buttons and [buttons[0].click()])
+
+    def upload(self, path):
+        until(self.is_cleared, "an empty upload")
+        self.wait_for("status", "No image yet")
+        until(lambda: self.find("#upload input[type=file]"), "the upload").send_keys(str(path))
+
+    def set_number(self, name, value):
+        from selenium.webdriver import Keys
+
+        field = self.find(f"#{name} input[type=number]")
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(str(value), Keys.TAB)
+
+    def source(self):
+        return self.find("#picture img").get_attribute("src")
+
+    def click_picture(self):
+        from selenium.webdriver import ActionChains
+
+        chain = ActionChains(self._browser)
+        chain.move_to_element_with_offset(self.find("#picture img"), -50, -50).click().perform()
+
+
+def test_in_a_browser(server, browser, image, tmp_path):
     port, log = server
     if sys.platform == "linux":
         # Only this machine is served: a server of all addresses would answer at this one too.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=10).close()
-
-    def find(selector):
-        return browser.find_element("css selector", selector)
-
-    def wait_for(name, pattern):
-        match = until(lambda: re.search(pattern, find(f"#{name}").text), f"'{pattern}' in #{name}")
-        return match.group(0)
-
-    def is_cleared():
-        names = "button[aria-label='Clear'], button[aria-label='Remove this file']"
-        buttons = find("#upload").find_elements("css selector", names)
-        return not (buttons and [buttons[0].click()])
-
-    def upload(path):
-        until(is_cleared, "an empty upload")
-        wait_for("status", "No image yet")
-        until(lambda: find("#upload input[type=file]"), "the upload").send_keys(str(path))
-
-    def set_number(name, value):
-        field = find(f"#{name} input[type=number]")
-        field.click()
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(str(value), Keys.TAB)
-
-    def source():
-        return find("#picture img").get_attribute("src")
-
     browser.get(f"http://127.0.0.1:{port}")
-    wait_for("status", "No image yet")
+    page = OpenPage(browser)
+    page.wait_for("status", "No image yet")
     good = tmp_path / "good.png"
     Image.fromarray(image).save(good)
-    upload(good)
-    status = wait_for("status", r"80 x 64 pixels, \d+ segments\.")
+    page.upload(good)
+    status = page.wait_for("status", r"80 x 64 pixels, \d+ segments\.")
     assert int(status.split()[4]) > 1
-    picture = until(source, "the picture")
-    ActionChains(browser).move_to_element_with_offset(
-        find("#picture img"), -50, -50
-    ).click().perform()
-    wait_for("details", r"(?s)\((thing|stuff)\).*score [01]\.\d+, area \d+ pixels")
-    until(lambda: find("#maps img"), "the maps")
+    picture = until(page.source, "the picture")
+    page.click_picture()
+    page.wait_for("details", r"(?s)\((thing|stuff)\).*score [01]\.\d+, area \d+ pixels")
+    until(lambda: page.find("#maps img"), "the maps")
 
     # Other thresholds: another picture, and the network does not run again.
-    set_number("area", 1500)
-    until(lambda: source() != picture, "another picture")
-    set_number("score", 1)
-    wait_for("status", "0 segments. No query has")
+    page.set_number("area", 1500)
+    until(lambda: page.source() != picture, "another picture")
+    page.set_number("score", 1)
+    page.wait_for("status", "0 segments. No query has")
 
     # Uploads that cannot be used get a message, and the page goes on.
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:4000])
-    upload(tmp_path / "broken.png")
-    wait_for("status", "cannot be read as an image")
+    page.upload(tmp_path / "broken.png")
+    page.wait_for("status", "cannot be read as an image")
     (tmp_path / "heavy.png").write_bytes(bytes(21_000_000))
-    upload(tmp_path / "heavy.png")
-    until(lambda: "exceed the maximum" in find("body").text.lower(), "a message about its size")
+    page.upload(tmp_path / "heavy.png")
+    message = "exceed the maximum"
+    until(lambda: message in page.find("body").text.lower(), "a message about its size")
     assert log.read_text().count("Network: one image") == 1
     assert "Traceback" not in log.read_text()
 
