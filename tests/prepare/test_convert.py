@@ -18,6 +18,7 @@ from detr_panoptic_d2.data.dataset_mapper import read_image
 from detr_panoptic_d2.data.panoptic_png import write_panoptic_png
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.export.runtime import Tile, segment_tiled
+from detr_panoptic_d2.prepare.check.dataset import DatasetPaths, check_dataset
 from detr_panoptic_d2.prepare.convert import writer
 from detr_panoptic_d2.prepare.convert.classes import (
     ClassOptions,
@@ -320,6 +321,28 @@ def test_tiles(convert, tmp_path):
         assert np.array_equal(tiles.ids(name), ids[top : top + 32, left : left + 32])
     cfg = setup_cfg(str(tmp_path / "out/out.yaml"))
     assert len(DatasetCatalog.get("out_train")) == 3 and cfg.DATASETS.TEST == ("out_train",)
+
+
+def test_overlapping_tiles_are_a_valid_set(convert, tmp_path):
+    """Stuff, objects and a crowd, which several tiles show in part: ids, areas, boxes are right."""
+    save_image(tmp_path / "images/a.jpg", 50, 70)
+    polygons = [3, 3, 60, 5, 30, 44], [40, 30, 66, 30, 66, 48], [0, 20, 70, 20, 70, 28]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "iscrowd": i // 2, "segmentation": [polygon]}
+        for i, polygon in enumerate(polygons)
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    content["categories"] = [{"id": 1, "name": "cat"}]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    arguments = ["coco", "--instances", tmp_path / "a.json", "--images", tmp_path / "images"]
+    arguments += ["--background", "ground", "--tile", 32, "--overlap", 0.3]
+    assert convert(*arguments, "--output", tmp_path / "out")[0] == 0
+    paths = [tmp_path / f"out/{name}" for name in ("images_train", "panoptic_train")]
+    report = check_dataset(DatasetPaths("tiles", *map(str, paths), f"{paths[1]}.json"))
+    assert len(report.images) == 6 and {f.kind for f in report.findings} <= {"one-pixel"}
+    segments = [segment for image in report.images for segment in image.segments]
+    assert len(segments) > len({s["id"] for s in segments}) == 4
+    assert any(segment["iscrowd"] for segment in segments)
 
 
 # ---- splits and paths
