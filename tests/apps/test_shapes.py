@@ -27,7 +27,7 @@ def test_registered_without_writing():
         assert root.parts[-3:] == ("shapes_panoptic_v2", split, "images")
 
 
-def test_deterministic_and_reused_by_several_processes(tmp_path):
+def test_deterministic_and_reused_by_several_threads(tmp_path):
     """Images do not depend on each other or on the split, and a split that exists is kept."""
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(make_shapes, tmp_path, "a", 5, size=64, seed=3) for _ in range(3)]
