@@ -220,6 +220,14 @@ def test_layouts(layout, photo, write, auto, tmp_path):
     assert list(cfg.DATASETS.TEST) == [f"out_{splits.split()[-1]}"]
 
 
+def test_a_split_of_yolo_without_images_is_named(photo, write, auto):
+    yolo(photo, write)
+    write("data.yaml", "train: images/train\nval: images/val\ntest: gone\nnames: [cat, dog]\n")
+    status, printed = auto()
+    assert status == 0 and "splits train, val" in printed
+    assert "Left out: 1 splits without images: " in printed and "data.yaml': 'test'" in printed
+
+
 def test_cityscapes(photo, write, auto, tmp_path):
     """Values below 1000 are stuff and groups, 24 is a person, 26 a car, 4 void."""
     values = np.full((H, W), 7, np.uint16)
@@ -292,6 +300,7 @@ def test_what_is_not_clear_is_listed(photo, write, auto):
         ("a.json", "[", "a.json' is not a json file"),
         ("a.txt", "x", "has no known format"),
         ("a/data.yaml", "names: [a]\npath: ..\ntrain: a\nkpt_shape: [1, 2]", "with keypoints"),
+        ("data.yaml", "names: [a]\ntrain: [a, b]\n", "data.yaml': 'train' is a list. Name one"),
         (
             "a.json",
             {**coco(), "annotations": [{"segments_info": []}]},

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...errors import UserError
 from .cvat import read_xml
-from .source import IMAGE_SUFFIXES, find_files
+from .source import IMAGE_SUFFIXES, find_files, log_left_out
 from .values import has_lists, read_json, read_text
 from .yolo import read_yaml
 
@@ -122,6 +122,8 @@ def _yolo(files: list[Path]) -> Iterator[Candidate]:
             continue
         if "names" in content:
             splits: Splits = [(split, _yolo_inputs(path, content, split)) for split in _SPLITS]
+            missing = [split for split, inputs in splits if not inputs and content.get(split)]
+            log_left_out("splits without images", [f"'{path}': '{split}'" for split in missing])
             splits = [(split, inputs) for split, inputs in splits if inputs]
             # Folders or lists, as the first split has.
             splits = [s for s in splits if s[1].keys() == splits[0][1].keys()]
@@ -132,6 +134,10 @@ def _yolo(files: list[Path]) -> Iterator[Candidate]:
 def _yolo_inputs(path: Path, content: dict, split: str) -> dict[str, Path]:
     """Return the folder of the images of a split of a ``data.yaml``, or a list of them."""
     entry, base = content.get(split), content.get("path")
+    if isinstance(entry, list):
+        raise UserError(
+            f"'{path}': '{split}' is a list. Name one folder, or a text file with the images."
+        )
     # Roboflow writes ../train/images for train/images. Paths may be of another computer.
     parts = [part for part in PurePosixPath(str(entry or "")).parts if part not in ("..", "/")]
     for root in ([path.parent / base] if isinstance(base, str) else []) + [path.parent]:
