@@ -74,7 +74,7 @@ def build_train_loader(
 def _leave_ctrl_c_to_main(worker_id: int) -> None:
     """Leave Ctrl-C to the main process, which ends its workers: they would print tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Here the thread of multiprocessing that shares tensors reports that the main process ended.
+    # When the main process ends, the worker's thread that shares tensors would print an error.
     sys.excepthook = lambda *error: None
 
 

@@ -26,8 +26,8 @@ as ``head(src_proj, attention, image_index, [res4, res3, res2])``; see :class:`M
 """
 
 # Bytes of the finest activation of one chunk of pairs; about four such tensors exist at a time.
-# On a CPU larger chunks cost up to a third of the mask head's time, because the allocator (glibc)
-# returns large blocks to the system after each use.
+# On a CPU larger chunks are slower, because the allocator (glibc) returns large blocks to the
+# system after each use.
 _TENSOR_BYTES = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 
 

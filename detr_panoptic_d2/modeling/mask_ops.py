@@ -101,7 +101,7 @@ def argmax_at_output(
         chosen = torch.as_tensor(queries, device=mask_logits.device)
         mask_logits = mask_logits[chosen]
     for part, strip in resize_strips(mask_logits, frame):
-        # On a CPU ``argmax`` over the first dimension takes seven times as long as ``max``.
+        # On a CPU ``argmax`` over the first dimension is several times slower than ``max``.
         owner[part] = strip.max(0).indices
     return owner if chosen is None else chosen[owner]
 
