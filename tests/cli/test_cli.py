@@ -44,6 +44,8 @@ def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
         ("explain", "--input", "a.png", "--output", "out"),
         ("web", "--weights", "a.pth", "--config-file", "a.yaml"),
         ("export", "--output", "out", "--weights", "a.pth", "--evaluate"),
+        ("predict", "--input", "a", "--output", "out", "--weights", "a.pth", "--tile", "0"),
+        ("convert", "auto", "a", "--output", "out", "--tile", "8", "--overlap", "1"),
     ],
 )
 def test_usage_errors_have_status_2(command, words):
