@@ -19,11 +19,13 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(BASE)
 	$(VENV)/bin/detr-panoptic demo
 
-# The figures of docs/architecture.md, from the model that `make demo` trained.
+# The pictures of README.md (in 256 colors) and docs/architecture.md, from the model of `make demo`.
 figures: $(BASE)
 	$(VENV)/bin/detr-panoptic explain --weights output/demo/model_final.pth \
 		--input docs/images/shapes_1.png --output output/explained
 	cp output/explained/*.png docs/images/
+	$(RUN) -c 'from PIL import Image; \
+		Image.open("output/demo/ground_truth_and_prediction.png").quantize(256).save("docs/images/demo.png")'
 
 docs: $(BASE)
 	$(PIP) --quiet -e '.[docs]'
