@@ -20,8 +20,7 @@ COMMANDS = (
 )
 
 _EPILOG = """\
-detr-panoptic COMMAND --help says more about each. KEY VALUE pairs at the end of a command change
-its config. Exit status: 0, or 1 with one line that names the error and the way out.
+detr-panoptic COMMAND --help describes a command. KEY VALUE pairs at its end override the config.
 """
 
 

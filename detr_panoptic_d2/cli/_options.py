@@ -32,7 +32,7 @@ def read_cfg(args: argparse.Namespace):
 
 def add_opts(parser: argparse.ArgumentParser) -> None:
     """Add the ``KEY VALUE`` pairs alone."""
-    text = "change the config; at the end of the command"
+    text = "override the config; at the end of the command"
     parser.add_argument("opts", metavar="KEY VALUE", nargs=argparse.REMAINDER, help=text)
 
 

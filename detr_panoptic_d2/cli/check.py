@@ -1,12 +1,12 @@
-"""Check data sets in COCO panoptic format before training.
+"""Check datasets in COCO panoptic format before training.
 
-The data sets are those of a config (DATASETS.REGISTER, TRAIN and TEST), or one that is given by its
+The datasets are those of a config (DATASETS.REGISTER, TRAIN and TEST), or one that is given by its
 paths. Every image and PNG is decoded. The exit status is 1 if there are errors, else 0.
 
---fix corrects values of a json that are certain: areas and boxes from the PNG, sizes from
+--fix corrects a json where the correct value is certain: areas and boxes from the PNG, sizes from
 the image, a missing crowd flag as 0; segments without pixels and exact repetitions are removed. It
 changes nothing if there is an error that it cannot correct, or if more than a tenth of the segments
-have another area. The old json is kept beside it as *.bak.
+have another area. The old json is kept as *.bak.
 
 Examples:
   detr-panoptic check --config-file mine/mine.yaml --output checked --augmented 16
@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-root", metavar="FOLDER", help="folder of the images")
     add("--panoptic-root", metavar="FOLDER", help="folder of the panoptic PNGs")
     add("--panoptic-json", metavar="FILE", help="annotation file")
-    text = "folder for findings.csv, examples.png and a plot of the classes per set"
+    text = "folder for findings.csv, examples.png and a plot of the classes of each dataset"
     add("--output", type=Path, metavar="FOLDER", help=text)
     add("--fix", action="store_true", help="correct the json, see above")
-    text = "draw N training images as the network sees them, into augmented.png of --output"
+    text = "draw N training images after augmentation, into augmented.png of --output"
     add("--augmented", type=int, default=0, metavar="N", help=text)
     text = "number of processes (%(default)s)"
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help=text)
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the data sets and print the results."""
+    """Check the datasets and print the results."""
     paths = [args.image_root, args.panoptic_root, args.panoptic_json]
     if bool(args.config_file) == any(paths) or (any(paths) and not all(paths)):
         args.parser.error(

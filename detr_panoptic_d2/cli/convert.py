@@ -1,4 +1,4 @@
-"""Convert a data set to COCO panoptic format, and write a config for training.
+"""Convert a dataset to COCO panoptic format, and write a config for training.
 
 For data in splits, give each input option one path per split. The splits are named train, val and
 test; --split-names changes the names. Files are written at the end, after everything is converted.
@@ -118,18 +118,18 @@ def _common_options() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, help="output folder")
-    add("--name", help="name of the data set in the config (default: that of the output folder)")
+    add("--name", help="name of the dataset in the config (default: that of the output folder)")
     text = "_BASE_ of the written config (%(default)s)"
     add("--base", default="own_data/finetune_R50.yaml", help=text)
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     add("--tile", type=int, metavar="SIZE", help="cut images into tiles of this side (pixels)")
-    text = "smallest part of a tile that the next one shares (%(default)s)"
+    text = "smallest fraction of a tile that the next tile shares (%(default)s)"
     add("--overlap", type=float, default=0.2, help=text)
     add = common.add_argument_group("splits").add_argument
     text = "fractions for a random split, e.g. 0.8 0.2"
     add("--split", type=float, nargs="+", metavar="FRACTION", help=text)
     add("--split-names", nargs="+", metavar="NAME", help="default: train val test")
-    add("--seed", type=int, default=0, help="seed of the random split")
+    add("--seed", type=int, default=0, help="seed of the random split (%(default)s)")
     text = "text files with the names of the images of each split"
     add("--image-lists", type=Path, nargs="+", default=[], metavar="FILE", help=text)
     add = common.add_argument_group("classes").add_argument
@@ -138,7 +138,8 @@ def _common_options() -> argparse.ArgumentParser:
     add("--stuff", nargs="+", default=[], metavar="NAME", help="classes that are stuff")
     add("--ignore", nargs="+", default=[], metavar="NAME", help="classes that become void")
     add("--background", metavar="NAME", help="stuff class of unlabelled pixels (default: void)")
-    add("--min-area", type=int, default=1, help="smaller segments become unlabelled (pixels)")
+    text = "segments with fewer pixels become unlabelled (%(default)s)"
+    add("--min-area", type=int, default=1, help=text)
     return common
 
 

@@ -1,7 +1,7 @@
-"""Export a model as two graphs that run without torch and Detectron2.
+"""Export a model as two graphs that run without Detectron2.
 
 The folder holds the graphs, their description (panoptic.json) and panoptic_runtime.py, which runs
-them with NumPy, Pillow and ONNX Runtime or OpenVINO.
+them with NumPy, Pillow and ONNX Runtime, OpenVINO or torch.
 
 Examples:
   detr-panoptic export --weights output/demo/model_best.pth --output exported
@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--half", action="store_true", help="float16")
     add("--int8", metavar="IMAGES", help="int8, calibrated on the images of this folder")
     add("--size", type=_size, metavar="HxW", help="fixed input size (default: any size)")
-    add("--evaluate", action="store_true", help="evaluate the exported model on DATASETS.TEST")
+    add("--evaluate", action="store_true", help="print PQ on DATASETS.TEST (with --config-file)")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.evaluate and args.weights:
-        args.parser.error("--evaluate needs --config-file: a checkpoint has no data set")
+        args.parser.error("--evaluate needs --config-file: a checkpoint has no dataset")
     from ..export import evaluate_exported, export_weights
 
     set_up_console(args)

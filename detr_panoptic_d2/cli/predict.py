@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="keep earlier results; predict on other inputs only")
     text = "auto: labels where there is room, and a legend of the others; or none"
     add("--labels", choices=["auto", "none"], default="auto", help=text)
-    add("--tile", type=int, metavar="PIXELS", help="cut large images into tiles of this side")
-    add("--overlap", type=float, default=0.2, help="part of a tile that overlaps (%(default)s)")
+    add("--tile", type=int, metavar="PIXELS", help="segment images in tiles of this side")
+    text = "smallest fraction of a tile that the next tile shares (%(default)s)"
+    add("--overlap", type=float, default=0.2, help=text)
     add("--exported", metavar="FOLDER", help="use a model that detr-panoptic export wrote")
     add_model_options(parser)
 

@@ -1,6 +1,6 @@
-"""Write the report of a run, OUTPUT_DIR/report.html: one page with all pictures inside.
+"""Write the report of a training, OUTPUT_DIR/report.html: one self-contained HTML page.
 
-The run may be finished, still running or failed.
+The training may be finished, still running or failed.
 
 Examples:
   detr-panoptic report output/demo
@@ -13,7 +13,8 @@ from ._options import set_up_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="folder of the run")
+    text = "folder of the training"
+    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help=text)
 
 
 def run(args: argparse.Namespace) -> int:

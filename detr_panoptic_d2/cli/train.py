@@ -1,7 +1,5 @@
 """Train, or evaluate with --eval-only. The options are those of Detectron2's train_net.py.
 
-Without a GPU, the CPU is used.
-
 Examples:
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8
   detr-panoptic train --config-file detr_panoptic_R50.yaml --num-gpus 8 --resume

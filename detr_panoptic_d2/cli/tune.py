@@ -1,6 +1,6 @@
 """Find the panoptic rule and the thresholds that give the best PQ, without training.
 
-The model runs once over the data set. The command prints a table, and writes OUTPUT_DIR/tuned.yaml,
+The model runs once over the dataset. The command prints a table, and writes OUTPUT_DIR/tuned.yaml,
 a config for every command, and OUTPUT_DIR/tuned.png. Use images that the model was not trained on.
 Measure the final PQ on other images.
 
@@ -18,7 +18,7 @@ from ._options import add_config_options, set_up_console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dataset", metavar="NAME", help="panoptic data set; default: the first of DATASETS.TEST"
+        "--dataset", metavar="NAME", help="panoptic dataset; default: the first of DATASETS.TEST"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="folder for the results; default: OUTPUT_DIR"

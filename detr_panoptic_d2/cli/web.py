@@ -1,6 +1,6 @@
 """Show panoptic segmentation in the browser. By default, only this machine can connect.
 
-It needs Gradio: pip install '.[web]'. Stop it with Ctrl-C.
+It needs Gradio: pip install 'gradio>=6'. Stop it with Ctrl-C.
 
 Examples:
   detr-panoptic web --weights output/demo/model_final.pth
