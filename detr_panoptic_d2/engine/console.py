@@ -25,8 +25,10 @@ def set_up_logging(
         verbosity: what the console shows: "quiet" (warnings, errors and results), "normal" (also
             this package's messages and the progress) or "verbose" (everything).
     """
-    # Detectron2's report about the environment imports it, which warns if there is no GPU.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Detectron2's report about the environment imports the first, which warns if there is no GPU.
+    # The second, which ``export`` uses, warns of each operator that it cannot simplify.
+    for name in ("torch.utils.cpp_extension", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Detectron2 keeps loggers by these arguments. ``default_setup`` uses the same and adds none.
     loggers = [
         setup_logger(output_dir, distributed_rank=rank, name="fvcore"),
