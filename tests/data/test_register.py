@@ -1,11 +1,10 @@
 import json
 
 import pytest
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco_panoptic import load_coco_panoptic_json
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.data import (
     dataset_ids,
     register_from_config,
@@ -97,6 +96,7 @@ BAD_CONTENT = [
     (("images", 1, "id"), 10, "images: .*id 10: another entry"),
     (("images", 0, "id"), [1], "integer or text"),
     (("images", 0, "height"), 8.5, "'height' is 8.5, but must be a number of pixels"),
+    (("images", 0, "height"), 0, "'height' is 0"),
     (("images", 0, "file_name"), None, "no 'file_name'"),
     (("images", 0, "file_name"), "/etc/passwd", "leads out"),
     (("images", 0, "file_name"), "sub/../../x.png", "leads out"),
@@ -127,30 +127,18 @@ def test_bad_content_is_named(small_set, place, value, message):
     assert "bad" not in DatasetCatalog.list() and "bad" not in MetadataCatalog.list()
 
 
-def _cfg(*items):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.DATASETS.REGISTER = list(items)
-    return cfg
-
-
 def test_from_config(small_set, tmp_path):
-    item = {"name": "from_yaml", **small_set.paths}
-    (tmp_path / "c.yaml").write_text(json.dumps({"DATASETS": {"REGISTER": [item]}}))
-    cfg = _cfg()
-    cfg.merge_from_file(str(tmp_path / "c.yaml"))
-    (tmp_path / "dumped.yaml").write_text(cfg.dump())
-    cfg.merge_from_file(str(tmp_path / "dumped.yaml"))
+    good = {"name": "from_yaml", **small_set.paths}
+    (tmp_path / "c.yaml").write_text(json.dumps({"DATASETS": {"REGISTER": [good]}}))
+    (tmp_path / "dumped.yaml").write_text(merged_cfg(str(tmp_path / "c.yaml")).dump())
+    cfg = merged_cfg(str(tmp_path / "dumped.yaml"))
     register_from_config(cfg)
     register_from_config(cfg)
     assert len(DatasetCatalog.get("from_yaml")) == 2
-
-
-def test_from_config_errors(small_set):
-    good = {"name": "n", **small_set.paths}
     for item in ({**good, "image_root": None}, {**good, "images": "x"}, {"name": "n"}, "n"):
+        cfg.DATASETS.REGISTER = [item]
         with pytest.raises(ValueError, match=r"REGISTER\[0\] is .*must be a mapping with"):
-            register_from_config(_cfg(item))
+            register_from_config(cfg)
 
 
 def test_coco_sample_equals_detectron2(sample_data):

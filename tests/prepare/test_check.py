@@ -62,33 +62,27 @@ FIRST = ("annotations", 0)
 SEGMENTS = (*FIRST, "segments_info")
 ABSENT = object()
 # An entry of the json, what of it is changed, and the kinds of findings; with "+" all are fixed.
+# The validator of registration is the same: tests/data/test_register.py has more bad entries.
 CHANGED = [
     (("categories", 1), {"isthing": ABSENT}, "bad-entry id-without-entry"),
     (("images", 0), {"id": ABSENT}, "bad-entry"),
-    (("images", 0), {"file_name": "../a.png"}, "bad-entry"),
-    (("images", 0), {"height": 0}, "bad-entry"),
     (("images", 0), {"width": 99}, "+wrong-size"),
     (("images", 1), {"file_name": "000.png"}, "duplicate-image"),
     (FIRST, {"image_id": 99}, "bad-entry no-annotation"),
     (FIRST, {"file_name": "001.png"}, "shared-png"),
-    (FIRST, {"file_name": "/etc/passwd"}, "bad-entry no-annotation"),
     (FIRST, {"segments_info": None}, "bad-entry no-annotation"),
     ((*SEGMENTS, 1), {"id": 0}, "bad-entry id-without-entry"),
-    ((*SEGMENTS, 1), {"iscrowd": 2}, "bad-entry id-without-entry"),
     ((*SEGMENTS, 1), {"iscrowd": ABSENT}, "+wrong-crowd"),
-    ((*SEGMENTS, 1), {"category_id": 77}, "bad-entry id-without-entry"),
     ((*SEGMENTS, 1), {"area": 13}, "+wrong-area"),
     ((*SEGMENTS, 1), {"area": ABSENT}, "+no-area"),
     ((*SEGMENTS, 1), {"bbox": [4, 2, 3, 2]}, "+wrong-box"),
 ]
 # The same with a changed copy at the end of the list, and with the entry removed from it.
 COPIED = [
-    (("categories", 1), {"name": "x"}, "bad-entry"),
     (("categories", 1), {"id": 5}, "category-name unused-class"),
     (("categories", 1), {}, "+repeated-entry"),
     (("images", 0), {"file_name": "b.tif"}, "bad-entry"),
     (("images", 0), {}, "+repeated-entry"),
-    (FIRST, {"file_name": "001.png"}, "bad-entry"),
     (FIRST, {}, "+repeated-entry"),
     ((*SEGMENTS, 1), {"category_id": 50}, "bad-entry"),
     ((*SEGMENTS, 1), {}, "+repeated-entry"),
@@ -305,26 +299,16 @@ def command(run_command):
 
 
 def test_all_sets_of_a_config_and_their_pictures(sets, command, tmp_path):
-    output = tmp_path / "checked"
-    options = "--output", output, "--augmented", 5, "--config-file", sets[2]
-    keys = "INPUT.MIN_SIZE_TRAIN", "(40,)", "MODEL.MASK_ON", "True"
-    status, printed = command(*options, *keys)
-    assert status == 0 and printed.count("No errors and no warnings.") == 2
-    names = ("my_train", "my_val", "examples", "augmented")
-    pictures = [np.asarray(Image.open(output / f"{name}.png")) for name in names]
-    assert all(picture.std() > 0 for picture in pictures)
-    # Two rows of a shortest side of 40 pixels, enlarged to 320, each below its caption.
-    assert 640 < pictures[-1].shape[0] < 800
-
-
-def test_the_augmented_picture_shows_masks_and_boxes_of_the_mapper(sets, command, tmp_path):
-    """Without augmentation they are where the annotation has them."""
+    """Without augmentation, masks and boxes of the mapper are where the annotation has them."""
     options = "--output", tmp_path / "out", "--augmented", 1, "--config-file", sets[2]
     plain = "INPUT.MIN_SIZE_TRAIN", "(320,)", "INPUT.MAX_SIZE_TRAIN", 1000, "INPUT.RANDOM_FLIP"
     plain += "none", "INPUT.CROP.ENABLED", "False", "MODEL.MASK_ON", "True"
-    assert command(*options, *plain)[0] == 0
-    picture = np.asarray(Image.open(tmp_path / "out/augmented.png")).astype(int)
-    picture = picture[-320 - 6 : -6]
+    status, printed = command(*options, *plain)
+    assert status == 0 and printed.count("No errors and no warnings.") == 2
+    names = ("my_train", "my_val", "examples", "augmented")
+    pictures = [np.asarray(Image.open(tmp_path / f"out/{name}.png")) for name in names]
+    assert all(picture.std() > 0 for picture in pictures)
+    picture = pictures[-1].astype(int)[-320 - 6 : -6]
     assert picture.shape == (320, 480, 3)
     # The color of cars is a dark blue. A corner of the box lies outside of no mask but the car's.
     car, road = picture[90:190, 170:310].mean((0, 1)), picture[210:310, 100:470].mean((0, 1))

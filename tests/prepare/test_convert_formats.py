@@ -1,7 +1,6 @@
 """Small folders in each format, converted and read back, and what is wrong in them named."""
 
 import json
-import logging
 import re
 import shutil
 from functools import partial
@@ -163,32 +162,28 @@ def test_coco_with_semantic_masks(make, convert_and_check, tmp_path):
     assert (classes[12:20, 14:] == "").all() and (classes[20:] == "ground").all()
 
 
+def coco_image(**changes):
+    return {"images": [{"id": 5, "file_name": IMAGE, **changes}]}
+
+
 BOX = np.zeros((H, W), bool)
 BOX[4:12, 4:14] = True
 FLAT = box(4, 4, 10, 8)[0]
 PAIRS = [FLAT[i : i + 2] for i in range(0, 8, 2)]
+FLOATS = {"size": ["24", 32.0], "counts": [float(n) for n in runs(BOX.T)]}
 # Values in unusual types with a clear meaning: all are one cat, BOX.
 CLEAR_VALUES = {
-    "VIA": (
-        {"image_id": "5", "segmentation": FLAT},
-        {"images": [{"id": 5, "file_name": IMAGE, "width": -1, "height": -1}]},
-    ),
-    "sizes as text": (
-        {},
-        {"images": [{"id": 5, "file_name": IMAGE, "width": "32", "height": 24.0}]},
-    ),
+    "VIA": ({"image_id": "5", "segmentation": FLAT}, coco_image(width=-1, height=-1)),
+    "sizes as text": ({}, coco_image(width="32", height=24.0)),
     "pandas": ({"id": 0.0, "image_id": 5.0, "category_id": 7.0, "iscrowd": 0.0}, {}),
     "text": ({"image_id": "5", "category_id": "7", "iscrowd": "0"}, {}),
-    "image id as text": ({}, {"images": [{"id": "5", "file_name": IMAGE}]}),
+    "image id as text": ({}, coco_image(id="5")),
     "pairs": ({"segmentation": PAIRS}, {}),
     "polygon of pairs": ({"segmentation": [PAIRS]}, {}),
     "too deep": ({"segmentation": [[FLAT]]}, {}),
     "two polygons too deep": ({"segmentation": [[*box(4, 4, 5, 8), *box(9, 4, 5, 8)]]}, {}),
     "numbers as text": ({"segmentation": [[str(v) for v in FLAT]]}, {}),
-    "RLE of floats": (
-        {"segmentation": {"size": ["24", 32.0], "counts": [float(n) for n in runs(BOX.T)]}},
-        {},
-    ),
+    "RLE of floats": ({"segmentation": FLOATS}, {}),
     "categories": ({}, {"categories": [{"id": "7", "name": "cat", "color": "#0a0B0c"}]}),
 }
 
@@ -212,9 +207,8 @@ LOST = {
 
 
 @pytest.mark.parametrize("case", LOST)
-def test_an_annotation_that_is_lost_is_named(make, tmp_path, caplog, monkeypatch, case):
+def test_an_annotation_that_is_lost_is_named(make, tmp_path, caplog, case):
     kind, content, message = LOST[case]
-    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
     try:
         convert({"train": make(kind, content)}, tmp_path / "out")
         printed = caplog.text
@@ -223,7 +217,7 @@ def test_an_annotation_that_is_lost_is_named(make, tmp_path, caplog, monkeypatch
     assert re.search(message, printed)
 
 
-ODD_VALUES = [None, True, -1, 1.5, 1e300, "", "x", "3", [], [1], [[1, 2]], {}, {"a": 1}]
+ODD_VALUES = [None, True, -1, 1.5, 1e300, "x", "3", [], [[1, 2]], {"a": 1}]
 
 
 def _places(content, prefix=()):
@@ -235,11 +229,10 @@ def _places(content, prefix=()):
             yield from _places(value, (*prefix, key))
 
 
-@pytest.mark.parametrize("kind", ["coco", "rle", "labelme"])
+@pytest.mark.parametrize("kind", ["coco", "labelme"])
 def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
-    if kind in ("coco", "rle"):
-        segmentation = [FLAT[:6]] if kind == "coco" else rle(BOX, False)
-        make("coco", [{"segmentation": segmentation}])
+    if kind == "coco":
+        make("coco", [{"segmentation": [FLAT[:6]]}, {"segmentation": rle(BOX, False)}])
         path = tmp_path / "instances.json"
         read = partial(coco_instances, path, tmp_path / "images")
     else:
@@ -263,7 +256,7 @@ def test_any_type_in_any_place_is_read_or_named(make, tmp_path, kind):
             except (ValueError, OSError) as error:
                 assert type(error) is not ValueError, (place, value)
                 num_errors += 1
-    assert num_errors > 50
+    assert num_errors > 40
 
 
 def test_unused_parents_of_roboflow_are_dropped(make, convert_and_check):
@@ -524,27 +517,17 @@ def cvat_mask(runs, left=0):
     return f'<mask label="cat" rle="{runs}" left="{left}" top="0" width="2" height="2"/>'
 
 
-MASK = np.zeros((H, W), np.uint8)
+MASK, COLOR = np.zeros((H, W), np.uint8), np.full((H, W, 3), (1, 2, 3), np.uint8)
 # name -> (format, content, changes, message); every message names the file.
 BAD = {
-    "odd polygon": (
-        "coco",
-        [{"segmentation": [[1, 2, 3, 4, 5]]}],
-        {},
-        "annotation 0: a polygon has 5 numbers",
-    ),
+    "odd polygon": ("coco", [{"segmentation": [[1, 2, 3]]}], {}, "annotation 0: .* 3 numbers"),
     "far away": ("coco", [{"segmentation": [[1e9, 2, 3, 4, 5, 6]]}], {}, "far outside"),
     "short rle": ("coco", coco_rle(counts=[5]), {}, "add up to 5 pixels, not to 24 x 32"),
     "unknown class": ("coco", [{"category_id": 8}], {}, "'category_id' is 8, which"),
     "no images": ("coco", [], {"images": None}, "no list 'images'"),
-    "image twice": ("coco", [], {"images": [{"id": 5, "file_name": IMAGE}] * 2}, "listed twice"),
-    "outside": ("coco", [], {"images": [{"id": 5, "file_name": "../x.jpg"}]}, "5: .*leads out of"),
-    "other size": (
-        "coco",
-        [],
-        {"images": [{"id": 5, "file_name": IMAGE, "height": W, "width": H}]},
-        "sub/a.jpg.* is 24 wide and 32 high, .*EXIF",
-    ),
+    "image twice": ("coco", [], {"images": coco_image()["images"] * 2}, "listed twice"),
+    "outside": ("coco", [], coco_image(file_name="../x.jpg"), "5: .*leads out of"),
+    "other size": ("coco", [], coco_image(height=W, width=H), "sub/a.jpg.* is 24 wide .*EXIF"),
     "no mask": ("labelme", [{"points": TWO_POINTS, "shape_type": "mask"}], {}, "not a base64 PNG"),
     "absolute": ("labelme", [], {"imagePath": "/etc/passwd"}, "leads out of"),
     "no xml": ("cvat", "<<", {}, "not well-formed"),
@@ -552,18 +535,8 @@ BAD = {
     "no cvat label": ("cvat", '<box xtl="1" ytl="0" xbr="4" ybr="4"/>', {}, "no 'label'"),
     "runs": ("cvat", cvat_mask("1"), {}, "do not add up to 2 x 2"),
     "outside the image": ("cvat", cvat_mask("1,3", left=31), {}, "not inside the image"),
-    "entities": (
-        "cvat",
-        "&b;",
-        {"head": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;&b;">]>'},
-        "has a DOCTYPE",
-    ),
-    "unknown color": (
-        "class-masks",
-        np.full((H, W, 3), (1, 2, 3), np.uint8),
-        {},
-        r"a_L.png' has the color \(1, 2, 3\)",
-    ),
+    "entities": ("cvat", "&b;", {"head": '<!DOCTYPE a [<!ENTITY b "&c;&c;">]>'}, "has a DOCTYPE"),
+    "unknown color": ("class-masks", COLOR, {}, r"a_L.png' has the color \(1, 2, 3\)"),
     "unknown value": ("class-masks", MASK + 9, {}, "a_L.png' has the value 9, .*--void-value"),
     "mask size": ("class-masks", MASK.T, {}, "a_L.png': it is 24 wide and 32 high.*EXIF"),
     "broken mask": ("class-masks", b"\x89PNG no more", {}, "a_L.png' cannot be read"),
