@@ -74,7 +74,7 @@ def assert_within_rounding() -> Callable[..., None]:
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., nn.Module]:
     """Return ``build("KEY", value, ...)``: the model of ``shapes/tiny.yaml`` with these options.
 
@@ -97,6 +97,12 @@ def tiny_model() -> Callable[..., nn.Module]:
         return model.eval()
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_caplog(monkeypatch) -> None:
+    """Detectron2's ``setup_logger``, where another test has called it, ends the propagation."""
+    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
 
 
 @pytest.fixture
@@ -125,23 +131,33 @@ def make_input() -> Callable[..., dict]:
     return make
 
 
-@pytest.fixture
-def command(capsys) -> Callable[..., tuple[int, str, list[str]]]:
+@pytest.fixture(scope="session")
+def run_main() -> Callable[..., int]:
     """Return ``run(*words)``: the command ``detr-panoptic`` in this process. It gives the exit
-    status, stdout and the lines of stderr; what it did to the loggers is undone."""
+    status; what it did to the loggers is undone."""
 
     def run(*words):
         loggers = [logging.getLogger(x) for x in ("detectron2", "fvcore", "detr_panoptic_d2")]
         before = [(x.handlers[:], x.level, x.propagate) for x in loggers]
         setup_logger.cache_clear()
         try:
-            status = main([str(word) for word in words])
+            return main([str(word) for word in words])
         except SystemExit as end:
-            status = end.code
+            return end.code
         finally:
             for x, (handlers, x.level, x.propagate) in zip(loggers, before, strict=True):
                 x.handlers[:] = handlers
             setup_logger.cache_clear()
+
+    return run
+
+
+@pytest.fixture
+def command(run_main, capsys) -> Callable[..., tuple[int, str, list[str]]]:
+    """Return ``run(*words)`` as :func:`run_main`; it also gives stdout and the lines of stderr."""
+
+    def run(*words):
+        status = run_main(*words)
         out, err = capsys.readouterr()
         return status, out, err.splitlines()
 

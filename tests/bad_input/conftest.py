@@ -1,6 +1,5 @@
 """A dataset that can be spoilt, a training on it, and the one line that an error comes down to."""
 
-import logging
 import traceback
 from collections.abc import Callable
 
@@ -23,12 +22,6 @@ def spoilt(tmp_path, clean_catalogs) -> PanopticSet:
     ground, box = {"id": 5, "name": "ground"}, {"id": 9, "name": "box"}
     categories = [{**ground, "isthing": 0}, {**box, "isthing": 1}]
     return PanopticSet(tmp_path / "spoilt", maps, categories)
-
-
-@pytest.fixture(autouse=True)
-def logs_reach_caplog(monkeypatch) -> None:
-    """Detectron2's ``setup_logger``, where another test has called it, ends the propagation."""
-    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
 
 
 @pytest.fixture

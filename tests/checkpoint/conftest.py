@@ -1,6 +1,5 @@
 """A small model, and other programs' checkpoints of the same network with their names."""
 
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,12 +17,6 @@ from detr_panoptic_d2.engine import setup_cfg
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WIDTH, HEADS, QUERIES, FEEDFORWARD = 32, 8, 5, 48
-
-
-@pytest.fixture(autouse=True)
-def propagating_log(monkeypatch):
-    """``setup_logger``, which other tests call, keeps records from pytest's ``caplog``."""
-    monkeypatch.setattr(logging.getLogger("detr_panoptic_d2"), "propagate", True)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import nn
 from torchvision.models import resnet18, shufflenet_v2_x0_5
 
-from detr_panoptic_d2.apps.convert_checkpoint import huggingface_checkpoint
 from detr_panoptic_d2.checkpoint import PanopticCheckpointer
 from detr_panoptic_d2.checkpoint.translate import translate
 
@@ -60,10 +59,10 @@ def warnings(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("backbone", ["build_resnet_backbone", "build_detr_resnet_backbone"])
-def test_official_panoptic(build, load, official, backbone, caplog):
-    """Into torchvision's ResNet and Detectron2's, with equal numbers. The file of a training has
-    the options as a Namespace with NumPy numbers, and an optimizer, which is not loaded."""
+def test_official_panoptic(build, load, official, caplog, tmp_path):
+    """Into torchvision's ResNet and Detectron2's, with equal numbers, and by Detectron2's own
+    checkpointer: the model translates. The file of a training has the options as a Namespace with
+    NumPy numbers, and an optimizer, which is not loaded."""
     state = official()
     assert len(state["detr.class_embed.weight"]) == 251
     options = argparse.Namespace(lr=1e-4, dilation=False, best=np.float64(0.4))
@@ -72,32 +71,15 @@ def test_official_panoptic(build, load, official, backbone, caplog):
     model = load(build(*TORCHVISION), content, optimizer=optimizer)
     assert_loaded(model, state, PANOPTIC_IDS)
     assert optimizer.param_groups[0]["lr"] == 0.5
-    other = load(build("MODEL.BACKBONE.NAME", backbone), {"model": state})
+    others = [load(build(), {"model": state})]
     assert not warnings(caplog)
+    others.append(build("MODEL.BACKBONE.NAME", "build_resnet_backbone"))
+    DetectionCheckpointer(others[1]).load(str(tmp_path / "weights.pth"))
     image = {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}
     with torch.no_grad():
-        found, expected = (m.detect(m.preprocess([image])).pred_logits for m in (other, model))
-    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-@pytest.mark.parametrize("names", ["official", "wrapper", "hugging face"])
-def test_detectron2s_checkpointer_gives_the_same(build, official, tmp_path, names):
-    """The model translates: any checkpointer will do."""
-    state = official(rows=134 if names == "wrapper" else 251)
-    projection = state["detr.input_proj.weight"]
-    if names == "wrapper":
-        state = of_the_wrapper(state)
-    elif names == "hugging face":
-        model = build(*TORCHVISION)
-        model.load_state_dict(state)
-        state = huggingface_checkpoint(model)[0]
-    torch.save({"model": state}, tmp_path / "weights.pth")
-    ours, stock = build(), build()
-    PanopticCheckpointer(ours).load(str(tmp_path / "weights.pth"), complete=True)
-    DetectionCheckpointer(stock).load(str(tmp_path / "weights.pth"))
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(stock.state_dict()[name], tensor), name
-    assert torch.equal(stock.input_proj.weight, projection)
+        expected, *found = (m.detect(m.preprocess([image])).pred_logits for m in (model, *others))
+    for logits in found:
+        assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_load_state_dict_of_torch(build, official):

@@ -1,4 +1,4 @@
-"""Reading files without running their code. What programs say: tests/bad_input."""
+"""Reading files without running their code."""
 
 import functools
 import http.server
@@ -73,6 +73,12 @@ def test_code_is_refused(read, tmp_path, monkeypatch, kind, attack):
     with pytest.raises(UserError, match=words):
         read(content)
     assert not (tmp_path / "trace").exists()
+
+
+def test_no_file(tmp_path):
+    words = r"There is no checkpoint .*none\.pth\. MODEL\.WEIGHTS takes .*hf download NAME"
+    with pytest.raises(FileNotFoundError, match=words):
+        PanopticCheckpointer(nn.Linear(2, 2)).load(str(tmp_path / "none.pth"))
 
 
 def test_arrays_of_both_generations_of_numpy(read):
