@@ -4,27 +4,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 
 from detr_panoptic_d2.apps.demo import make_shapes
-from detr_panoptic_d2.data import dataset_ids, thing_class_ids
 from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_registered_without_writing():
-    metadata = MetadataCatalog.get("shapes_panoptic_train")
-    assert dataset_ids(metadata) == [3, 7, 12, 20, 31]
-    assert thing_class_ids(metadata) == [0, 1, 2]
-    for split in ("train", "val", "tune"):
-        assert f"shapes_panoptic_{split}" in DatasetCatalog.list()
-        root = Path(MetadataCatalog.get(f"shapes_panoptic_{split}").image_root)
-        assert root.parts[-3:] == ("shapes_panoptic_v2", split, "images")
 
 
 def test_deterministic_and_reused_by_several_threads(tmp_path):

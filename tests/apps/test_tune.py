@@ -130,9 +130,6 @@ def test_command(command, tuning_set, tmp_path):
     assert re.search(r"\| +All +\| +([\d.]+) +\|", log).group(1) == pq
     status, _, err = command("tune", "--config-file", tuned, "OUTPUT_DIR", tmp_path / "run")
     assert status == 1 and "is the config file itself" in err[-1]
-
-
-def test_what_cannot_be_tuned_is_said(command, tuning_set):
     words = ["tune", "--config-file", "shapes/tiny.yaml", *tuning_set, "DATASETS.TEST", "()"]
     status, _, err = command(*words)
     assert status == 1 and "--dataset NAME" in err[-1]
