@@ -2,15 +2,16 @@
 
 import functools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import HookBase, default_argument_parser, launch
+from detectron2.engine import HookBase, default_argument_parser
 from detectron2.utils import comm
+from torch.utils.data import DataLoader
 
 from detr_panoptic_d2.engine import PanopticTrainer, distributed, launch_job, setup_cfg
+from detr_panoptic_d2.errors import UserError
 
 BOXES = ["MODEL.MASK_ON", "False", "MODEL.DETR.TEST.PANOPTIC_ON", "False"]
 FPN = ["MODEL.BACKBONE.NAME", "build_renamed_backbone"]
@@ -49,19 +50,32 @@ class SameGradients(HookBase):
         assert len(set(map(str, comm.all_gather(sums)))) == 1
 
 
-def train_each(options, folder):
+class Unreadable:
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UserError("a.png cannot be read")
+
+
+def train_each(args):
     torch.set_num_threads(1)
     for number, more in enumerate(CASES.values()):
-        output = str(Path(folder, str(number)))
-        trainer = PanopticTrainer(
-            setup_cfg("shapes/tiny.yaml", [*options, *more, "OUTPUT_DIR", output])
-        )
+        options = [*args.options, *more, "OUTPUT_DIR", str(args.folder / str(number))]
+        trainer = PanopticTrainer(setup_cfg("shapes/tiny.yaml", options))
         trainer.register_hooks([SameGradients()])
         trainer.train()
+    text = f"{torch.distributed.get_backend()} {torch.cuda.device_count()}"
+    (args.folder / f"rank{comm.get_rank()}").write_text(text)
+    next(iter(DataLoader(Unreadable(), num_workers=1)))
 
 
-def test_two_processes_train_every_kind_of_config(panoptic_set, scene, tmp_path):
-    """In each step one of them has an image without targets."""
+def test_two_processes_train_every_kind_of_config(
+    panoptic_set, scene, tmp_path, monkeypatch, capfd
+):
+    """In each step one of them has an image without targets. At the end the error of a loader's
+    worker is one line. Gloo is used on a machine with GPUs too, where Detectron2's launcher takes
+    NCCL for what sees them."""
     void = (np.zeros((32, 40), dtype=np.int64), {})
     root = panoptic_set("mostly", [scene, void])
     item = {"name": "for_two", "image_root": f"{root}/images"}
@@ -69,7 +83,20 @@ def test_two_processes_train_every_kind_of_config(panoptic_set, scene, tmp_path)
     options = ["DATASETS.REGISTER", str([item]), "DATASETS.TRAIN", "('for_two',)"]
     options += ["DATASETS.TEST", "()", "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2"]
     options += ["INPUT.MIN_SIZE_TRAIN", "(32,)", "MODEL.DETR.NUM_CLASSES", "-1"]
-    launch(train_each, 2, dist_url="auto", args=(options, str(tmp_path / "out")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    parse = default_argument_parser().parse_args
+    args = parse(["--num-gpus", "2", "--dist-url", "auto", "MODEL.DEVICE", "cpu"])
+    args.options, args.folder = options, tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        launch_job(train_each, args)
+    assert end.value.code == 1
+    assert [(args.folder / f"rank{r}").read_text() for r in (0, 1)] == ["gloo 0"] * 2
+    lines = capfd.readouterr().err.splitlines()
+    assert "error: a.png cannot be read" in lines
+    assert not [line for line in lines if "Traceback" in line]
+    with pytest.raises(SystemExit):
+        launch_job(functools.partial(pytest.fail, "was started"), parse(["--num-gpus", "0"]))
+    assert "--num-gpus is 0, but must be 1 or more" in capfd.readouterr().err
     assert len(list(tmp_path.glob("out/*/model_final.pth"))) == len(CASES)
     # No second result is better by 100 points.
     (output,) = (path.parent for path in tmp_path.glob("out/*/early_stopping.json"))

@@ -1,9 +1,6 @@
 """Detectron2's ``train_net.py`` with our mapper and optimizer: it and our trainer resume each
 other's checkpoints."""
 
-import itertools
-
-import pytest
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOPanopticEvaluator
@@ -36,19 +33,12 @@ def train(trainer_class, cfg, resume=False):
     return trainer.start_iter, trainer.optimizer
 
 
-@pytest.fixture
-def config(make_cfg):
-    return lambda max_iter: make_cfg("out", SOLVER__MAX_ITER=max_iter)
-
-
-def steps(optimizer):
-    """How often the optimizer has stepped: more than its own program did if it was resumed."""
-    return {int(entry["step"]) for entry in optimizer.state.values()}
-
-
-@pytest.mark.parametrize("pair", list(itertools.permutations([StockTrainer, PanopticTrainer])))
-def test_train_net(config, pair):
-    train(pair[0], config(2))
-    start, optimizer = train(pair[1], config(4), resume=True)
-    assert start == 2
-    assert steps(optimizer) == {4}
+def test_train_net(make_cfg):
+    """One training by three programs; each but the first one resumes."""
+    for number, trainer_class in enumerate((StockTrainer, PanopticTrainer, StockTrainer)):
+        end = 2 * (number + 1)
+        cfg = make_cfg("out", SOLVER__MAX_ITER=end)
+        start, optimizer = train(trainer_class, cfg, resume=number > 0)
+        assert start == end - 2
+        # The optimizer has stepped more often than in this program.
+        assert {int(entry["step"]) for entry in optimizer.state.values()} == {end}

@@ -1,5 +1,5 @@
-"""tools/train_net.py by one process, by several and on several machines, on the CPU: two machines
-are two torchrun agents on loopback.
+"""Training by one process, by several and on several machines, on the CPU: two machines are two
+torchrun agents on loopback.
 
 Run as a script, this file is train_net.py whose process of one rank kills itself once:
 
@@ -33,7 +33,7 @@ LONG = 900
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
+def options(tmp_path_factory, tiny_model):
     """Config entries, with weights that see something in every image."""
     folder = tmp_path_factory.mktemp("shapes")
     paths = make_shapes(folder, "few", IMAGES, size=32, seed=0)
@@ -47,12 +47,12 @@ def options(tmp_path_factory):
     opts += ["MODEL.DETR.TEST.MIN_SEGMENT_AREA", 0, "MODEL.DETR.TEST.OVERLAP_THRESH", 0.0]
     opts = [str(value) for value in opts]
     cfg = setup_cfg("shapes/tiny.yaml", [*opts, "OUTPUT_DIR", str(folder)])
-    torch.manual_seed(0)
-    model = PanopticTrainer.build_model(cfg)
+    model = tiny_model(*opts)
     with torch.no_grad():
-        model.class_embed.bias[-1] = -20
-        model.class_embed.weight.mul_(40)
-        model.query_embed.weight.mul_(3)
+        # Queries of all classes, things and stuff.
+        image = {"image": 255 * torch.rand(3, 32, 32)}
+        hs = model.detect(model.preprocess([image])).hs[-1].mean((0, 1))
+        model.class_embed.bias[:-1] = -model.class_embed.weight[:-1] @ hs
     PanopticTrainer.build_checkpointer(cfg, model).save("start")
     yield [*opts, "MODEL.WEIGHTS", str(folder / "start.pth")]
     DatasetCatalog.remove("few_shapes")
@@ -101,11 +101,12 @@ def results(output):
 
 
 @pytest.fixture(scope="module")
-def one(options, tmp_path_factory):
-    """A training by one process, and its log."""
+def one(options, tmp_path_factory, run_main):
+    """The folder of a training by one process: this one."""
     output = tmp_path_factory.mktemp("one") / "out"
-    (log,) = finish(start([], [TRAIN_NET], [], options, output))
-    return output, log
+    words = ["--config-file", "shapes/tiny.yaml", *options, "OUTPUT_DIR", output]
+    assert run_main("train", *words) == 0
+    return output
 
 
 def check_like_one(one, output, options):
@@ -113,7 +114,7 @@ def check_like_one(one, output, options):
     the same evaluation as by one process: nothing is lost, and nothing counts twice."""
     first, second = (
         torch.load(folder / "model_final.pth", weights_only=True)["model"]
-        for folder in (one[0], output)
+        for folder in (one, output)
     )
     far = sum((first[key] - second[key]).abs().sum() for key in first)
     assert far / sum(value.numel() for value in first.values()) < 1e-4
@@ -121,29 +122,36 @@ def check_like_one(one, output, options):
     assert "were not predicted" not in log
     panoptic, instances = results(output)
     assert [a["image_id"] for a in panoptic] == list(range(1, IMAGES + 1))
-    assert any(a["segments_info"] for a in panoptic)
+    assert any(a["segments_info"] for a in panoptic) and instances
     again = output.parent / "again"
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(again)]
     cfg = setup_cfg("shapes/tiny.yaml", [*options, *weights])
     model = PanopticTrainer.build_model(cfg)
     PanopticTrainer.build_checkpointer(cfg, model).load(cfg.MODEL.WEIGHTS)
-    PanopticTrainer.test(cfg, model)
+    alone = PanopticTrainer.test(cfg, model)
     assert results(again) == (panoptic, instances)
+    rows = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    (metrics,) = (row for row in rows if "panoptic_seg/PQ" in row)
+    assert {"panoptic_seg/PQ", "segm/AP", "bbox/AP", "sem_seg/mIoU"} <= metrics.keys()
+    for task, values in alone.items():
+        for key, value in values.items():
+            assert metrics[f"{task}/{key}"] == pytest.approx(value, nan_ok=True), key
 
 
 def test_trains_evaluates_and_writes_files(one):
-    output, log = one
+    output = one
     names = {p.name for p in output.iterdir()}
     assert names >= {"config.yaml", "metrics.json", "last_checkpoint", "model_final.pth"}
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
     folder = output / "inference" / "few_shapes" / "panoptic"
     assert len(list(folder.glob("*.png"))) == IMAGES
+    log = (output / "log.txt").read_text()
     assert "Learning rate 0.001" in log and "Panoptic Evaluation Results" in log
 
 
 def test_eval_only_gives_the_same_pq(one, command, tmp_path):
     """With the config that the training wrote, as the docs do it."""
-    output, _ = one
+    output = one
     rows = map(json.loads, (output / "metrics.json").read_text().splitlines())
     (pq,) = (row["panoptic_seg/PQ"] for row in rows if "panoptic_seg/PQ" in row)
     words = ["train", "--config-file", output / "config.yaml", "--eval-only"]

@@ -1,16 +1,13 @@
 """What an iteration draws depends on its number alone."""
 
 import itertools
-import random
 
-import numpy as np
 import pytest
-import torch
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 
 from detr_panoptic_d2.engine import build_train_loader
-from detr_panoptic_d2.engine.train_loader import PositionBatchSampler, SeededDataset
+from detr_panoptic_d2.engine.train_loader import PositionBatchSampler
 from detr_panoptic_d2.errors import UserError
 
 WIDE = [True, False, True, False, True, True, False]
@@ -46,39 +43,6 @@ def test_every_image_once_per_epoch_and_processes_share_the_batch(monkeypatch):
         parts.append(batches(4, batch_size=2))
     for batch, first, second in zip(whole, *parts, strict=True):
         assert sorted(first + second) == sorted(batch)
-
-
-class NoisyMapper:
-    """Draws of every kind; turns image 3 down."""
-
-    def __call__(self, d):
-        noise = random.random(), np.random.rand(), torch.rand(1).item()
-        return {**d, "noise": noise} if d["index"] != 3 else None
-
-
-def items(workers, start, count):
-    loader = torch.utils.data.DataLoader(
-        SeededDataset([{"index": i} for i in range(7)], NoisyMapper()),
-        batch_sampler=make_sampler(start, batch_size=2),
-        num_workers=workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    return list(itertools.islice(loader, count))
-
-
-def test_augmentation_depends_on_the_position_only():
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    whole = items(0, 0, 8)
-    assert states == (
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        torch.get_rng_state().tolist(),
-    )
-    assert items(2, 0, 8) == whole
-    assert items(2, 3, 5) == whole[3:]
-    assert all(d["index"] != 3 for batch in whole for d in batch)
-    assert len({d["noise"] for batch in whole for d in batch}) == 16
 
 
 @pytest.mark.parametrize("name", ["TrainingSampler", "RepeatFactorTrainingSampler"])
