@@ -1,18 +1,16 @@
 import importlib.util
 import math
-import re
 import sys
 import urllib.error
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 from torch import nn
 from torchvision import models
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.modeling.backbone import (
     LEVELS,
@@ -20,25 +18,17 @@ from detr_panoptic_d2.modeling.backbone import (
     check_backbone,
     lacks_norm_statistics,
 )
+from tests.modeling.test_fold import randomize_norms
 
 needs_timm = pytest.mark.skipif(
     importlib.util.find_spec("timm") is None, reason="timm is not installed"
 )
 
 
-def make_cfg(builder, *options):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.MODEL.BACKBONE.NAME = builder
-    cfg.MODEL.RESNETS.OUT_FEATURES = list(LEVELS)
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    cfg.merge_from_list(list(options))
-    return cfg
-
-
 def build(builder, *options):
     torch.manual_seed(0)
-    return build_backbone(make_cfg(builder, *options))
+    levels = ["MODEL.RESNETS.OUT_FEATURES", list(LEVELS), "MODEL.RESNETS.STRIDE_IN_1X1", False]
+    return build_backbone(merged_cfg("", ["MODEL.BACKBONE.NAME", builder, *levels, *options]))
 
 
 def build_timm(name, *options):
@@ -65,45 +55,6 @@ def strides(backbone):
     return [backbone.output_shape()[level].stride for level in LEVELS]
 
 
-def load_torchvision_weights(backbone, network):
-    """Copy a torchvision network into Detectron2's ResNet by name."""
-    state = {}
-    for key, value in network.state_dict().items():
-        if key.startswith("fc.") or key.endswith("num_batches_tracked"):
-            continue
-        key = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", key)
-        key = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", key)
-        key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-        key = key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        state[key] = value
-    backbone.load_state_dict(state)
-
-
-def randomize_norms(module):
-    for part in module.modules():
-        if hasattr(part, "running_var"):
-            part.running_mean.normal_(std=0.1)
-            part.running_var.uniform_(0.5, 1.5)
-            part.weight.data.uniform_(0.2, 0.6)
-            part.bias.data.normal_(std=0.1)
-
-
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_detr_resnet_equals_torchvision(dilation):
-    torch.manual_seed(0)
-    network = models.resnet50(replace_stride_with_dilation=[False, False, dilation == 2]).eval()
-    randomize_norms(network)
-    backbone = build("build_detr_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", dilation).eval()
-    load_torchvision_weights(backbone, network)
-    images = torch.randn(1, 3, 65, 97)
-    with torch.no_grad():
-        x = network.maxpool(network.relu(network.bn1(network.conv1(images))))
-        for i, feature in enumerate(backbone(images).values(), start=1):
-            x = getattr(network, f"layer{i}")(x)
-            assert x.abs().max() > 0.1
-            torch.testing.assert_close(feature, x, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("freeze_at", [0, 1, 2])
 def test_torchvision_freezing(freeze_at):
     backbone = build_torchvision(
@@ -118,20 +69,17 @@ def test_torchvision_freezing(freeze_at):
         assert norms == {FrozenBatchNorm2d if number <= freeze_at else nn.BatchNorm2d}
 
 
-@pytest.mark.parametrize("freeze_at", [0, 1, 2, 3])
-def test_torchvision_shufflenet(freeze_at):
-    torch.manual_seed(0)
-    options = ("MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.RESNETS.NORM", "BN")
-    backbone = build_torchvision("shufflenet_v2_x0_5", *options)
-    assert {
-        name
-        for name in ("conv1", "stage2", "stage3")
-        if not next(backbone.body[name].parameters()).requires_grad
-    } == set(((), ("conv1",), ("conv1",), ("conv1", "stage2"))[freeze_at])
-    network = models.shufflenet_v2_x0_5().eval()
-    randomize_norms(network)
+def test_torchvision_shufflenet():
+    """Not a ResNet: what is the stem, and what the levels are."""
+    options = ("MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT")
+    for freeze_at, expected in ((2, {"conv1"}), (3, {"conv1", "stage2"}), (0, set())):
+        backbone = build_torchvision("shufflenet_v2_x0_5", *options, freeze_at)
+        parts = ("conv1", "stage2", "stage3")
+        stuck = {x for x in parts if not next(backbone.body[x].parameters()).requires_grad}
+        assert stuck == expected
+    network = randomize_norms(models.shufflenet_v2_x0_5().eval())
     state = {k: v for k, v in network.state_dict().items() if not k.startswith(("conv5", "fc"))}
-    backbone.eval().body.load_state_dict(state, strict=freeze_at == 0)
+    backbone.eval().body.load_state_dict(state)
     images = torch.randn(1, 3, 65, 97)
     x = network.maxpool(network.conv1(images))
     expected = [
@@ -186,29 +134,24 @@ def test_timm_shapes(name, rounding):
 
 @needs_timm
 def test_timm_norms_and_freezing():
+    freeze = "MODEL.BACKBONE.FREEZE_AT"
     for name in ("resnet18", "efficientnet_b0"):
-        frozen = build_timm(name, "MODEL.BACKBONE.FREEZE_AT", 0)
+        frozen = build_timm(name, freeze, 0)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
         assert next(frozen.body.parameters()).requires_grad
         assert lacks_norm_statistics(frozen)
-        randomize_norms(frozen)
-        assert not lacks_norm_statistics(frozen)
-    assert not lacks_norm_statistics(build_timm("resnet18", "MODEL.RESNETS.NORM", "BN",
-                                                "MODEL.BACKBONE.FREEZE_AT", 0))  # fmt: skip
-    for name, first_trained in (("resnet18", "layer2.0"), ("convnext_atto", "stages_1.")):
-        backbone = build_timm(name, "MODEL.BACKBONE.FREEZE_AT", 2, "MODEL.RESNETS.NORM", "BN")
-        trained = [key for key, p in backbone.body.named_parameters() if p.requires_grad]
-        stuck = [key for key, p in backbone.body.named_parameters() if not p.requires_grad]
-        assert trained[0].startswith(first_trained)
-        assert stuck and all(key.startswith(("conv1", "bn1", "layer1", "stem", "stages_0"))
-                             for key in stuck)  # fmt: skip
-    efficientnet = build_timm(
-        "efficientnet_b0", "MODEL.BACKBONE.FREEZE_AT", 1, "MODEL.RESNETS.NORM", "BN"
-    )
-    trained = [key for key, p in efficientnet.body.named_parameters() if p.requires_grad]
-    assert trained[0].startswith("blocks.1.")
-    assert not isinstance(efficientnet.body.bn1, nn.BatchNorm2d)
-    assert isinstance(efficientnet.body.blocks[1][0].bn1, nn.BatchNorm2d)
+        assert not lacks_norm_statistics(randomize_norms(frozen))
+    assert not lacks_norm_statistics(build_timm("resnet18", "MODEL.RESNETS.NORM", "BN", freeze, 0))
+    for name, freeze_at, stem in (
+        ("resnet18", 2, ("conv1", "bn1", "layer1")),
+        ("convnext_atto", 2, ("stem", "stages_0")),
+        ("efficientnet_b0", 1, ("conv_stem", "bn1", "blocks.0")),
+    ):
+        body = build_timm(name, freeze, freeze_at, "MODEL.RESNETS.NORM", "BN").body
+        stuck = {key for key, p in body.named_parameters() if not p.requires_grad}
+        assert stuck == {key for key, _ in body.named_parameters() if key.startswith(stem)}
+    assert not isinstance(body.bn1, nn.BatchNorm2d)
+    assert isinstance(body.blocks[1][0].bn1, nn.BatchNorm2d)
 
 
 @needs_timm
@@ -242,23 +185,11 @@ def test_renamed_fpn():
     assert backbone.size_divisibility == backbone.body.size_divisibility == 32
     assert backbone.padding_constraints == backbone.body.padding_constraints
     assert_true_shapes(backbone, (64, 96))
-
-
-@pytest.mark.parametrize(
-    ("name", "features", "message"),
-    [
-        ("build_renamed_backbone", ["res2", "res3", "res4", "res5"], "the backbone to wrap"),
-        ("build_resnet_backbone", ["p2", "p3", "res4", "res5"], "four of the levels of ResNet"),
-        ("build_resnet_backbone", ["res5", "res4", "res3", "res2"], "finest first"),
-    ],
-)
-def test_renamed_errors(name, features, message):
-    with pytest.raises(ValueError, match=message):
-        build(
-            "build_renamed_backbone",
-            "MODEL.DETR.BACKBONE.MODEL_NAME", name,
-            "MODEL.DETR.BACKBONE.FEATURES", features,
-        )  # fmt: skip
+    keys = "MODEL.DETR.BACKBONE.MODEL_NAME", "build_resnet_backbone", "MODEL.DETR.BACKBONE.FEATURES"
+    with pytest.raises(ValueError, match="finest first"):
+        build("build_renamed_backbone", *keys, ["res5", "res4", "res3", "res2"])
+    with pytest.raises(ValueError, match="the backbone to wrap"):
+        build("build_renamed_backbone", keys[0], "build_renamed_backbone")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,10 @@ import copy
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.modeling.backbone import TorchvisionBackbone
 from detr_panoptic_d2.modeling.fold import fold_batch_norms
 
@@ -14,13 +13,10 @@ NORMS = ("FrozenBatchNorm2d", "BatchNorm2d", "SyncBatchNorm")
 
 
 def detectron2(name, norm="BN"):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.MODEL.BACKBONE.NAME = name
-    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.NORM = norm
-    return build_backbone(cfg)
+    options = ["MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", norm]
+    options += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    options += ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]]
+    return build_backbone(merged_cfg("", options))
 
 
 BACKBONES = {

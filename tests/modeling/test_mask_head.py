@@ -1,12 +1,11 @@
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.modeling import mask_head
 from detr_panoptic_d2.modeling.mask_head import (
@@ -210,11 +209,7 @@ def test_chunks_and_checkpointing_change_neither_values_nor_gradients(batch, mon
 
 @pytest.fixture
 def cfg():
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
-    cfg.MODEL.DETR.HIDDEN_DIM = 32
-    cfg.MODEL.DETR.NHEADS = 4
-    return cfg
+    return merged_cfg("", ["MODEL.DETR.HIDDEN_DIM", 32, "MODEL.DETR.NHEADS", 4])
 
 
 @pytest.fixture

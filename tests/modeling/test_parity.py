@@ -204,10 +204,6 @@ def mixed_sizes(picture):
     return [picture(45, 70, seed=1), picture(75, 40, seed=2), picture(33, 64, seed=3)]
 
 
-def test_one_image(ours, theirs, one_image, assert_same):
-    assert_same(ours, theirs, one_image)
-
-
 def test_mixed_sizes(ours, theirs, mixed_sizes, assert_same):
     assert_same(ours, theirs, mixed_sizes)
 
