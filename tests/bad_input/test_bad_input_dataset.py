@@ -3,17 +3,17 @@ tests/data/test_register.py."""
 
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils import logger as d2_logger
-from panopticapi.utils import id2rgb
 from PIL import Image
 
 from detr_panoptic_d2.data import PanopticDatasetMapper
-from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
+from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.evaluation import PanopticEvaluator
 
 
@@ -46,18 +46,9 @@ IN_THE_MAPPER = [
     (rotate, "001.png' is 32 wide and 40 high.*rotated.*EXIF"),
     (lambda s: s.png(1).unlink(), "001.png' does not exist.*panoptic_root"),
     (lambda s: cut(s.png(1), 50), "Panoptic PNG '.*001.png' cannot be read"),
-    (
-        lambda s: save_as(s.png(1), "RGB", (40, 30)),
-        "Panoptic PNG '.*001.png' is 40 wide and 30 high, but its image .* 32 high",
-    ),
-    (
-        lambda s: save_as(s.png(1), "L"),
-        "Panoptic PNG '.*001.png' has mode L.*COCO panoptic format",
-    ),
-    (
-        lambda s: s.png(1).write_bytes(s.image(1).read_bytes()),
-        "001.png' is not a panoptic PNG.*photograph",
-    ),
+    (lambda s: save_as(s.png(1), "RGB", (40, 30)), "001.png' is 40 wide and 30 high, .* 32 high"),
+    (lambda s: save_as(s.png(1), "L"), "001.png' has mode L.*COCO panoptic format"),
+    (lambda s: shutil.copy(s.image(1), s.png(1)), "001.png' is not a panoptic PNG.*photograph"),
 ]
 
 
@@ -119,10 +110,3 @@ def test_evaluation_refuses_paths_as_well(spoilt, error_line):
     )
     assert "outside.png" in line and "leads out" in line
     assert not (spoilt.root / "out" / "outside.png").exists()
-
-
-def test_png_changed_after_the_start_is_an_error_in_evaluation(spoilt, error_line):
-    Image.fromarray(id2rgb(np.full((10, 10), 1))).save(spoilt.png(1))
-    cfg = setup_cfg("shapes/tiny.yaml", spoilt.opts("SOLVER.MAX_ITER", 1))
-    line = error_line(PanopticTrainer.test, cfg, PanopticTrainer.build_model(cfg))
-    assert "001.png is 32 x 40" in line and "10 x 10" in line

@@ -14,7 +14,7 @@ import torch
 from detectron2.engine import HookBase
 
 from detr_panoptic_d2.engine import PanopticTrainer, setup_cfg
-from detr_panoptic_d2.errors import UserError, one_line_errors
+from detr_panoptic_d2.errors import one_line_errors
 
 REPO = Path(__file__).parents[2]
 # So that a hanging test ends.
@@ -131,19 +131,8 @@ def test_ctrl_c(spoilt):
         json.loads(row)
 
 
-BUGS = [AssertionError(), torch.OutOfMemoryError("CUDA out of memory"), ValueError("shape")]
-
-
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
+@pytest.mark.parametrize("bug", [torch.OutOfMemoryError("CUDA"), ValueError("shape")])
 def test_bugs_keep_their_traceback(capsys, bug):
     with pytest.raises(type(bug)), one_line_errors():
         raise bug
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("error", [UserError("MODEL.X is 3"), FileNotFoundError("No a.png")])
-def test_error_that_a_user_can_fix_is_one_line(capsys, error):
-    with pytest.raises(SystemExit) as caught, one_line_errors():
-        raise error
-    assert caught.value.code == 1
-    assert capsys.readouterr().err == f"error: {error}\n"

@@ -3,19 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from detr_panoptic_d2.config import add_detr_panoptic_config
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.data import PanopticDatasetMapper
 from detr_panoptic_d2.data.augmentation import build_augmentations
 from detr_panoptic_d2.errors import UserError
 
 
 def make_cfg(aug):
-    cfg = get_cfg()
-    add_detr_panoptic_config(cfg)
+    cfg = merged_cfg("")
     cfg.MODEL.MASK_ON, cfg.INPUT.AUG, cfg.INPUT.FORMAT = True, aug, "RGB"
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.ENABLED = (96, 128), True
     cfg.INPUT.CROP.RESIZE_MIN_SIZES = (80, 112)

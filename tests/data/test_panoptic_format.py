@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_panoptic_d2.data.panoptic_check import check_panoptic_json
 from detr_panoptic_d2.data.panoptic_json import (
     complete_segments,
     load_panoptic_json,
@@ -54,35 +53,3 @@ def test_write_and_load(small_set):
     write_panoptic_json(small_set.panoptic_json, **content, info={"description": "mine"})
     assert load_panoptic_json(**small_set.paths) == before
     assert json.loads(small_set.panoptic_json.read_text())["info"] == {"description": "mine"}
-
-
-def test_valid_entries_are_returned_after_errors(small_set):
-    content = small_set.content
-    content["categories"].append({"id": 9, "name": "again", "isthing": 0})
-    content["images"].append({"id": "x", "file_name": "../x.png"})
-    infos = content["annotations"][1]["segments_info"]
-    infos[0]["id"] = 0
-    infos.append(dict(infos[1]))
-    errors = []
-    valid = check_panoptic_json(content, "images", "panoptic", errors.append)
-    where = [(e.where, e.repeated) for e in errors]
-    assert where == [("categories", False), ("images", False), ("b.tif", False), ("b.tif", True)]
-    assert list(valid.categories) == [50, 4, 9] and list(valid.images) == [10, 11]
-    assert [len(image.segments) for image in valid.annotated] == [2, 1]
-    assert valid.annotated[1].segments == [infos[1]]
-
-
-@pytest.mark.parametrize(
-    ("sample", "json_name", "folder"),
-    [
-        ("coco_panoptic_sample", "panoptic_val2017.json", "panoptic_val2017"),
-        ("pennfudan_panoptic", "panoptic_val.json", "panoptic_val"),
-    ],
-)
-def test_real_annotations_agree(sample_data, sample, json_name, folder):
-    root = sample_data(sample)
-    for annotation in json.loads((root / json_name).read_text())["annotations"][:5]:
-        ids = read_panoptic_png(root / folder / annotation["file_name"])
-        keys = ("id", "category_id", "iscrowd")
-        bare = [{key: segment[key] for key in keys} for segment in annotation["segments_info"]]
-        assert complete_segments(ids, bare) == annotation["segments_info"]
