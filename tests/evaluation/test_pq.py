@@ -81,15 +81,6 @@ def test_counts_of_random_maps(tmp_path_factory, image):
     assert our_counts(*image) == expected
 
 
-def test_areas_of_the_map_if_the_json_has_none():
-    ids = np.array([[1, 1, 1, 0]])
-    stat = our_counts(
-        ids, [{"id": 1, "category_id": 7}], ids[:, ::-1].copy(), [{"id": 1, "category_id": 7}]
-    )
-    # Pixel 0 of the prediction is void in the annotation.
-    assert stat == {7: (2 / 3, 1, 0, 0)}
-
-
 def test_maps_and_entries_of_a_prediction_must_agree():
     ids, entry = np.array([[1, 5]]), {"id": 1, "category_id": 7}
     with pytest.raises(ValueError, match=r"\[5\] have no pixels, or no entry"):
