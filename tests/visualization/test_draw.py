@@ -3,17 +3,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata
 
-from detr_panoptic_d2.data.colors import choose_colors, shades, to_lab
+from detr_panoptic_d2.data.colors import shades, to_lab
 from detr_panoptic_d2.visualization.draw import (
     draw_beside_ground_truth,
     draw_panoptic,
-    limit_size,
-    read_ground_truth,
 )
-from detr_panoptic_d2.visualization.panels import enlarge, side_by_side, with_caption, with_legend
-from detr_panoptic_d2.visualization.visualizer import PanopticVisualizer, class_colors
+from detr_panoptic_d2.visualization.panels import enlarge
+from detr_panoptic_d2.visualization.visualizer import PanopticVisualizer
 
 HEIGHT, WIDTH = 60, 80
 
@@ -118,52 +116,3 @@ def test_beside_ground_truth(image, panoptic, metadata):
     assert two.shape[1] == 2 * 5 * WIDTH + 6
     with pytest.raises(ValueError, match="image is 60 x 70 .* segment ids 60 x 80"):
         draw_beside_ground_truth(image[:, :70], None, panoptic, metadata)
-
-
-def test_ground_truth_of_a_dataset_dict_and_limited_size(panoptic_set, scene, image, panoptic):
-    panoptic_set("drawn_set", [scene])
-    (item,) = DatasetCatalog.get("drawn_set")
-    ids, segments = read_ground_truth(item)
-    assert (ids == scene[0]).all()
-    assert {s["id"] for s in segments} == set(scene[1])
-    assert read_ground_truth({"file_name": "a.jpg"}) is None
-    small, annotated, nothing = limit_size(40, image, panoptic, None)
-    assert small.shape == (30, 40, 3) and nothing is None
-    assert (annotated[0] == panoptic[0][1::2, 1::2]).all()
-    same = limit_size(80, image, panoptic)
-    assert same[0] is image and same[1] is panoptic
-
-
-def test_colors_are_far_apart():
-    """Things are brighter than stuff; the colors of the dataset stay."""
-    coco = MetadataCatalog.get("coco_2017_val_panoptic")
-    assert class_colors(coco, 133)[0] == (220, 20, 60)
-    assert len(set(class_colors(Metadata(thing_classes=["a"] * 133), 133))) == 133
-    isthing = [True, False] * 10
-    colors = choose_colors(isthing, [(0, 114, 178), None] * 2 + [None] * 16)
-    assert colors[0] == colors[2] == (0, 114, 178)
-    lab = to_lab(np.array([colors[0], *colors[3:], *colors[1:2]]))
-    # About 2 is just noticeable for two large patches side by side.
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 15
-    chroma = np.hypot(*to_lab(np.array(colors[4:]))[:, 1:].T)
-    assert chroma[::2].min() > 1.5 * chroma[1::2].max()
-    for color in colors[4::2]:
-        lab = to_lab(np.array(shades(color)[:8]))
-        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) > 8
-
-
-def test_panels():
-    picture = np.full((30, 90, 3), 7, dtype=np.uint8)
-    assert (enlarge(picture, 40) == picture).all()
-    expected = np.kron(np.eye(2), np.ones((2, 2))).tolist()
-    assert enlarge(np.eye(2, dtype=int), 4).tolist() == expected
-    captioned = with_caption(picture, "a caption that is much longer than its picture is wide")
-    assert captioned.shape[1] == 90 and (captioned[-30:] == 7).all()
-    # Two short names fit into a line; the long one has its own.
-    names = {"a": (255, 0, 0), "b": (0, 255, 0), "c" * 30: (0, 0, 255)}
-    legend = with_legend(picture, names)
-    assert legend.shape == (30 + 2 * 24, 90, 3)
-    assert [legend[y, 12].tolist() for y in (42, 66)] == [[255, 0, 0], [0, 0, 255]]
-    row = side_by_side([picture, np.full((10, 20, 3), 9, dtype=np.uint8)])
-    assert row.shape == (30, 116, 3)
-    assert (row[:10, 96:] == 9).all() and (row[10:, 96:] == 255).all()
