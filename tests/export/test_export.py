@@ -6,17 +6,14 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from detr_panoptic_d2.data.panoptic_json import complete_segments
@@ -25,6 +22,7 @@ from detr_panoptic_d2.engine import setup_cfg
 from detr_panoptic_d2.errors import UserError
 from detr_panoptic_d2.export import export_model, runtime, write
 from detr_panoptic_d2.export.graphs import DetectorGraph
+from detr_panoptic_d2.export.runtime import files
 from detr_panoptic_d2.export.runtime.model import input_size
 from detr_panoptic_d2.export.runtime.rule import assemble, select_queries
 from detr_panoptic_d2.modeling import panoptic_inference
@@ -44,10 +42,17 @@ def cfg():
     return setup_cfg("shapes/tiny.yaml", [*OPTIONS, *SIZE])
 
 
-@pytest.fixture(scope="module")
+# What torch.export gave to this process.
+PROGRAMS = []
+
+
+@pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """What was exported already, by name."""
-    return {"folder": tmp_path_factory.mktemp("export")}
+    """The folder of what was exported already, for all processes of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "export"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
@@ -57,27 +62,29 @@ def export(made, tiny_model, cfg, monkeypatch):
     All formats share one run of torch.export and of torch's ONNX exporter, which take most time.
     """
     export_programs, write_onnx = write.export_programs, write._write_onnx
-
-    def programs_once(*arguments):
-        if "programs" not in made:
-            made["programs"] = export_programs(*arguments)
-        return made["programs"]
+    graphs = made / "graphs"
 
     def onnx_once(programs, folder):
-        graphs = made["folder"] / "graphs"
         if not graphs.exists():
             graphs.mkdir()
             write_onnx(programs, graphs)
         shutil.copytree(graphs, folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(write, "export_programs", programs_once)
     monkeypatch.setattr(write, "_write_onnx", onnx_once)
 
-    def make(name, **options):
-        if name not in made:
-            model = tiny_model()
-            made[name] = model, export_model(model, cfg, made["folder"] / name, **options)
-        return made[name]
+    def make(name, graph_format="onnx", **options):
+        model, folder = tiny_model(), made / name
+
+        def programs_once(*arguments):
+            if not PROGRAMS and (graph_format == "torch-export" or not graphs.exists()):
+                PROGRAMS.append(export_programs(*arguments))
+            return PROGRAMS[0] if PROGRAMS else None
+
+        monkeypatch.setattr(write, "export_programs", programs_once)
+        with FileLock(made / "lock"):
+            if not folder.exists():
+                export_model(model, cfg, folder, graph_format=graph_format, **options)
+        return model, folder
 
     return make
 
@@ -180,7 +187,7 @@ def test_rules_in_numpy_are_those_of_the_model(rule, overlap):
         assert found == [(s["id"], s["category_id"], s["area"], s["score"]) for s in info]
 
 
-def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
+def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path, monkeypatch, capsys):
     """As ``predict`` does: folders, names that come twice, a broken file among good ones."""
     folder = exported[1]
     if json.loads((folder / "panoptic.json").read_text())["format"] == "torch-export":
@@ -210,8 +217,26 @@ def test_the_folder_runs_without_torch_and_detectron2(exported, tmp_path):
         infos = annotation["segments_info"]
         assert infos == complete_segments(ids, infos)
         assert {s["id"] for s in infos} == set(np.unique(ids).tolist()) - {0}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "predictions.json' exists" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["panoptic_runtime.py", *words])
+    assert files.main() == 1 and "predictions.json' exists" in capsys.readouterr().err
+
+
+def test_an_object_across_four_tiles_is_one_segment(export):
+    """The graphs find the same object everywhere in each image."""
+    model, folder = export("onnx")
+    tiled = runtime.PanopticModel(folder)
+    tiled.description |= {"rule": "MaskNMSPanopticInference", "overlap_thresh": 0.6, "min_size": 0}
+    thing, detector, masks = model.is_thing.tolist().index(True), tiled._detector, tiled._masks
+
+    def detect_one(feeds):
+        logits, *rest = detector(feeds)
+        return [np.float32(9 * (np.arange(logits.shape[-1]) == thing) + 0 * logits), *rest]
+
+    tiled._detector, tiled._masks = detect_one, lambda feeds: [3 + 0 * x for x in masks(feeds)]
+    (image,) = pictures((112, 120))
+    ids, (segment,) = tiled(image, tile=64)
+    assert segment["category_id"] == model.dataset_ids[thing]
+    assert segment["area"] == 112 * 120 and (ids == segment["id"]).all()
 
 
 def test_a_child_may_end_after_a_model_was_used(export):
@@ -285,54 +310,23 @@ def test_an_incomplete_folder_is_an_error(export, tmp_path):
         runtime.PanopticModel(tmp_path)
 
 
-@pytest.fixture
-def service(export, tmp_path):
-    """Address and process of the HTTP service of docs/deploy.md, as it stands there."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
-    (tmp_path / "server.py").write_text(code)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "server:app", "--port", str(port)],
-        cwd=tmp_path,
-        env={**os.environ, "MODEL_FOLDER": str(export("onnx")[1])},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        while process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        assert process.poll() is None
-        yield f"http://127.0.0.1:{port}/panoptic", process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def post(url, data):
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=data), timeout=60) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        return error.code, None
-
-
-def memory_mib(process):
-    status = Path(f"/proc/{process.pid}/status")
+def memory_mib():
+    status = Path("/proc/self/status")
     if not status.is_file():
         pytest.skip("memory of a process is read from /proc")
     return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
 
 
-def test_service_answers_and_keeps_its_memory(service):
-    """Some hundred requests, bad ones too."""
-    url, process = service
+def test_service_answers_and_keeps_its_memory(export, monkeypatch):
+    """The HTTP service of docs/deploy.md, as it stands there: some hundred requests."""
+    pytest.importorskip("fastapi")
+    testclient = pytest.importorskip("fastapi.testclient")
+    monkeypatch.setenv("MODEL_FOLDER", str(export("onnx")[1]))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    names = {}
+    exec(compile(code, "server.py", "exec"), names)
+    client = testclient.TestClient(names["app"])
     images = []
     for picture in pictures((48, 64), (70, 50), (33, 90)):
         file = io.BytesIO()
@@ -340,14 +334,15 @@ def test_service_answers_and_keeps_its_memory(service):
         images.append((picture.shape[:2], file.getvalue()))
     for count in range(300):
         size, data = images[count % 3]
-        status, answer = post(url, data)
-        assert status == 200
+        reply = client.post("/panoptic", content=data)
+        assert reply.status_code == 200
         if count % 30 == 0:
+            answer = reply.json()
             ids = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"]))))[..., 0]
             assert ids.shape == size
             assert {s["id"] for s in answer["segments"]} == set(np.unique(ids).tolist()) - {0}
-            assert post(url, b"no image")[0] == 400
+            assert client.post("/panoptic", content=b"no image").status_code == 400
         if count == 60:
-            before = memory_mib(process)
-    assert post(url, bytes(11 * 2**20))[0] == 413
-    assert memory_mib(process) < before + 60
+            before = memory_mib()
+    assert client.post("/panoptic", content=bytes(11 * 2**20)).status_code == 413
+    assert memory_mib() < before + 60

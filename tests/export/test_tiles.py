@@ -1,58 +1,9 @@
-"""Tiles of large images: by an exported model, and by a segmentation that is right everywhere."""
-
-import json
-import shlex
-import subprocess
-import sys
+"""Tiles of large images, by a segmentation that is right everywhere."""
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from detr_panoptic_d2.data.panoptic_png import read_panoptic_png
-from detr_panoptic_d2.engine import setup_cfg
-from detr_panoptic_d2.export import export_model
 from detr_panoptic_d2.export.runtime import Tile, segment_tiled
-from detr_panoptic_d2.export.runtime.tiles import tile_starts
-
-
-def test_an_object_across_four_tiles_of_an_exported_model_is_one_segment(tiny_model, tmp_path):
-    """By the command of the docs. The model finds the same object everywhere in each image."""
-    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
-    options = ["MODEL.DETR.TEST.PANOPTIC_INFERENCE", "MaskNMSPanopticInference"]
-    options += ["INPUT.MIN_SIZE_TEST", 0, "MODEL.DETR.TEST.OVERLAP_THRESH", 0.6]
-    model = tiny_model(*options)
-    thing = model.is_thing.tolist().index(True)
-    with torch.no_grad():
-        for layer, bias in ((model.class_embed, 0.0), (model.mask_head.out_lay, 3.0)):
-            layer.weight.zero_()
-            layer.bias.fill_(bias)
-        model.class_embed.bias[thing] = 9
-    cfg = setup_cfg("shapes/tiny.yaml", ["MODEL.DEVICE", "cpu", *map(str, options)])
-    export_model(model, cfg, tmp_path / "exported")
-    (tmp_path / "photos").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (112, 120, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "photos" / "large.png")
-    words = "exported/panoptic_runtime.py exported photos --output results --tile 64"
-    command = [sys.executable, *shlex.split(words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    content = json.loads((tmp_path / "results" / "predictions.json").read_text())
-    (segment,) = content["annotations"][0]["segments_info"]
-    assert segment["category_id"] == model.dataset_ids[thing]
-    assert segment["area"] == 112 * 120
-    ids = read_panoptic_png(tmp_path / "results" / "panoptic" / "large.png")
-    assert (ids == segment["id"]).all()
-
-
-@pytest.mark.parametrize("length", [1, 99, 100, 101, 180, 181, 1000])
-@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.7])
-def test_tiles_cover_a_side_and_overlap(length, overlap):
-    starts = tile_starts(length, 100, overlap)
-    assert starts[0] == 0 and starts[-1] == max(0, length - 100)
-    assert (np.diff(starts) <= np.ceil(100 * (1 - overlap))).all()
-    assert len(starts) == 1 or len(starts) <= 2 + (length - 100) / (100 * (1 - overlap))
 
 
 def segmentation(categories, confidence=lambda ids: 200 + 0 * ids):
