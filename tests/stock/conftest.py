@@ -1,5 +1,6 @@
 """A dataset, weights and configs as the user of Detectron2's own programs makes them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,65 +51,27 @@ def stock_cfg(tmp_path, shapes, tiny_model, make_input):
     return make
 
 
-# A config for ``lazyconfig_train_net.py``. OmegaConf would take a CfgNode apart, so functions of
-# the file hold it; names with an underscore are no part of the config.
-LAZY = """
-from detectron2.config import LazyCall as L, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.evaluation import COCOPanopticEvaluator
-from detectron2.modeling import build_model
-from fvcore.common.param_scheduler import MultiStepParamScheduler
-
-from detr_panoptic_d2 import add_detr_panoptic_config
-from detr_panoptic_d2.data import PanopticDatasetMapper, register_panoptic
-from detr_panoptic_d2.engine import build_optimizer
-
-register_panoptic("stock_shapes", **{paths!r})
-_cfg = get_cfg()
-add_detr_panoptic_config(_cfg)
-_cfg.merge_from_file({tiny!r})
-_cfg.merge_from_list({options!r})
-
-
-def _train_loader():
-    return build_detection_train_loader(_cfg, mapper=PanopticDatasetMapper(_cfg))
-
-
-model = L(lambda: build_model(_cfg))()
-optimizer = L(lambda params: build_optimizer(_cfg, params["model"]))(params=dict())
-lr_multiplier = L(MultiStepParamScheduler)(values=[1.0, 0.1], milestones=[1], num_updates=2)
-dataloader = dict(
-    train=L(_train_loader)(),
-    test=L(lambda: build_detection_test_loader(_cfg, "stock_shapes"))(),
-    evaluator=L(COCOPanopticEvaluator)(dataset_name="stock_shapes", output_dir={output!r}),
-)
-train = dict(
-    output_dir={output!r},
-    init_checkpoint=_cfg.MODEL.WEIGHTS,
-    max_iter=2,
-    amp=dict(enabled=False),
-    ddp=dict(),
-    checkpointer=dict(period=2),
-    eval_period=2,
-    log_period=1,
-    device="cpu",
-)
-"""
-
-
 @pytest.fixture
 def lazy_config(stock_cfg, shapes, tmp_path):
-    """A config file for ``lazyconfig_train_net.py``."""
+    """The config for ``lazyconfig_train_net.py`` of the docs, for two iterations on the shapes."""
     cfg, metadata = stock_cfg(), MetadataCatalog.get(shapes)
-    keys = ("image_root", "panoptic_root", "panoptic_json")
+    paths = {key: metadata.get(key) for key in ("image_root", "panoptic_root", "panoptic_json")}
     options = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS]
     options += ["DATASETS.TRAIN", (shapes,), "DATASETS.TEST", (shapes,), *SIZES]
-    text = LAZY.format(
-        paths={key: metadata.get(key) for key in keys},
-        tiny=str(TINY),
-        options=options,
-        output=str(tmp_path / "lazy"),
-    )
+    page = (Path(__file__).parents[2] / "docs" / "detectron2.md").read_text(encoding="utf-8")
+    pattern = r"```python\n(from detectron2.config import LazyCall.*?)```"
+    (text,) = re.findall(pattern, page, re.DOTALL)
+    register = f"register_panoptic({shapes!r}, **{paths!r})"
+    for before, after in (
+        ("import PanopticDatasetMapper", "import PanopticDatasetMapper, register_panoptic"),
+        ('"configs/detr_panoptic_R50.yaml")', f"{str(TINY)!r})\n_cfg.merge_from_list({options!r})"),
+        ("def _train_loader", f"{register}\n\n\ndef _train_loader"),
+        ('"coco_2017_val_panoptic"', repr(shapes)),
+        *(("369600", "1"), ("554400", "2"), ("9240", "2"), ("18480", "2")),
+        *(('"output', f'"{tmp_path / "lazy"}'), ('"cuda"', '"cpu"')),
+    ):
+        assert before in text, before
+        text = text.replace(before, after)
     path = tmp_path / "lazy.py"
     path.write_text(text, encoding="utf-8")
     return path
