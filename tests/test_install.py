@@ -10,10 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from detectron2.data import MapDataset
-from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "install_detectron2.py"
 
@@ -147,38 +144,3 @@ def test_what_is_there_is_kept(bare_python, tmp_path):
     done = run(bare_python, SCRIPT, PIP_NO_INDEX="1", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert f"already installed (no version at {tmp_path / 'detectron2'})." in done.stdout
-
-
-def test_second_run_in_this_environment_does_nothing():
-    pytest.importorskip("cv2", reason="the installer adds OpenCV, which is not here")
-    done = run(sys.executable, SCRIPT, PIP_NO_INDEX="1")
-    assert done.returncode == 0, done.stderr
-    assert "Detectron2 is already installed" in done.stdout
-    assert done.stdout.endswith("Nothing to do.\n")
-
-
-@pytest.fixture
-def our_copy(installer):
-    """Skip where Detectron2 is an installation of the user's own."""
-    try:
-        summary = importlib.metadata.metadata("detectron2")["Summary"]
-    except importlib.metadata.PackageNotFoundError:
-        summary = None
-    if summary != installer.SUMMARY:
-        pytest.skip("this Detectron2 does not come from tools/install_detectron2.py")
-
-
-def test_repaired_semantic_evaluation_reads_annotations(our_copy, tmp_path):
-    """Under NumPy 2, ``np.array(image, copy=False)`` raised for every annotation."""
-    load = importlib.import_module("detectron2.evaluation.sem_seg_evaluation")
-    truth = np.array([[0, 0, 1], [1, 1, 1]], dtype=np.uint8)
-    Image.fromarray(truth).save(tmp_path / "a.png")
-    read = load.load_image_into_numpy_array(str(tmp_path / "a.png"), dtype=np.int64)
-    assert np.array_equal(read, truth) and read.dtype == np.int64
-
-
-def test_repaired_loader_passes_over_what_a_mapper_leaves_out(our_copy):
-    """From Python 3.11 on, ``random.sample`` of a set raised where a mapper returned None."""
-    data = MapDataset(list(range(5)), lambda x: x if x > 1 else None)
-    assert [data[i] for i in (2, 3, 4)] == [2, 3, 4]
-    assert {data[0], data[1]} <= {2, 3, 4}

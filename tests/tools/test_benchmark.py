@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detr_panoptic_d2.apps.demo import make_shapes
-from detr_panoptic_d2.engine import setup_cfg
 
 REPO = Path(__file__).parents[2]
 TOOL = REPO / "tools" / "benchmark"
@@ -52,14 +50,18 @@ def tool(module, monkeypatch):
     return run
 
 
-def test_inference_training_and_curves(tool, tmp_path, capsys):
+def test_works_and_what_is_written(tool, tmp_path, capsys):
+    paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
+    opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
+    opts += ["DATASETS.TEST", ("evaluated",), "DATASETS.TRAIN", ("evaluated",)]
     files = [tmp_path / "new" / name for name in ("out.json", "out.md", "curves.png")]
     words = ["--json", files[0], "--markdown", files[1], "--picture", files[2]]
-    words += ["--rule", "MaskNMSPanopticInference"]
-    assert tool(*TINY, "--work", "inference,training,curves", "--cpu-time", *words) == 0
+    words += ["--rule", "MaskNMSPanopticInference", *map(str, opts)]
+    works = "inference,training,curves,evaluation,mapper"
+    assert tool(*TINY, "--work", works, "--cpu-time", *words) == 0
     content = json.loads(files[0].read_text(encoding="utf-8"))
     assert {"date", "cpu", "threads", "versions"} <= content["machine"].keys()
-    inference, training, curves = content["parts"]
+    inference, training, curves, evaluation, mapper = content["parts"]
     assert inference["settings"]["clock"] == "processor time"
     for part in (inference, training):
         (row,) = part["rows"]
@@ -72,6 +74,11 @@ def test_inference_training_and_curves(tool, tmp_path, capsys):
     assert memory[OURS] < memory[everything]
     points = [(c["curve"], c[c["curve"]]) for c in (row["case"] for row in curves["rows"])]
     assert points[1:3] == [("kept", 5), ("size", "32x48")] and points[-1] == ("batch", 4)
+    times, *kept = evaluation["rows"]
+    others = ("Detectron2's process", "panopticapi's comparison")
+    assert times["ratios"].keys() >= {f"ours / {other}" for other in others}
+    assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
+    assert len(mapper["rows"][0]["times"]) == len(mapper["rows"]) - 1 == 3
     markdown = files[1].read_text(encoding="utf-8")
     assert markdown in capsys.readouterr().out
     assert "tools/benchmark --config-file shapes/tiny.yaml" in markdown
@@ -88,31 +95,6 @@ def test_inference_training_and_curves(tool, tmp_path, capsys):
     assert re.search(
         r"Moved by more than 10%: training .*ours panoptic / ours boxes by \+", printed
     )
-
-
-def test_evaluation_and_mapper_beside_others(tool, tmp_path):
-    paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
-    opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
-    opts += ["DATASETS.TEST", ("evaluated",), "DATASETS.TRAIN", ("evaluated",)]
-    out = tmp_path / "out.json"
-    assert tool(*TINY, "--work", "evaluation,mapper", "--json", out, *map(str, opts)) == 0
-    evaluation, mapper = json.loads(out.read_text(encoding="utf-8"))["parts"]
-    times, *kept = evaluation["rows"]
-    assert times["ratios"].keys() >= {
-        "ours / Detectron2's process",
-        "ours, with PNGs / Detectron2's process",
-        "ours / panopticapi's comparison",
-    }
-    assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
-    assert len(mapper["rows"][0]["times"]) == len(mapper["rows"]) - 1 == 3
-
-
-def test_smoke_has_the_cases_of_the_makefile(module):
-    parts = json.loads((TOOL / "smoke.json").read_text(encoding="utf-8"))["parts"]
-    assert len(module("tables")._ratios(parts)) == 8
-    makefile = (REPO / "Makefile").read_text(encoding="utf-8")
-    for part in parts:
-        assert f"--work {part['work']} --size {part['rows'][0]['case']['size']}" in makefile
 
 
 def test_against_huggingface(tool, tmp_path, monkeypatch, capsys):
@@ -174,6 +156,7 @@ def test_what_does_not_fit_is_said(tool, capsys, words, status, message):
     assert re.search(f"error: .*{message}", capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_gpu_script_runs_dry(tmp_path):
     env = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
     done = subprocess.run(
@@ -189,62 +172,3 @@ def test_gpu_script_runs_dry(tmp_path):
     assert cases == [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)]
     assert 0 <= parts[4]["rows"][0]["figures"]["share waiting for data"] < 1
     assert "### precision" in (tmp_path / "gpu.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.slow
-def test_exported(tool, tmp_path):
-    for name in ("openvino", "nncf", "onnxscript"):
-        pytest.importorskip(name)
-    words = ["--work", "exported", "--exported", tmp_path / "e", "--json", tmp_path / "out.json"]
-    assert tool(*TINY, *words) == 0
-    (part,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["parts"]
-    (row,) = part["rows"]
-    sides = ["eager", "ONNX Runtime", "OpenVINO", "ONNX Runtime, int8", "OpenVINO, int8"]
-    assert list(row["times"]) == sides
-    for side in sides[1:3]:
-        for name in ("class logits", "boxes", "mask logits"):
-            assert part["agreement"][f"{name}, {side}"] < 1e-4
-    assert {p.name for p in (tmp_path / "e").iterdir()} >= {"onnx", "openvino", "onnx_int8"}
-
-
-def test_peak_memory_is_that_of_living_tensors(module):
-    start = torch.ones(512, 512)
-
-    def run():
-        a = start + 1
-        b = a + 1
-        del a
-        c = torch.cat([b, b])
-        del b
-        return c.sum()
-
-    # b and c together; a is gone by then.
-    peak = module("measure").peak_memory(run, torch.device("cpu"))
-    assert peak == pytest.approx(3 * 2**20, rel=0.01)
-
-
-def test_saved_bytes_of_fake_and_real_tensors_agree(module, monkeypatch, capsys):
-    memory = module("activations")
-    x, weight = torch.ones(10, requires_grad=True), torch.ones(10, requires_grad=True)
-    with memory.SavedTensors({weight.untyped_storage()._cdata}) as saved:
-        y = x.exp()
-        (y.view(2, 5) * y.view(2, 5) * weight.view(2, 5)).sum()
-    # The result of exp, with its views, and the first product.
-    assert saved.total() == 2 * 40
-
-    for value in ("False", "True"):
-        keys = [x for key in memory.CHECKPOINTS for x in (f"MODEL.DETR.{key}", value)]
-        step = (setup_cfg("shapes/tiny.yaml", ["MODEL.DEVICE", "cpu", *keys]), 2, (64, 96), 3)
-        counted = memory.run_forward(*step, "cpu")
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            assert memory.run_forward(*step, "cpu") == counted
-        assert (counted[3] > 0) == (value == "True")
-    # PyTorch's own checkpoint saves the same.
-    assert memory.run_forward(*step, "cpu", count_recomputed=False)[:3] == counted[:3]
-    saved = [memory.run_on_fake_gpu(dtype, *step)[2] for dtype in memory.TYPES.values()]
-    assert saved[0] > saved[1] == saved[2]
-
-    monkeypatch.setattr(memory, "TYPES", {"bfloat16": torch.bfloat16})
-    options = ["--config-file", "shapes/tiny.yaml", "--size", "64x96", "--batch", "1"]
-    memory.main([*options, "--segments", "3"])
-    assert capsys.readouterr().out.count("bfloat16") == 3
