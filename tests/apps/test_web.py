@@ -1,11 +1,13 @@
 import contextlib
+import os
 import re
 import socket
+import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from detr_panoptic_d2.checkpoint.description import describe
 from detr_panoptic_d2.engine import Predictor, setup_cfg
 from detr_panoptic_d2.errors import UserError
 
+REPO = Path(__file__).parents[2]
 # Seconds to wait for a page that loads and for a result; not a measurement.
 PATIENCE = 120
 OPTS = ["MODEL.DEVICE", "cpu", "MODEL.DETR.TEST.OVERLAP_THRESH", "0.0"]
@@ -87,30 +90,28 @@ def test_page_shows_what_the_model_returns_with_these_thresholds(make_cfg, image
 
 
 @pytest.fixture
-def server(make_cfg, tmp_path, run_main, monkeypatch, capsys):
-    """Run the command with a checkpoint alone, in a thread; return its port."""
-    gradio = pytest.importorskip("gradio", reason="Gradio is not installed (extra 'web')")
+def server(make_cfg, tmp_path):
+    """Start the command with a checkpoint alone; return its port and its log file."""
+    pytest.importorskip("gradio", reason="Gradio is not installed (extra 'web')")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     cfg = make_cfg()
     weights = torch.load(cfg.MODEL.WEIGHTS)
     torch.save({**weights, **describe(cfg)}, tmp_path / "model_best.pth")
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "*")
-    end = threading.Event()
-    monkeypatch.setattr(gradio.Blocks, "block_thread", lambda self: end.wait())
-    words = "web", "--port", port, "--weights", tmp_path / "model_best.pth"
-    thread = threading.Thread(target=run_main, args=words, daemon=True)
-    thread.start()
+    command = [sys.executable, "-m", "detr_panoptic_d2.cli", "web", "--port", str(port)]
+    command += ["--weights", str(tmp_path / "model_best.pth")]
+    env = {**os.environ, "PYTHONPATH": str(REPO), "NO_PROXY": "*", "no_proxy": "*"}
+    log = tmp_path / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        until(lambda: not thread.is_alive() or answers(port), "the page")
-        assert thread.is_alive()
-        yield port
+        until(lambda: process.poll() is not None or answers(port), "the page")
+        assert process.poll() is None, log.read_text()
+        yield port, log
     finally:
-        gradio.close_all()
-        end.set()
-        thread.join(30)
+        process.terminate()
+        process.wait(30)
 
 
 def answers(port):
@@ -177,8 +178,8 @@ class OpenPage:
         chain.move_to_element_with_offset(self.find("#picture img"), -50, -50).click().perform()
 
 
-def test_in_a_browser(server, browser, image, tmp_path, capsys, caplog):
-    port = server
+def test_in_a_browser(server, browser, image, tmp_path):
+    port, log = server
     if sys.platform == "linux":
         # Only this machine is served: a server of all addresses would answer at this one too.
         with pytest.raises(ConnectionRefusedError):
@@ -210,8 +211,8 @@ def test_in_a_browser(server, browser, image, tmp_path, capsys, caplog):
     page.upload(tmp_path / "heavy.png")
     message = "exceed the maximum"
     until(lambda: message in page.find("body").text.lower(), "a message about its size")
-    assert caplog.text.count("Network: one image") == 1
-    assert "Traceback" not in "".join(capsys.readouterr())
+    assert log.read_text().count("Network: one image") == 1
+    assert "Traceback" not in log.read_text()
 
     loaded = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"

@@ -1,5 +1,9 @@
 """The command ``detr-panoptic`` as a whole; what each command does is tested with its subject."""
 
+import runpy
+import sys
+from pathlib import Path
+
 import pytest
 from detectron2.engine import default_argument_parser
 
@@ -27,6 +31,14 @@ def test_train_takes_what_detectron2_takes():
     assert ours.pop("verbosity")
     theirs = {a.dest: (a.default, a.type, a.nargs) for a in default_argument_parser()._actions}
     assert ours == theirs
+
+
+def test_train_net_is_the_command_train(monkeypatch, capsys):
+    path = Path(__file__).parents[2] / "tools" / "train_net.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(path), run_name="__main__")
+    assert "detr-panoptic train" in capsys.readouterr().out
 
 
 def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
