@@ -5,18 +5,6 @@ from detr_panoptic_d2.data import dataset_ids, thing_class_ids
 from detr_panoptic_d2.data.metadata import class_names
 
 
-def test_sets_of_detectron2():
-    panoptic = MetadataCatalog.get("coco_2017_val_panoptic")
-    ids, names = dataset_ids(panoptic), class_names(panoptic)
-    assert (len(ids), ids[0], ids[79], ids[80], ids[132]) == (133, 1, 90, 92, 200)
-    assert thing_class_ids(panoptic) == list(range(80))
-    assert (names[0], names[79], names[132]) == ("person", "toothbrush", "rug-merged")
-    # An instance set is all things.
-    instances = MetadataCatalog.get("coco_2017_train")
-    assert thing_class_ids(instances) == list(range(80)) and dataset_ids(instances)[11] == 13
-    assert class_names(instances)[79] == "toothbrush"
-
-
 @pytest.mark.parametrize(
     ("metadata", "ids", "things"),
     [
