@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 
@@ -188,6 +189,45 @@ def test_semantic_results_are_those_of_a_semantic_set(panoptic_set, scene):
     ) as name:
         theirs = run(SemSegEvaluator(name), name, outputs)["sem_seg"]
     assert ours == pytest.approx(theirs, nan_ok=True)
+
+
+def test_two_ranks_share_one_output_folder(panoptic_set, scene, cfg):
+    """As on two machines: one process makes the json of the instances, the other one reads it."""
+    panoptic_set("eval_ranks", [scene, scene, scene])
+    outputs = [outputs_of(*scene), outputs_of(*worse(scene[0])), outputs_of(*scene)]
+    alone = run(PanopticEvaluator("eval_ranks"), "eval_ranks", *outputs)
+    context = torch.multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    workers = [
+        context.Process(target=evaluate_as_rank, args=(rank, cfg, outputs, results), daemon=True)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    together = results.get()
+    assert together["panoptic_seg"] == alone["panoptic_seg"]
+    assert 0 < together["segm"]["AP"] < 100
+    assert 0 < together["sem_seg"]["mIoU"] < 100
+
+
+def evaluate_as_rank(rank, cfg, outputs, results):
+    torch.set_num_threads(1)  # a thread pool does not survive forking
+    store = f"file://{cfg.OUTPUT_DIR}.store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    comm.create_local_process_group(1)  # every process is its machine's only one
+    evaluator = build_evaluator(cfg, "eval_ranks")
+    evaluator.reset()
+    # The second image comes first, as if by rank 0.
+    share = [[1], [0, 2]][rank]
+    items = DatasetCatalog.get("eval_ranks")
+    evaluator.process([items[i] for i in share], [outputs[i] for i in share])
+    result = evaluator.evaluate()
+    comm.synchronize()
+    if rank == 0:
+        results.put(result)
 
 
 def test_outputs_that_are_off(panoptic_set, scene, cfg):
