@@ -50,18 +50,14 @@ def tool(module, monkeypatch):
     return run
 
 
-def test_works_and_what_is_written(tool, tmp_path, capsys):
-    paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
-    opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
-    opts += ["DATASETS.TEST", ("evaluated",), "DATASETS.TRAIN", ("evaluated",)]
+def test_inference_training_and_curves(tool, tmp_path, capsys):
     files = [tmp_path / "new" / name for name in ("out.json", "out.md", "curves.png")]
     words = ["--json", files[0], "--markdown", files[1], "--picture", files[2]]
-    words += ["--rule", "MaskNMSPanopticInference", *map(str, opts)]
-    works = "inference,training,curves,evaluation,mapper"
-    assert tool(*TINY, "--work", works, "--cpu-time", *words) == 0
+    words += ["--rule", "MaskNMSPanopticInference"]
+    assert tool(*TINY, "--work", "inference,training,curves", "--cpu-time", *words) == 0
     content = json.loads(files[0].read_text(encoding="utf-8"))
     assert {"date", "cpu", "threads", "versions"} <= content["machine"].keys()
-    inference, training, curves, evaluation, mapper = content["parts"]
+    inference, training, curves = content["parts"]
     assert inference["settings"]["clock"] == "processor time"
     for part in (inference, training):
         (row,) = part["rows"]
@@ -74,11 +70,6 @@ def test_works_and_what_is_written(tool, tmp_path, capsys):
     assert memory[OURS] < memory[everything]
     points = [(c["curve"], c[c["curve"]]) for c in (row["case"] for row in curves["rows"])]
     assert points[1:3] == [("kept", 5), ("size", "32x48")] and points[-1] == ("batch", 4)
-    times, *kept = evaluation["rows"]
-    others = ("Detectron2's process", "panopticapi's comparison")
-    assert times["ratios"].keys() >= {f"ours / {other}" for other in others}
-    assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
-    assert len(mapper["rows"][0]["times"]) == len(mapper["rows"]) - 1 == 3
     markdown = files[1].read_text(encoding="utf-8")
     assert markdown in capsys.readouterr().out
     assert "tools/benchmark --config-file shapes/tiny.yaml" in markdown
@@ -95,6 +86,23 @@ def test_works_and_what_is_written(tool, tmp_path, capsys):
     assert re.search(
         r"Moved by more than 10%: training .*ours panoptic / ours boxes by \+", printed
     )
+
+
+def test_evaluation_and_mapper_beside_others(tool, tmp_path):
+    paths = make_shapes(tmp_path / "shapes", "evaluated", 2, size=32, seed=0)
+    opts = ["DATASETS.REGISTER", [{"name": "evaluated", **paths}]]
+    opts += ["DATASETS.TEST", ("evaluated",), "DATASETS.TRAIN", ("evaluated",)]
+    out = tmp_path / "out.json"
+    assert tool(*TINY, "--work", "evaluation,mapper", "--json", out, *map(str, opts)) == 0
+    evaluation, mapper = json.loads(out.read_text(encoding="utf-8"))["parts"]
+    times, *kept = evaluation["rows"]
+    assert times["ratios"].keys() >= {
+        "ours / Detectron2's process",
+        "ours, with PNGs / Detectron2's process",
+        "ours / panopticapi's comparison",
+    }
+    assert all(row["figures"]["KiB kept per image"] < 100 for row in kept)
+    assert len(mapper["rows"][0]["times"]) == len(mapper["rows"]) - 1 == 3
 
 
 def test_against_huggingface(tool, tmp_path, monkeypatch, capsys):
