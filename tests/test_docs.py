@@ -18,6 +18,7 @@ from PIL import Image
 from detr_panoptic_d2 import add_detr_panoptic_config, get_config_file
 from detr_panoptic_d2.checkpoint.description import describe
 from detr_panoptic_d2.cli import build_parser
+from detr_panoptic_d2.config import merged_cfg
 from detr_panoptic_d2.engine import setup_cfg
 
 REPO = Path(__file__).parents[1]
@@ -95,7 +96,7 @@ def commands():
 
 
 def test_commands_of_the_docs_are_understood():
-    """Every command parses, and names configs that exist."""
+    """Every command parses, and names configs and keys that exist."""
     assert len(commands()) > 40
     for page, program, arguments in commands():
         words = shlex.split(arguments)
@@ -110,8 +111,14 @@ def test_commands_of_the_docs_are_understood():
             assert end.code == 0, f"{page}: {program} {arguments}"
             continue
         config = getattr(args, "config_file", None)
-        if config and config != "CONFIG" and not config.startswith(("mine", "pennfudan", "output")):
+        is_ours = config and not config.startswith(("CONFIG", "mine", "pennfudan", "output"))
+        if is_ours:
             assert (REPO / config).is_file() or get_config_file(config), f"{page}: {arguments}"
+        if config and "[...]" not in arguments and "$" not in arguments:
+            base = config.removeprefix("configs/") if is_ours else "own_data/finetune_R50.yaml"
+            cfg = merged_cfg(base, args.opts)
+            has_masks = cfg.MODEL.MASK_ON or not cfg.MODEL.DETR.TEST.PANOPTIC_ON
+            assert has_masks, f"{page}: {arguments}"
 
 
 def test_the_architecture_page_names_code_that_exists():
