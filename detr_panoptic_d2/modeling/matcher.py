@@ -85,6 +85,19 @@ class HungarianMatcher(nn.Module):
             raise UserError("CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT cannot all be 0")
         self.cost_class, self.cost_bbox, self.cost_giou = cost_class, cost_bbox, cost_giou
 
+    def costs(
+        self, pred_logits: torch.Tensor, pred_boxes: torch.Tensor, targets: Targets
+    ) -> torch.Tensor:
+        """Compute the costs L x B x N x T of all pairs; arguments as in :meth:`forward`."""
+        layers, _, num_queries = pred_logits.shape[:3]
+        labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
+        cost_class = -pred_logits.softmax(-1).gather(-1, labels)
+        boxes, target_boxes = pred_boxes[..., :, None, :], targets.boxes[:, None]
+        cost_bbox = (boxes - target_boxes).abs().sum(-1)
+        cost_giou = -generalized_iou(boxes, target_boxes)
+        cost = self.cost_class * cost_class + self.cost_bbox * cost_bbox
+        return cost + self.cost_giou * cost_giou
+
     @torch.no_grad()
     def forward(
         self, pred_logits: torch.Tensor, pred_boxes: torch.Tensor, targets: Targets
@@ -94,13 +107,7 @@ class HungarianMatcher(nn.Module):
         Of more than N targets in an image, the N of least cost are matched.
         """
         layers, _, num_queries = pred_logits.shape[:3]
-        labels = targets.labels[None, :, None].expand(layers, -1, num_queries, -1)
-        cost_class = -pred_logits.softmax(-1).gather(-1, labels)
-        boxes, target_boxes = pred_boxes[..., :, None, :], targets.boxes[:, None]
-        cost_bbox = (boxes - target_boxes).abs().sum(-1)
-        cost_giou = -generalized_iou(boxes, target_boxes)
-        cost = self.cost_class * cost_class + self.cost_bbox * cost_bbox
-        cost = cost + self.cost_giou * cost_giou
+        cost = self.costs(pred_logits, pred_boxes, targets)
         # The assignment runs on the host, after one transfer for all layers and images. A NaN here
         # is a NaN in the loss too, and the trainer reports it there.
         query, target = self.assign(cost.nan_to_num().cpu(), targets.counts)

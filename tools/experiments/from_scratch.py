@@ -14,125 +14,14 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from detectron2.engine import HookBase
 from tabulate import tabulate
-from torch import nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from variants import VARIANTS
 
-from detr_panoptic_d2.engine import PanopticTrainer, setup_job
-
-
-def _kaiming(model: nn.Module) -> None:
-    """Unscaled maps, as in official DETR."""
-    model.mask_head.attention_scale.fill_(1)
-
-
-def _weights(model: nn.Module) -> None:
-    """Multiply the initial weights by the scale instead of the maps."""
-    head = model.mask_head
-    head.lay1.weight.data[:, head.hidden_dim :] *= head.attention_scale
-    head.attention_scale.fill_(1)
-
-
-def _tenth(model: nn.Module) -> None:
-    model.mask_head.attention_scale.div_(10)
-
-
-def _mask_prior(model: nn.Module) -> None:
-    """Initial mask probability of 0.12 instead of 0.5."""
-    nn.init.constant_(model.mask_head.out_lay.bias, -2.0)
-
-
-def _sharp(model: nn.Module) -> None:
-    """Double the initial box-attention logits, so that the maps are less uniform."""
-    for linear in (model.bbox_attention.q_linear, model.bbox_attention.k_linear):
-        linear.weight.data *= math.sqrt(2)
-
-
-def _semantic_loss(model: nn.Module) -> None:
-    """Add a semantic loss in training: a linear layer classifies each cell of the memory."""
-    classes = nn.Conv2d(model.mask_head.hidden_dim, model.num_classes, 1)
-    model.semantic = classes
-    detect, losses = model.detect, model.losses
-    memory = []
-
-    def keep_memory(images):
-        detections = detect(images)
-        memory[:] = [detections.memory]
-        return detections
-
-    def with_semantic(batched_inputs):
-        result = losses(batched_inputs)
-        logits = classes(memory[0]).log_softmax(1)
-        targets = torch.zeros_like(logits)
-        # All images of the built-in set have the same size.
-        for target, x in zip(targets, batched_inputs, strict=True):
-            masks = x["instances"].gt_masks.tensor.float()
-            shares = F.adaptive_avg_pool2d(masks[None], target.shape[-2:])[0]
-            target.index_add_(0, x["instances"].gt_classes, shares)
-        result["loss_semantic"] = -(targets * logits).sum() / targets.sum().clamp(min=1)
-        return result
-
-    model.detect, model.losses = keep_memory, with_semantic
-
-
-class _MaskHeadThrice(PanopticTrainer):
-    """Train mask head and box attention at three times the learning rate."""
-
-    @classmethod
-    def build_optimizer(cls, cfg, model):
-        optimizer = super().build_optimizer(cfg, model)
-        head = [*model.bbox_attention.parameters(), *model.mask_head.parameters()]
-        ids = {id(p) for p in head}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in ids]
-        optimizer.add_param_group({"params": head, "lr": 3 * cfg.SOLVER.BASE_LR})
-        return optimizer
-
-
-class _Averaged(PanopticTrainer):
-    """Evaluate an exponential moving average of the weights."""
-
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-        # BatchNorm statistics are copied from the model, not averaged.
-        self.test = lambda cfg, model: PanopticTrainer.test(cfg, self.average.module)
-
-    def run_step(self):
-        super().run_step()
-        self.average.update_parameters(self.model)
-
-
-class Variant(NamedTuple):
-    """A change of the training.
-
-    Attributes:
-        start: changes the newly built model.
-        trainer: trainer class.
-    """
-
-    start: Callable[[nn.Module], None] = lambda model: None
-    trainer: type[PanopticTrainer] = PanopticTrainer
-
-
-VARIANTS = {
-    "kaiming": Variant(_kaiming),
-    "equal": Variant(),
-    "weights": Variant(_weights),
-    "tenth": Variant(_tenth),
-    "prior": Variant(_mask_prior),
-    "sharp": Variant(_sharp),
-    "semantic": Variant(_semantic_loss),
-    "head_lr": Variant(trainer=_MaskHeadThrice),
-    "ema": Variant(trainer=_Averaged),
-}
+from detr_panoptic_d2.engine import setup_job
 
 
 class _ProcessTime(HookBase):
@@ -158,7 +47,7 @@ def run(
 
     Args:
         config_file: path or name of a config.
-        variant: a key of :data:`VARIANTS`.
+        variant: a key of :data:`variants.VARIANTS`.
         seed: seed of weights and batches.
         folder: output folder of the run.
         opts: config keys and values; ``{seed}`` in a value is the seed.
