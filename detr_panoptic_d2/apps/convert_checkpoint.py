@@ -69,7 +69,7 @@ def official_checkpoint(model: nn.Module) -> dict[str, Any]:
     """Build the content of a checkpoint for facebookresearch/detr, see :func:`_exportable`.
 
     Official code ignores ``class_names`` (id to name). This project needs them to load the file for
-    any data set.
+    any dataset.
     """
     weights, class_names = _exportable(model, names.OFFICIAL_BACKBONE, lambda name: name)
     return {"model": weights, "class_names": class_names}

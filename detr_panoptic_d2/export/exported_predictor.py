@@ -65,7 +65,7 @@ def evaluate_exported(folder: str | os.PathLike, cfg: CfgNode) -> dict[str, floa
         UserError: ``DATASETS.TEST`` is empty.
     """
     if not cfg.DATASETS.TEST:
-        raise UserError("DATASETS.TEST is empty: name the data set to evaluate on.")
+        raise UserError("DATASETS.TEST is empty: name the dataset to evaluate on.")
     name, predictor = cfg.DATASETS.TEST[0], ExportedPredictor(folder)
     evaluator = PanopticEvaluator(name)
     evaluator.reset()

@@ -1,1 +1,1 @@
-"""Prepare data sets: conversion and checking."""
+"""Prepare datasets: conversion and checking."""

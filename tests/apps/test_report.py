@@ -221,7 +221,7 @@ def test_data_sets_that_are_not_there(evaluated, tmp_path):
     DatasetCatalog.remove("report_set")
     MetadataCatalog.remove("report_set")
     page = write_report(evaluated).read_text()
-    assert "data set &#39;report_set&#39; is not registered" in page
+    assert "dataset &#39;report_set&#39; is not registered" in page
     assert "report_set" not in MetadataCatalog.list()
     DatasetCatalog.register("report_set", list)
     MetadataCatalog.get("report_set")

@@ -85,7 +85,7 @@ def test_the_gain_is_measured_on_images_that_were_not_used_to_choose():
 
 @pytest.fixture
 def tuning_set(panoptic_set, tiny_model, tmp_path):
-    """A data set whose truth is a shifted prediction of the tiny model; returns its options."""
+    """A dataset whose truth is a shifted prediction of the tiny model; returns its options."""
     blank = np.ones((64, 80), np.int64)
     panoptic_set("tune_images", [(blank, {1: 3})] * 5)
     options = ["DATASETS.TRAIN", "('tune_images',)", "DATASETS.TEST", "('tune_images',)"]

@@ -52,7 +52,7 @@ def test_error_that_a_user_can_fix_is_one_line(command, tmp_path):
     "words",
     [
         *((), ("fly",), ("convert-checkpoint", "--input", "a")),
-        # One of --weights and --config-file; a checkpoint has no data set to evaluate on.
+        # One of --weights and --config-file; a checkpoint has no dataset to evaluate on.
         ("explain", "--input", "a.png", "--output", "out"),
         ("web", "--weights", "a.pth", "--config-file", "a.yaml"),
         ("export", "--output", "out", "--weights", "a.pth", "--evaluate"),

@@ -43,7 +43,7 @@ def make_set(root, count):
 @pytest.fixture
 def clean(tmp_path):
     """Enough images for a tenth of the segments to be a few."""
-    return make_set(tmp_path / "small", 12)
+    return make_set(tmp_path / "small", 20)
 
 
 @pytest.fixture
@@ -227,10 +227,10 @@ def test_nothing_is_wrong(clean, check):
         report = check(workers=workers)
         assert report.findings == [] and why_not_fixed(report) == "there is nothing to fix"
         printed = describe(report)
-        assert "12 images, 16.7 % of the pixels void. At most 2 segments" in printed
+        assert "20 images, 16.7 % of the pixels void. At most 2 segments" in printed
         rows = [line.split() for line in printed.splitlines()[4:6]]
-        assert rows[0] == ["road", "stuff", "12", "12", "0", "68", "68", "68"]
-        assert rows[1] == ["car", "thing", "12", "11", "1", "12", "12", "12"]
+        assert rows[0] == ["road", "stuff", "20", "20", "0", "68", "68", "68"]
+        assert rows[1] == ["car", "thing", "20", "19", "1", "12", "12", "12"]
         assert printed.endswith("No errors and no warnings.")
 
 
@@ -277,7 +277,7 @@ def test_real_sets_are_clean(sample_data):
 
 @pytest.fixture
 def sets(tmp_path):
-    """Two clean data sets, and a config that names them."""
+    """Two clean datasets, and a config that names them."""
     train, val = make_set(tmp_path / "my_train", 2), make_set(tmp_path / "my_val", 2)
     for index, image in enumerate(val.content["images"]):
         Image.new("RGB", (12, 8), (index, 1, 0)).save(val.image_root / image["file_name"])
@@ -425,9 +425,9 @@ def test_no_check_is_possible(command, tmp_path):
     nowhere = {"image_root": "a", "panoptic_root": "b", "panoptic_json": "c.json"}
     folder = f"image_root '{tmp_path / 'a'}' is not a folder"
     for datasets, message in (
-        ({"TRAIN": [], "TEST": []}, "names no data set"),
+        ({"TRAIN": [], "TEST": []}, "names no dataset"),
         ({"REGISTER": [{"name": "x", "image_rot": "y"}]}, "DATASETS.REGISTER[0] is"),
-        ({"TEST": ["none"]}, "'none' is not a registered panoptic data set"),
+        ({"TEST": ["none"]}, "'none' is not a registered panoptic dataset"),
         ({"REGISTER": [{"name": "x", **nowhere}], "TRAIN": [], "TEST": []}, folder),
     ):
         config = save_config(tmp_path / "mine.yaml", datasets)

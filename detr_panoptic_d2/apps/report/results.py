@@ -1,4 +1,4 @@
-"""Tables and pictures of the last evaluation of a data set."""
+"""Tables and pictures of the last evaluation of a dataset."""
 
 import io
 import json
@@ -107,11 +107,11 @@ def _error_blocks(folder: Path, headings: dict[int | str, str]) -> list[Block]:
         headings: text beside the name of each image to draw, by its id.
 
     Raises:
-        UserError: the data set is not registered, or has no panoptic annotation.
+        UserError: the dataset is not registered, or has no panoptic annotation.
         KeyError, OSError, ValueError: a file is missing, broken, or of another size.
     """
     if folder.name not in DatasetCatalog.list():
-        raise UserError(f"The data set '{folder.name}' is not registered here.")
+        raise UserError(f"The dataset '{folder.name}' is not registered here.")
     metadata = MetadataCatalog.get(folder.name)
     contiguous = {d: c for c, d in enumerate(dataset_ids(metadata))}
     things = set(thing_class_ids(metadata))
@@ -122,7 +122,7 @@ def _error_blocks(folder: Path, headings: dict[int | str, str]) -> list[Block]:
         item = items[annotation["image_id"]]
         ground_truth = read_ground_truth(item)
         if ground_truth is None:
-            raise UserError(f"{item['file_name']} has no pan_seg_file_name in the data set.")
+            raise UserError(f"{item['file_name']} has no pan_seg_file_name in the dataset.")
         segments = [
             {**s, "category_id": contiguous[s["category_id"]]} for s in annotation["segments_info"]
         ]

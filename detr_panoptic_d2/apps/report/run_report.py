@@ -169,7 +169,7 @@ def state(run: Run) -> list[Block]:
 def overview(run: Run, evaluated: list[float]) -> list[Block]:
     """Return the most important numbers, and all results in metrics.json.
 
-    ``evaluated`` is the PQ of the data sets with files of an evaluation.
+    ``evaluated`` is the PQ of the datasets with files of an evaluation.
     """
     numbers = [
         ("PQ", "{:.1f}", evaluated[0] if evaluated else run.values(_PQ)[-1]),

@@ -1,4 +1,4 @@
-"""Tuning of the panoptic inference: rule and thresholds that give the best PQ on a data set."""
+"""Tuning of the panoptic inference: rule and thresholds that give the best PQ on a dataset."""
 
 from .run import tune
 

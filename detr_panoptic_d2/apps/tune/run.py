@@ -38,14 +38,14 @@ def tune(
 
     Args:
         config_file, opts: as of :func:`detr_panoptic_d2.engine.setup_cfg`.
-        dataset: a registered panoptic data set; None: the first of ``DATASETS.TEST``.
+        dataset: a registered panoptic dataset; None: the first of ``DATASETS.TEST``.
         output: folder of ``tuned.yaml`` and ``tuned.png``; None: ``OUTPUT_DIR``.
 
     Returns:
         the table of results, and the paths of config and picture.
 
     Raises:
-        UserError: the data set has no panoptic annotation, the model no masks, or the config would
+        UserError: the dataset has no panoptic annotation, the model no masks, or the config would
             be overwritten.
     """
     if dataset is not None:

@@ -1,1 +1,1 @@
-"""Check data sets in COCO panoptic format before training."""
+"""Check datasets in COCO panoptic format before training."""

@@ -1,4 +1,4 @@
-"""Check every entry, image and PNG of a data set in COCO panoptic format, and fix the json."""
+"""Check every entry, image and PNG of a dataset in COCO panoptic format, and fix the json."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from .findings import FIXABLE, Finding, limit_per_image, picture_hash
 
 
 class DatasetPaths(NamedTuple):
-    """A data set in COCO panoptic format, as ``register_panoptic`` takes it."""
+    """A dataset in COCO panoptic format, as ``register_panoptic`` takes it."""
 
     name: str
     image_root: str
@@ -80,11 +80,11 @@ class Report:
 
 
 def check_dataset(paths: DatasetPaths, *, workers: int = 1) -> Report:
-    """Check every entry, image and PNG of a data set."""
+    """Check every entry, image and PNG of a dataset."""
     for key in ("image_root", "panoptic_root"):
         if not os.path.isdir(getattr(paths, key)):
             raise FileNotFoundError(
-                f"Data set '{paths.name}': {key} '{getattr(paths, key)}' is not a folder."
+                f"Dataset '{paths.name}': {key} '{getattr(paths, key)}' is not a folder."
             )
     content = read_panoptic_json(paths.panoptic_json)
     errors: list[EntryError] = []

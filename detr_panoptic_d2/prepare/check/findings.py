@@ -1,4 +1,4 @@
-"""Findings of a check, and those that compare the images of two data sets."""
+"""Findings of a check, and those that compare the images of two datasets."""
 
 import re
 from collections import Counter
@@ -50,7 +50,7 @@ _TILE = re.compile(r"([_-]\d+){2}$")
 
 
 class Finding(NamedTuple):
-    """One fault of a data set."""
+    """One fault of a dataset."""
 
     kind: str
     where: str  # file name of the image as in the json, or the list that holds the entry
@@ -94,7 +94,7 @@ def picture_hash(image: np.ndarray) -> np.ndarray | None:
 
 
 def find_shared_images(reports: Sequence["Report"]) -> list[Finding]:
-    """Compare all pairs of data sets, and add their findings to the report of the second set."""
+    """Compare all pairs of datasets, and add their findings to the report of the second set."""
     findings = []
     for first, second in combinations(reports, 2):
         of_digest = {image.digest: image for image in first.images if image.digest}

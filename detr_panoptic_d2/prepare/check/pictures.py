@@ -1,4 +1,4 @@
-"""Pictures of a data set: a plot of its classes, and examples of images with their annotation."""
+"""Pictures of a dataset: a plot of its classes, and examples of images with their annotation."""
 
 import os
 import textwrap

@@ -31,28 +31,28 @@ _SHARED = {
 
 
 def check_config(config_file: str, opts: list[str], *, augmented: int, **options) -> int:
-    """Check the data sets of a config, and draw ``augmented`` images; see :func:`check_sets`."""
+    """Check the datasets of a config, and draw ``augmented`` images; see :func:`check_sets`."""
     cfg = merged_cfg(config_file, opts)
     # Registration would stop at the first error.
     sets = {}
     for item in registered_items(cfg):
         if "instances_json" in item:
-            raise UserError(f"'{item['name']}' has only boxes. check needs a panoptic data set.")
+            raise UserError(f"'{item['name']}' has only boxes. check needs a panoptic dataset.")
         paths = (os.path.expanduser(item[key]) for key in PATH_KEYS)
         sets[item["name"]] = DatasetPaths(item["name"], *paths)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if name not in sets:
             metadata = MetadataCatalog.get(name)
             if not all(metadata.get(key) for key in PATH_KEYS):
-                raise UserError(f"'{name}' is not a registered panoptic data set.")
+                raise UserError(f"'{name}' is not a registered panoptic dataset.")
             sets[name] = DatasetPaths(name, *(str(metadata.get(key)) for key in PATH_KEYS))
     if not sets:
-        raise UserError(f"'{config_file}' names no data set.")
+        raise UserError(f"'{config_file}' names no dataset.")
     if augmented and not cfg.DATASETS.TRAIN:
         raise UserError("--augmented draws the first set of DATASETS.TRAIN, which is empty.")
     status = check_sets(list(sets.values()), cfg=cfg, **options)
     if augmented and status:
-        logger.warning("augmented.png is not drawn, because the data sets have errors.")
+        logger.warning("augmented.png is not drawn, because the datasets have errors.")
     elif augmented:
         register_from_config(cfg)
         draw_augmented(cfg, augmented, options["output"] / "augmented.png")
@@ -67,10 +67,10 @@ def check_sets(
     workers: int,
     cfg: CfgNode | None = None,
 ) -> int:
-    """Check data sets, print the results, and return the exit status: 1 if there are errors.
+    """Check datasets, print the results, and return the exit status: 1 if there are errors.
 
     Args:
-        sets: paths of the data sets.
+        sets: paths of the datasets.
         output: folder for findings and pictures.
         fix: correct the jsons.
         workers: number of processes.
@@ -155,7 +155,7 @@ def _write_findings(reports: Sequence[Report], path: Path) -> None:
     """Write every finding as a line of a csv file."""
     with atomic_file(path) as f:
         writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(["data set", "severity", "kind", "where", "detail", "fixable"])
+        writer.writerow(["dataset", "severity", "kind", "where", "detail", "fixable"])
         for report in reports:
             for finding in report.findings:
                 fixable = finding.kind in FIXABLE

@@ -1,4 +1,4 @@
-"""Classes of a data set: lists of them, and the categories that a conversion writes.
+"""Classes of a dataset: lists of them, and the categories that a conversion writes.
 
 A class is a mapping as in the ``categories`` of COCO. Only its ``name`` is required.
 """

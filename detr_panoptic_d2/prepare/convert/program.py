@@ -49,7 +49,7 @@ _EVALUATION_NAMES = ("val", "valid", "validation", "dev", "test")
 
 
 def run_conversion(args: argparse.Namespace) -> int:
-    """Convert a data set, print a summary and the next commands, and return the exit status."""
+    """Convert a dataset, print a summary and the next commands, and return the exit status."""
     get_config_file(args.base)
     name = re.sub(r"\W+", "_", args.name or args.output.resolve().name).strip("_") or "mine"
     config = args.output / f"{name}.yaml"
@@ -186,7 +186,7 @@ def write_dataset_config(splits: Sequence[Converted], path: Path, base: str) -> 
     """Write a config that names the splits and builds on the config ``base``.
 
     Paths in the config are relative to its folder, so the folder can be moved. There are half more
-    queries than the most segments of an image. The stem is the prefix of the data sets' names.
+    queries than the most segments of an image. The stem is the prefix of the datasets' names.
     """
 
     def relative(file: str | os.PathLike) -> str:

@@ -1,4 +1,4 @@
-"""What each reader returns: the images and classes of a data set, and how to draw the labels."""
+"""What each reader returns: the images and classes of a dataset, and how to draw the labels."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -47,7 +47,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a data set.
+    """One image of a dataset.
 
     ``draw((height, width), things)`` returns the labels of the upright image, given the names of
     the thing classes. It is called in other processes, so it is a ``functools.partial``.
@@ -62,7 +62,7 @@ class Item:
 
 @dataclass
 class Source:
-    """A data set in another format. Its masks are drawn later."""
+    """A dataset in another format. Its masks are drawn later."""
 
     image_root: Path
     classes: list[dict]  # see classes.py
