@@ -117,7 +117,7 @@ def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]
     rows, ends = [], {}
     for name, runs in results.items():
         curves = [dict(map(tuple, runs[seed]["curve"])) for seed in seeds]
-        along = [_mean([curve[i][metric] for curve in curves]) for i in iterations]
+        along = [mean_and_error([curve[i][metric] for curve in curves]) for i in iterations]
         reached = [
             [next((i for i in iterations if c[i][metric] >= level), None) for c in curves]
             for level in levels
@@ -125,14 +125,14 @@ def tables(results: dict[str, dict[int, dict]], metric: str, levels: list[float]
         spent = [runs[seed]["cpu_seconds"] for seed in seeds]
         pace = sum(spent) / sum(runs[seed]["iterations"] for seed in seeds)
         first = [_first(r, pace) for r in reached]
-        rows.append([name, *along, *first, _mean(spent, digits=0)])
+        rows.append([name, *along, *first, mean_and_error(spent, digits=0)])
         ends[name] = [curve[iterations[-1]][metric] for curve in curves]
     header = [metric, *map(str, iterations), *(f"to {x:g}" for x in levels), "CPU s"]
     base = next(iter(ends))
+    pairs = {name: zip(ends[name], ends[base], strict=True) for name in ends if name != base}
     paired = [
-        f"{name} - {base}: {_mean([a - b for a, b in zip(ends[name], ends[base], strict=True)])}"
-        for name in ends
-        if name != base
+        f"{name} - {base}: {mean_and_error([a - b for a, b in both])}"
+        for name, both in pairs.items()
     ]
     single = [
         f"{name}, seeds {seeds}: " + ", ".join(f"{x:.1f}" for x in ends[name]) for name in ends
@@ -145,10 +145,11 @@ def _first(iterations: list[int | None], pace: float) -> str:
     reached = [i for i in iterations if i is not None]
     if len(reached) < len(iterations):
         return f"never: {len(iterations) - len(reached)} of {len(iterations)}"
-    return f"{_mean(reached, digits=0)} ({pace * statistics.mean(reached):.0f} s)"
+    return f"{mean_and_error(reached, digits=0)} ({pace * statistics.mean(reached):.0f} s)"
 
 
-def _mean(values: list[float], digits: int = 1) -> str:
+def mean_and_error(values: list[float], digits: int = 1) -> str:
+    """Return the mean and its standard error as text."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return f"{statistics.mean(values):.{digits}f} +- {error:.{digits}f}"
 

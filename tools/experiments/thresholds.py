@@ -9,12 +9,12 @@ the rule of ``own_data/``, and the settings of each rule with the best mean gain
 """
 
 import argparse
-import math
 import statistics
 from pathlib import Path
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from from_scratch import mean_and_error
 from tabulate import tabulate
 
 from detr_panoptic_d2.apps.tune.run import panoptic_quality
@@ -38,11 +38,6 @@ def evaluate(folder: Path) -> dict[str, dict[Setting, float]]:
     return {k: dict(zip(settings, panoptic_quality(v), strict=True)) for k, v in values.items()}
 
 
-def _mean(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.1f} +- {error:.1f}"
-
-
 def main() -> None:
     """Evaluate all models, then print the tables."""
     parser = argparse.ArgumentParser(
@@ -55,9 +50,9 @@ def main() -> None:
         models = [evaluate(folder) for folder in folders]
         row = [folders[0], len(models)]
         for metric in ("PQ", "PQ_th"):
-            row += [_mean([m[metric][s] for m in models]) for s in (DETR, MASK_NMS)]
+            row += [mean_and_error([m[metric][s] for m in models]) for s in (DETR, MASK_NMS)]
         paired = [m["PQ"][MASK_NMS] - m["PQ"][DETR] for m in models]
-        rows.append([*row, _mean(paired), f"{min(paired):.1f}, {max(paired):.1f}"])
+        rows.append([*row, mean_and_error(paired), f"{min(paired):.1f}, {max(paired):.1f}"])
         common = set.intersection(*(set(m["PQ"]) for m in models))
         gains.append(
             {s: np.mean([m["PQ"][s] - m["PQ"][DETR] for m in models]).item() for s in common}

@@ -81,13 +81,21 @@ class _Step(NamedTuple):
     losses: dict[str, torch.Tensor]
 
 
-def _add_losses(model: nn.Module, function: Callable[[_Step], dict]) -> None:
-    """Add the losses that ``function`` returns for each training step, or replace them."""
-    detect, losses, kept = model.detect, model.losses, {}
+def _keep_detections(model: nn.Module) -> dict:
+    """Return a dict that gets ``out`` and ``canvas`` of each call of ``model.detect``."""
+    detect, kept = model.detect, {}
 
     def keep(images):
         kept["out"], kept["canvas"] = detect(images), tuple(images.tensor.shape[-2:])
         return kept["out"]
+
+    model.detect = keep
+    return kept
+
+
+def _add_losses(model: nn.Module, function: Callable[[_Step], dict]) -> None:
+    """Add the losses that ``function`` returns for each training step, or replace them."""
+    losses, kept = model.losses, _keep_detections(model)
 
     def add(batched_inputs):
         own = losses(batched_inputs)
@@ -95,7 +103,7 @@ def _add_losses(model: nn.Module, function: Callable[[_Step], dict]) -> None:
         targets = Targets.from_instances(instances, model.device)
         return own | function(_Step(kept["out"], instances, targets, kept["canvas"], own))
 
-    model.detect, model.losses = keep, add
+    model.losses = add
 
 
 def _on_grid(masks: torch.Tensor, canvas: tuple[int, int], grid: torch.Size) -> torch.Tensor:
@@ -129,11 +137,7 @@ def _thing_boxes(model: nn.Module) -> None:
 
 def _mask_cost(model: nn.Module) -> None:
     """Add focal and dice costs of all masks of the last layer to the matching (MaskFormer)."""
-    detect, losses, costs, kept = model.detect, model.losses, model.criterion.matcher.costs, {}
-
-    def keep(images):
-        kept["out"], kept["canvas"] = detect(images), tuple(images.tensor.shape[-2:])
-        return kept["out"]
+    losses, costs, kept = model.losses, model.criterion.matcher.costs, _keep_detections(model)
 
     def with_instances(batched_inputs):
         kept["instances"] = [x["instances"].to(model.device) for x in batched_inputs]
@@ -158,8 +162,7 @@ def _mask_cost(model: nn.Module) -> None:
             cost[-1, b, :, : len(instances)] += 5 * dice + 20 * (hit + miss) / x.shape[1]
         return cost
 
-    model.detect, model.losses = keep, with_instances
-    model.criterion.matcher.costs = with_masks
+    model.losses, model.criterion.matcher.costs = with_instances, with_masks
 
 
 def _points(model: nn.Module) -> None:
@@ -251,10 +254,10 @@ def _denoising(model: nn.Module, groups: int = 4) -> None:
         counts = torch.tensor(targets.counts)
         real = torch.arange(labels.shape[-1]) < counts[:, None]
         weights = model.criterion.weights
-        total, num = {}, counts.sum()
+        total, num = {}, counts.sum().clamp(min=1)
         for i, (x, b) in enumerate(zip(pred_logits, pred_boxes, strict=True)):
             for g in range(groups):
-                ce = F.cross_entropy(x[g][real], targets.labels[real])
+                ce = F.cross_entropy(x[g][real], targets.labels[real], reduction="sum") / num
                 l1 = (b[g][real] - targets.boxes[real]).abs().sum() / num
                 giou = (1 - generalized_iou(b[g][real], targets.boxes[real])).sum() / num
                 loss = weights["loss_ce"] * ce + weights["loss_bbox"] * l1
